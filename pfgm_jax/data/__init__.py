@@ -1,0 +1,22 @@
+"""Data sets by name: `load(config.data)` gives a `Dataset`.
+
+A new source is one file here and one entry in SOURCES.
+"""
+
+from pfgm_jax.data import digits, medmnist
+from pfgm_jax.data.dataset import Dataset, Moments, Split, moments, to_uint8, to_unit
+from pfgm_jax.data.order import epoch_order
+from pfgm_jax.errors import UserError, nearest
+
+__all__ = ["SOURCES", "Dataset", "Moments", "Split", "epoch_order", "load", "moments", "to_uint8", "to_unit"]
+
+SOURCES = {"digits": digits.load, **dict.fromkeys(medmnist.NAMES, medmnist.load)}
+
+
+def load(data_config) -> Dataset:
+    """The data set `data_config.name`; UserError for anything a person can fix."""
+    name = data_config.name
+    if name not in SOURCES:
+        hint = nearest(name, SOURCES) or ";"
+        raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}")
+    return SOURCES[name](data_config)

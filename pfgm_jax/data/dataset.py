@@ -1,0 +1,108 @@
+"""What every data source returns, and the way between bytes and the unit scale [-1, 1]."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images uint8 [n, H, W, C] with C = 1 or 3, and labels int32 [n]; ValueError for anything else."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise ValueError(f"images must be uint8 [n, H, W, 1 or 3], not {images.dtype} {images.shape}")
+        if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
+            raise ValueError(f"labels must be int32 {images.shape[:1]}, not {labels.dtype} {labels.shape}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits of images of one shape; labels index `classes`. ValueError where that does not hold."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    licence: str
+    source: str
+
+    def __post_init__(self):
+        for split in (self.train, self.val, self.test):
+            if split.images.shape[1:] != self.shape:
+                raise ValueError(f"{self.name}: splits of shapes {self.shape} and {split.images.shape[1:]}")
+            if len(split) and not 0 <= split.labels.min() <= split.labels.max() < self.num_classes:
+                raise ValueError(f"{self.name}: labels outside [0, {self.num_classes})")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.train.images.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def to_unit(images):
+    """uint8 -> u / 127.5 - 1 in [-1, 1], any shape: float32 from numpy arrays, JAX's own float from JAX's."""
+    dtype = jnp.result_type(float) if isinstance(images, jax.Array) else np.float32
+    return images.astype(dtype) / 127.5 - 1
+
+
+def to_uint8(x):
+    """[-1, 1] -> uint8, numpy or JAX, any shape: clip(127.5 x + 128, 0, 255), truncated.
+
+    The inverse of `to_unit`, exact on all 256 values: 128 is 127.5 and the half by which truncation rounds.
+    """
+    xp = jnp if isinstance(x, jax.Array) else np
+    scaled = x * np.float32(127.5) + 128  # a strong float32, so that half precision is widened first
+    return xp.clip(scaled, 0, 255).astype(xp.uint8)
+
+
+class Moments(NamedTuple):
+    """Facts of a set of images in unit scale, float64. Norms are L2, over all H W C values of an image."""
+
+    mean: float
+    std: float
+    mean_norm: float
+    mean_square_norm: float
+    largest_norm: float
+
+
+def moments(images: np.ndarray) -> Moments:
+    """Moments of uint8 images [n, ...], n >= 1; ValueError if empty.
+
+    Sums run over the integers 255 x = 2u - 255, so no chunking or order of summation changes the result.
+    """
+    if not images.size:
+        raise ValueError(f"moments of an empty array, shape {images.shape}")
+    flat = images.reshape(len(images), -1)
+    n, d = flat.shape
+    rows = max(1, 2**20 // d)  # 8 MiB of int64 at a time
+    total, squares = 0, []
+    for start in range(0, n, rows):
+        values = 2 * flat[start : start + rows].astype(np.int64) - 255
+        total += int(values.sum())
+        squares.append(np.square(values, out=values).sum(axis=1))
+    squares = np.concatenate(squares)  # (255 |x|)^2 of each image
+    total_squares = int(squares.sum())
+    return Moments(
+        mean=total / (255 * n * d),
+        std=math.sqrt(n * d * total_squares - total**2) / (255 * n * d),
+        mean_norm=float(np.sqrt(squares).mean()) / 255,
+        mean_square_norm=total_squares / (255**2 * n),
+        largest_norm=math.sqrt(squares.max()) / 255,
+    )

@@ -1,0 +1,14 @@
+"""Errors for people: one line that says what to write instead."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A person's mistake: one line that says what to write instead. main prints it and exits with code 2."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the option closest to `word`, or "" when none is close."""
+    matches = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,93 @@
+"""Nearest-neighbour figures as pure NumPy functions of features [n, d] (Naeem et al. 2020, arXiv 2002.09797).
+
+With B_i the ball round real point i whose radius is the distance to its k-th nearest other real point, N real and
+M fake points and c_i the number of fakes inside B_i:
+
+    density  = sum_i c_i / (k M)            (eq. 4)    about 1 for fakes of the real law, unbounded above
+    coverage = sum_i 1[c_i > 0] / N         (eq. 5)    in [0, 1]; rises with M, so compare at equal M only
+"""
+
+import numpy as np
+
+BLOCK_ELEMENTS = 2**22  # distances held at once: 32 MiB of float64
+# Balls are closed. The slack puts a fake that *is* some point's k-th neighbour inside, whatever the rounding of the
+# matrix product; it is far below any distance that matters.
+TIE_SLACK = 1e-9
+
+
+def squared_distances(a, b):
+    """Yield (rows, distances): a slice of `a` [n, d] and its squared distances to all of `b` [m, d], [rows, m].
+
+    Memory stays near BLOCK_ELEMENTS values; |a - b|^2 is expanded to use one matrix product per block.
+    Raises ValueError unless both are finite, non-empty matrices of the same width.
+    """
+    a, b = _features(a), _features(b)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"features differ in width: {a.shape[1]} and {b.shape[1]}")
+    centre = b.mean(axis=0)  # large common offsets would cancel digits in the expansion
+    a, b = a - centre, b - centre
+    b_norm = (b * b).sum(axis=1)
+    step = max(1, BLOCK_ELEMENTS // len(b))
+    for start in range(0, len(a), step):
+        block = a[start : start + step]
+        distances = (block * block).sum(axis=1)[:, None] + b_norm - 2 * block @ b.T
+        yield slice(start, start + len(block)), np.maximum(distances, 0)
+
+
+def neighbour_radius(real, k):
+    """Distance of each point of `real` [n, d] to its k-th nearest other point, [n].
+
+    Raises ValueError unless 1 <= k < n.
+    """
+    real = _features(real)
+    if not 1 <= k < len(real):
+        raise ValueError(f"k must be from 1 to {len(real) - 1} for {len(real)} real points, not {k}")
+    radius = np.empty(len(real))
+    for rows, distances in squared_distances(real, real):
+        radius[rows] = np.sqrt(np.partition(distances, k, axis=1)[:, k])  # index 0 is the point itself
+    return radius
+
+
+def ball_counts(real, fake, k=5):
+    """Number of points of `fake` [m, d] inside each real point's k-neighbour ball, int [n] for `real` [n, d]."""
+    limit = (neighbour_radius(real, k) * (1 + TIE_SLACK)) ** 2
+    counts = np.empty(len(limit), dtype=int)
+    for rows, distances in squared_distances(real, fake):
+        counts[rows] = (distances <= limit[rows, None]).sum(axis=1)
+    return counts
+
+
+def density_coverage(real, fake, k=5):
+    """Density and coverage (eq. 4 and 5) of `fake` [m, d] with respect to `real` [n, d]: two floats."""
+    counts = ball_counts(real, fake, k)
+    return float(counts.sum() / (k * len(fake))), float((counts > 0).mean())
+
+
+def expected_coverage(counts, total, n):
+    """Coverage expected of n fakes drawn without replacement from the `total` fakes that gave `counts` [N].
+
+    A ball with c of the fakes stays empty with the hypergeometric chance C(total-c, n) / C(total, n), so no subset
+    has to be drawn. At n = total it is the coverage itself. Raises ValueError unless 1 <= n <= total.
+    """
+    if not 1 <= n <= total:
+        raise ValueError(f"n must be from 1 to {total}, not {n}")
+    # empty[c] = prod_{i<c} (total-n-i) / (total-i); the clip is for c > total-n, where no draw can miss the ball
+    i = np.arange(total)
+    empty = np.concatenate([[1.0], np.cumprod(np.maximum(total - n - i, 0) / (total - i))])
+    return float((1 - empty[np.asarray(counts)]).mean())
+
+
+def nearest_distance(fake, real):
+    """Distance of each point of `fake` [m, d] to the nearest of `real` [n, d], [m]; an exact copy gives exactly 0."""
+    fake, real = _features(fake), _features(real)
+    nearest = np.empty(len(fake), dtype=int)
+    for rows, distances in squared_distances(fake, real):
+        nearest[rows] = distances.argmin(axis=1)
+    return np.linalg.norm(fake - real[nearest], axis=1)  # recomputed: the expansion loses the digits near 0
+
+
+def _features(x):
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2 or 0 in x.shape or not np.isfinite(x).all():
+        raise ValueError(f"features must be a finite, non-empty matrix [n, d], not of shape {x.shape}")
+    return x

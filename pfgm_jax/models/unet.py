@@ -1,0 +1,139 @@
+"""The DDPM++ U-Net (arXiv 2011.13456, in EDM's arrangement, arXiv 2206.00364 appendix F), at any image size from 8 px up.
+
+Encoder and decoder of residual blocks, resampling inside blocks, skip connections from every encoder block, attention at
+chosen resolutions, block outputs scaled by √½. Odd sizes are halved upwards (7 → 4) and come back cut to the size they had.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pfgm_jax.errors import UserError
+from pfgm_jax.models import layers
+
+
+class Block(nn.Module):
+    """Residual block: norm, SiLU, convolution, + embedding, norm, SiLU, dropout, convolution; maybe resampled and attended."""
+
+    channels: int
+    dropout: float
+    dtype: jnp.dtype
+    attention: bool = False
+    resize: tuple = ()  # the size to go to, half or twice the input's; () keeps it
+
+    @nn.compact
+    def __call__(self, x, emb, dropout_keys):
+        kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype))
+        h = nn.silu(layers.group_norm(x, self.dtype, "norm0"))
+        if self.resize and self.resize[0] > x.shape[1]:
+            h, x = layers.upsample(h, self.resize), layers.upsample(x, self.resize)
+        elif self.resize:
+            h, x = layers.downsample(h), layers.downsample(x)
+        h = nn.Conv(self.channels, (3, 3), kernel_init=layers.xavier, name="conv0", **kwargs)(h)
+        h = h + nn.Dense(self.channels, kernel_init=layers.xavier, name="affine", **kwargs)(emb)[:, None, None]
+        h = nn.silu(layers.group_norm(h, self.dtype, "norm1"))
+        h = layers.Dropout(self.dropout, name="dropout")(h, dropout_keys)
+        h = nn.Conv(self.channels, (3, 3), kernel_init=layers.last, name="conv1", **kwargs)(h)
+        if x.shape[-1] != self.channels or self.resize:
+            x = nn.Conv(self.channels, (1, 1), kernel_init=layers.xavier, name="skip", **kwargs)(x)
+        h = (x + h) * math.sqrt(0.5)
+        return layers.Attention(self.dtype, name="attention")(h) if self.attention else h
+
+
+class UNet(nn.Module):
+    """`(x [B, H, W, C], noise [B], labels [B] or None, dropout_keys [B] or None) -> [B, H, W, out_channels]`, float32.
+
+    Attributes:
+      out_channels: channels of the output.
+      channels: width of the first level.
+      multipliers: width of each level relative to it; their number is the number of levels.
+      blocks: residual blocks a level.
+      attention: resolutions (heights) at which blocks attend.
+      embedding: "positional" or "fourier" features of the noise level.
+      embedding_channels: width of the embedding's two layers.
+      num_labels: classes, 0 for an unconditional network; a label of −1 stands for none.
+      dropout: rate in [0, 1).
+      dtype: of the computation: float32 or bfloat16 (parameters, normalisation statistics and the output stay float32).
+    """
+
+    out_channels: int
+    channels: int = 128
+    multipliers: tuple = (2, 2, 2)
+    blocks: int = 4
+    attention: tuple = (16,)
+    embedding: str = "positional"
+    embedding_channels: int = 512
+    num_labels: int = 0
+    dropout: float = 0.13
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, noise, labels=None, dropout_keys=None):
+        sizes = level_sizes(x.shape[1:3], len(self.multipliers))
+        widths = [self.channels * m for m in self.multipliers]
+        kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype))
+        emb = self._embed(noise, labels)
+        out_dtype = layers.param_dtype(self.dtype)
+
+        def block(h, name, level, attention=False, resize=()):
+            attention = attention and sizes[level][0] in self.attention
+            module = Block(widths[level], self.dropout, self.dtype, attention, resize, name=name)
+            return module(h, emb, dropout_keys)
+
+        h = nn.Conv(widths[0] // self.multipliers[0], (3, 3), kernel_init=layers.xavier, name="conv_in", **kwargs)(x)
+        skips = [h]
+        for level, size in enumerate(sizes):
+            if level > 0:
+                h = block(h, f"enc{level}_down", level, resize=size)
+                skips.append(h)
+            for i in range(self.blocks):
+                h = block(h, f"enc{level}_block{i}", level, attention=True)
+                skips.append(h)
+
+        deepest = len(sizes) - 1
+        h = Block(widths[-1], self.dropout, self.dtype, bool(self.attention), name="mid_in")(h, emb, dropout_keys)
+        h = block(h, "mid_out", deepest)
+        for level in reversed(range(len(sizes))):
+            if level < deepest:
+                h = block(h, f"dec{level}_up", level, resize=sizes[level])
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, f"dec{level}_block{i}", level, attention=i == self.blocks)
+
+        h = nn.silu(layers.group_norm(h, self.dtype, "norm_out"))
+        conv = nn.Conv(self.out_channels, (3, 3), kernel_init=layers.last, name="conv_out", **kwargs)
+        return conv(h).astype(out_dtype)
+
+    def _embed(self, noise, labels):
+        kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype), kernel_init=layers.xavier)
+        if self.embedding == "fourier":
+            emb = layers.FourierEmbedding(2 * self.channels, name="fourier")(noise)
+        else:
+            emb = layers.positional_embedding(noise, self.channels)
+        if self.num_labels:
+            if labels is None:
+                labels = jnp.full(noise.shape, -1)
+            one_hot = jax.nn.one_hot(labels, self.num_labels, dtype=emb.dtype) * math.sqrt(self.num_labels)
+            emb = emb + nn.Dense(emb.shape[-1], use_bias=False, name="label", **kwargs)(one_hot)
+        emb = nn.silu(nn.Dense(self.embedding_channels, name="embed0", **kwargs)(emb))
+        return nn.silu(nn.Dense(self.embedding_channels, name="embed1", **kwargs)(emb))
+
+
+def level_sizes(size, levels):
+    """(H, W) of each level: halved upwards each time.
+
+    Raises:
+      UserError: images smaller than 8 px, or so many levels that the smallest would be under 2 px.
+    """
+    if min(size) < 8:
+        raise UserError(f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}")
+    sizes = [tuple(size)]
+    for _ in range(levels - 1):
+        sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
+    if min(sizes[-1]) < 2:
+        raise UserError(
+            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last would have one pixel"
+        )
+    return sizes
