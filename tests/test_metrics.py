@@ -1,19 +1,21 @@
-"""Neighbour figures against closed forms and brute force; the pixel score on real digits and on known bad images."""
+"""Neighbour figures against closed forms and brute force; the pixel score on real and on bad images."""
 
 import dataclasses
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import hypergeom
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 
-from pfgm_jax.metrics import CRITERIA, PixelScorer, Score, controls, density_coverage, nearest_distance, table
-from pfgm_jax.metrics import neighbours
+from pfgm_jax.data import load
+from pfgm_jax.metrics import CRITERIA, PixelScorer, Score, controls, neighbours, table
+from pfgm_jax.metrics.neighbours import density_coverage, nearest_distance
+from pfgm_jax.metrics.pixel_score import range_text
 
 CONTROLS = {  # control -> the criteria that it must fail, whatever the split
     "uniform noise": {"confidence", "density", "coverage", "distance", "smallest_class"},
@@ -100,10 +102,10 @@ def test_bad_features_are_refused(fake):
 
 @pytest.fixture(scope="module")
 def digits():
-    """train images, held-out images, train labels, held-out labels."""
-    pixels, labels = load_digits(return_X_y=True)
-    images = np.round(pixels * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return train_test_split(images, labels, test_size=360, stratify=labels, random_state=0)
+    """1437 train images, 360 held-out images, train labels, held-out labels."""
+    data = load(SimpleNamespace(name="digits", size=8))
+    held_out = np.concatenate([data.val.images, data.test.images])
+    return data.train.images, held_out, data.train.labels, np.concatenate([data.val.labels, data.test.labels])
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +161,8 @@ def test_controls_are_what_they_say(digits, bad_images):
     assert (nearest_distance(pixels(bad_images["every second class"]), even) == 0).all()
     # every blend is the rounded mean of two training images of one class (or of two classes)
     for name, same in (("blends within a class", True), ("blends across classes", False)):
-        for blend in pixels(bad_images[name])[:5]:
-            other = 2 * blend - pixels(train)  # the second parent, for each possible first one; rounding is at most 1
+        for blend in pixels(bad_images[name])[:2]:
+            other = 2 * blend - pixels(train)  # the second parent, if this is the first; off by 1 at most
             gaps = np.array([np.abs(pixels(train) - guess).max(axis=1) for guess in other])
             first, second = np.unravel_index(gaps.argmin(), gaps.shape)
             assert gaps.min() <= 1 and (labels[first] == labels[second]) == same
@@ -191,6 +193,16 @@ def test_planted_copies_are_found(digits, scorer):
     assert score.failed == ["copies"]
 
 
+@pytest.mark.parametrize("part, is_copy", [(0.45, True), (0.55, False)])
+def test_a_copy_is_nearer_than_half_the_held_out_distance(part, is_copy, digits, scorer):
+    train, held_out, _, _ = digits
+    median = np.median(cdist(held_out.reshape(-1, 64) / 127.5, train.reshape(-1, 64) / 127.5).min(axis=1))
+    moved = train[:360].copy()
+    moved[:, 0, 0] = np.round(part * median * 127.5)  # the corner is 0 in every digit
+    score = scorer.score(moved)
+    assert score.copies > 0.99 if is_copy else score.copies < 0.05
+
+
 def test_one_image_repeated_fails(digits, scorer):
     score = scorer.score(np.repeat(digits[1][:1], 360, axis=0))
     assert {"coverage", "smallest_class", "largest_class"} <= set(score.failed)
@@ -199,10 +211,10 @@ def test_one_image_repeated_fails(digits, scorer):
 
 def test_fewer_samples_are_compared_at_the_same_number(digits, scorer):
     rng = np.random.default_rng(3)
-    scores = [scorer.score(digits[1][rng.permutation(360)[:120]]) for _ in range(20)]
+    scores = [scorer.score(digits[1][rng.permutation(360)[:120]]) for _ in range(10)]
     for name in ("confidence", "density", "coverage", "distance"):
         figures = np.array([getattr(score, name) for score in scores])
-        assert abs(figures.mean() - 1) < 5 * figures.std() / np.sqrt(20)
+        assert abs(figures.mean() - 1) < 5 * figures.std() / np.sqrt(10)
         assert figures.std() < 0.1
 
 
@@ -245,7 +257,7 @@ def test_each_criterion_alone_can_fail(name):
         score = dataclasses.replace(GOOD, **{name: wrong})
         assert score.failed == [name] and not score.passed
         (line,) = score.failures()
-        assert name.replace("_", " ") in line and "accepted" in line
+        assert name.replace("_", " ") in line and range_text(name) in line
 
 
 def test_table_is_aligned_and_names_what_failed():
@@ -254,9 +266,10 @@ def test_table_is_aligned_and_names_what_failed():
     titles, accepted, good_line, bad_line = text.splitlines()
     assert good_line.startswith("network  ") and good_line.endswith("pass")
     assert bad_line.endswith("FAIL: density, smallest class")
-    assert ">= 0.93" in accepted and "0.8 to 1.4" in accepted and "3% to 25%" in accepted and "<= 2%" in accepted
+    assert all(text in accepted for text in (">= 0.93", "0.8 to 1.4", ">= 0.92", "3% to 25%", "<= 2%"))
     end = titles.index("density") + len("density")
-    assert accepted[:end].endswith("1.4") and good_line[:end].endswith("1.00") and bad_line[:end].endswith("2.10")
+    assert accepted[:end].endswith("1.4")
+    assert good_line[:end].endswith("1.00") and bad_line[:end].endswith("2.10")
 
 
 def test_importing_the_metrics_does_not_import_sklearn():

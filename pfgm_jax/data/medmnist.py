@@ -128,7 +128,8 @@ def read_npz(path: Path, size: int) -> tuple[Split, Split, Split]:
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             if stream.read(2) != b"PK":
                 raise UserError(f"{path} is not an npz file (not a zip archive): {again}") from error
-        raise UserError(f"{path} is cut short or damaged ({_one_line(error)}): {again}") from error
+        reason = f"cut short, damaged or unreadable ({_one_line(error)})"
+        raise UserError(f"{path} is {reason}: {again}") from error
 
     splits = []
     for split in SPLITS:
@@ -172,7 +173,8 @@ def _check_headers(archive: zipfile.ZipFile, path: Path, size: int) -> dict[str,
         if not good or not shape[0]:
             raise UserError(f"{path}: {key} is {dtype} {list(shape)}: {format_hint}")
         if key.endswith("_images") and shape[1] != size:
-            raise UserError(f"{path} has {shape[1]} px images, not the {size} px of --config.data.size: change one")
+            asked = f"not the {size} px of --config.data.size"
+            raise UserError(f"{path} has {shape[1]} px images, {asked}: change the size or the file")
         if key.endswith("_labels") and shape[1:] not in ((), (1,)):
             raise UserError(f"{path}: {key} {list(shape)} is multi-label: save one label an image, [n]")
 
@@ -196,7 +198,10 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple
             raise ValueError(f"{info.filename} has npy version {version}")
         npy = np.lib.format
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(stream)
+        try:
+            shape, _, dtype = read_header(stream)
+        except Exception as error:  # numpy evaluates the text as a literal: damage can raise nearly anything
+            raise ValueError(f"{info.filename} has a broken header") from error
         needed = stream.tell() + math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or not dtype.hasobject and needed != info.file_size:
         raise ValueError(f"{info.filename} takes {info.file_size} bytes but its header says {needed}")

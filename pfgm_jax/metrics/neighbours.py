@@ -1,22 +1,23 @@
 """Nearest-neighbour figures as pure NumPy functions of features [n, d] (Naeem et al. 2020, arXiv 2002.09797).
 
-With B_i the ball round real point i whose radius is the distance to its k-th nearest other real point, N real and
-M fake points and c_i the number of fakes inside B_i:
+N real and M fake points; B_i is the ball round real point i whose radius is the distance to its k-th nearest
+other real point; c_i is the number of fakes inside B_i. Then
 
-    density  = sum_i c_i / (k M)            (eq. 4)    about 1 for fakes of the real law, unbounded above
-    coverage = sum_i 1[c_i > 0] / N         (eq. 5)    in [0, 1]; rises with M, so compare at equal M only
+    density  = sum_i c_i / (k M)       1 expected for fakes of the real law, unbounded above
+    coverage = sum_i 1[c_i > 0] / N    in [0, 1]; for fakes of the real law 1 - prod_{i=1..k} (N-i) / (M+N-i)
+                                       is expected (Lemma 2), which rises with M: compare at equal M only
 """
 
 import numpy as np
 
 BLOCK_ELEMENTS = 2**22  # distances held at once: 32 MiB of float64
-# Balls are closed. The slack puts a fake that *is* some point's k-th neighbour inside, whatever the rounding of the
-# matrix product; it is far below any distance that matters.
+# Balls are closed (the authors' code has open ones). The slack puts a fake that *is* some point's k-th
+# neighbour inside, whatever the rounding of the matrix product.
 TIE_SLACK = 1e-9
 
 
 def squared_distances(a, b):
-    """Yield (rows, distances): a slice of `a` [n, d] and its squared distances to all of `b` [m, d], [rows, m].
+    """Yield (rows, distances): a slice of `a` [n, d], and its squared distances to `b` [m, d] as [rows, m].
 
     Memory stays near BLOCK_ELEMENTS values; |a - b|^2 is expanded to use one matrix product per block.
     Raises ValueError unless both are finite, non-empty matrices of the same width.
@@ -49,7 +50,7 @@ def neighbour_radius(real, k):
 
 
 def ball_counts(real, fake, k=5):
-    """Number of points of `fake` [m, d] inside each real point's k-neighbour ball, int [n] for `real` [n, d]."""
+    """How many points of `fake` [m, d] lie in the ball B_i of each point of `real` [n, d]: int [n]."""
     limit = (neighbour_radius(real, k) * (1 + TIE_SLACK)) ** 2
     counts = np.empty(len(limit), dtype=int)
     for rows, distances in squared_distances(real, fake):
@@ -58,7 +59,7 @@ def ball_counts(real, fake, k=5):
 
 
 def density_coverage(real, fake, k=5):
-    """Density and coverage (eq. 4 and 5) of `fake` [m, d] with respect to `real` [n, d]: two floats."""
+    """Density and coverage of `fake` [m, d] with respect to `real` [n, d]: two floats."""
     counts = ball_counts(real, fake, k)
     return float(counts.sum() / (k * len(fake))), float((counts > 0).mean())
 
@@ -66,19 +67,19 @@ def density_coverage(real, fake, k=5):
 def expected_coverage(counts, total, n):
     """Coverage expected of n fakes drawn without replacement from the `total` fakes that gave `counts` [N].
 
-    A ball with c of the fakes stays empty with the hypergeometric chance C(total-c, n) / C(total, n), so no subset
-    has to be drawn. At n = total it is the coverage itself. Raises ValueError unless 1 <= n <= total.
+    A ball with c of the fakes stays empty with the hypergeometric chance C(total-c, n) / C(total, n), so no
+    subset has to be drawn. At n = total it is the coverage itself. Raises ValueError unless 1 <= n <= total.
     """
     if not 1 <= n <= total:
         raise ValueError(f"n must be from 1 to {total}, not {n}")
-    # empty[c] = prod_{i<c} (total-n-i) / (total-i); the clip is for c > total-n, where no draw can miss the ball
+    # empty[c] = prod_{i<c} (total-n-i) / (total-i); the clip is for c > total-n: no draw can miss such a ball
     i = np.arange(total)
     empty = np.concatenate([[1.0], np.cumprod(np.maximum(total - n - i, 0) / (total - i))])
     return float((1 - empty[np.asarray(counts)]).mean())
 
 
 def nearest_distance(fake, real):
-    """Distance of each point of `fake` [m, d] to the nearest of `real` [n, d], [m]; an exact copy gives exactly 0."""
+    """Distance of each point of `fake` [m, d] to the nearest of `real` [n, d], [m]; exactly 0 for a copy."""
     fake, real = _features(fake), _features(real)
     nearest = np.empty(len(fake), dtype=int)
     for rows, distances in squared_distances(fake, real):

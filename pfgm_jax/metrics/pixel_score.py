@@ -1,14 +1,14 @@
 """A score that tells whether generated small images are good, from pixels alone (no network).
 
-Every figure is relative to what held-out real images reach with the same number of samples, so that 1 means
-"as good as real". The reference set is the training images throughout; features are pixels in [-1, 1].
+Samples are compared with the training images; features are pixels in [-1, 1]. The first four figures are then
+divided by what held-out real images reach with the same number of samples: 1 means "as good as real".
 
     confidence   mean largest class probability of a random forest fitted to the training images
-    density      Naeem et al. 2020 (arXiv 2002.09797), eq. 4: too low off the data, too high when samples crowd
-    coverage     the same, eq. 5: low when parts of the data are missing
+    density      Naeem et al. 2020 (arXiv 2002.09797): low off the data, high when samples crowd its middle
+    coverage     of the same paper: low when parts of the data are missing
     distance     median distance to the nearest training image
-    classes      smallest and largest share of samples by the forest's class (absolute, not relative)
-    copies       share of samples nearer to a training image than half the held-out median distance (absolute)
+    classes      smallest and largest share of samples by the forest's class
+    copies       share of samples nearer to a training image than half the held-out median distance
 
 No single figure is enough: `controls` makes sets of bad images, each of which fails at least one.
 """
@@ -17,6 +17,7 @@ import dataclasses
 
 import numpy as np
 
+from pfgm_jax.data.dataset import to_uint8, to_unit
 from pfgm_jax.metrics.neighbours import ball_counts, expected_coverage, nearest_distance
 
 # (smallest, largest) accepted value. Set on scikit-learn's 8x8 digits with ten balanced classes and about 360
@@ -34,7 +35,7 @@ CRITERIA = {
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Figures of n samples; the first four relative to held-out images, the last three shares of the samples."""
+    """Figures of n samples: four relative to held-out images, then three shares of the samples."""
 
     n: int
     confidence: float
@@ -57,14 +58,15 @@ class Score:
 
     def failures(self):
         """One line for each criterion that is not met; an empty list when the samples pass."""
-        return [f"{_words(name)} is {getattr(self, name):.4g}, accepted {_range_text(name)}" for name in self.failed]
+        return [f"{_words(name)} {getattr(self, name):.4g}, not {range_text(name)}" for name in self.failed]
 
 
 class PixelScorer:
     """Scores images against real ones; the forest and the held-out figures are made once.
 
-    train_images, held_out_images: uint8 [N, H, W, C]; train_labels: int [N]; k: neighbours of density and coverage.
-    `protocol` is the line to print next to the figures. Raises ValueError for images of another kind or shape.
+    train_images, held_out_images: uint8 [N, H, W, C]; train_labels: int [N]; k: the neighbour of density and
+    coverage. `protocol` is the line to print next to the figures. Raises ValueError for images of another
+    kind or shape, and for held-out images that are copies of training images or unlike all of them.
     """
 
     def __init__(self, train_images, train_labels, held_out_images, seed=0, k=5, trees=300):
@@ -81,33 +83,34 @@ class PixelScorer:
         self.held_out_confidence = self.forest.predict_proba(held_out).max(axis=1).mean()
         self.held_out_distance = np.median(nearest_distance(held_out, self.train))
         if not (self.held_out_distance > 0 and self.held_out_counts.any()):
-            raise ValueError("the held-out images must be other images of the same kind as the training images")
+            raise ValueError("the held-out images must be other images of the training images' kind")
         self.protocol = (
-            f"pixels in [-1, 1] ({self.train.shape[1]} features), {len(self.train)} training and {len(held_out)} "
-            f"held-out images, k = {k}, forest of {trees} trees, seed {seed}; confidence, density, coverage and "
-            f"distance relative to held-out images at the same n"
+            f"pixels in [-1, 1] ({self.train.shape[1]} features), {len(self.train)} training and "
+            f"{len(held_out)} held-out images, k = {k}, forest of {trees} trees, seed {seed}; "
+            "confidence, density, coverage and distance relative to held-out images at the same n"
         )
 
     def score(self, samples):
         """Score of uint8 samples [n, H, W, C].
 
-        Only coverage depends on n by itself; its held-out value is the expectation over random subsets of n held-out
-        images, hence ValueError unless n <= the number of held-out images. With 360 samples unseen real digits
-        pass about 99 times in 100; with 90 the chance of a false alarm is above 10 %: trust the figures, not the verdict.
+        Only coverage depends on n by itself; its held-out value is the expectation over random subsets of n
+        held-out images, hence ValueError unless n <= the number of held-out images. The criteria suit about
+        360 samples: with 90, chance alone refuses one set of real digits in ten or more.
         """
         fake = _pixels(samples, self.shape)
         n = len(fake)
         if n > self.held_out_size:
-            raise ValueError(f"{n} samples, but coverage compares at most {self.held_out_size} (the held-out images)")
+            raise ValueError(f"{n} samples: pass at most {self.held_out_size}, the number of held-out images")
         probability = self.forest.predict_proba(fake)
         classes = np.bincount(probability.argmax(axis=1), minlength=probability.shape[1]) / n
         counts = ball_counts(self.train, fake, self.k)
+        held_out_coverage = expected_coverage(self.held_out_counts, self.held_out_size, n)
         distance = nearest_distance(fake, self.train)
         return Score(
             n=n,
             confidence=float(probability.max(axis=1).mean() / self.held_out_confidence),
             density=float(counts.sum() / n / (self.held_out_counts.sum() / self.held_out_size)),
-            coverage=float((counts > 0).mean() / expected_coverage(self.held_out_counts, self.held_out_size, n)),
+            coverage=float((counts > 0).mean() / held_out_coverage),
             distance=float(np.median(distance) / self.held_out_distance),
             smallest_class=float(classes.min()),
             largest_class=float(classes.max()),
@@ -116,10 +119,10 @@ class PixelScorer:
 
 
 def controls(train_images, train_labels, held_out_images, held_out_labels, seed=0):
-    """Sets of bad images that a useful score must refuse: {name: uint8 [n, H, W, C]}, n = number of held-out images.
+    """Bad images that a useful score must refuse: {name: uint8 [n, H, W, C]}, n = number of held-out images.
 
-    Gaussians have the mean and covariance of the training pixels; blends are means of two different training images;
-    the noise has standard deviation 0.1 on the [-1, 1] scale. Each class needs two training images or more.
+    Gaussians have the mean and covariance of the training pixels; blends are means of two different training
+    images; the noise has standard deviation 0.1 on the [-1, 1] scale. Each class needs two training images.
     """
     rng = np.random.default_rng(seed)
     shape = np.shape(train_images)[1:]
@@ -148,16 +151,16 @@ def controls(train_images, train_labels, held_out_images, held_out_labels, seed=
         "held-out + 0.1 noise": held_out + 0.1 * rng.standard_normal(held_out.shape),
         "training images": train[rng.choice(len(train), n, replace=False)],
     }
-    return {name: _to_uint8(pixels).reshape(n, *shape) for name, pixels in sets.items()}
+    return {name: to_uint8(pixels).reshape(n, *shape) for name, pixels in sets.items()}
 
 
 def table(rows):
     """Text table of {name: Score} for the terminal: one line a row, accepted ranges under the titles."""
     columns = ["confidence", "density", "coverage", "distance"]
-    low, high = CRITERIA["smallest_class"][0], CRITERIA["largest_class"][1]
+    classes = f"{CRITERIA['smallest_class'][0]:.0%} to {CRITERIA['largest_class'][1]:.0%}"
     lines = [
         ["samples", "n", *columns, "classes", "copies", "verdict"],
-        ["accepted", "", *map(_range_text, columns), f"{low:.0%} to {high:.0%}", f"<= {CRITERIA['copies'][1]:.0%}", ""],
+        ["accepted", "", *map(range_text, columns), classes, f"<= {CRITERIA['copies'][1]:.0%}", ""],
     ]
     for name, score in rows.items():
         lines.append([
@@ -168,19 +171,21 @@ def table(rows):
             f"{score.copies:.1%}",
             "pass" if score.passed else "FAIL: " + ", ".join(map(_words, score.failed)),
         ])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if 0 < i < len(line) - 1 else cell.ljust(width)  # the ends are words
-                  for i, (cell, width) in enumerate(zip(line, widths))).rstrip()
-        for line in lines
-    )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def align(line):
+        figures = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)][1:-1]
+        return "  ".join([line[0].ljust(widths[0]), *figures, line[-1]]).rstrip()
+
+    return "\n".join(map(align, lines))
 
 
 def _words(name):
     return name.replace("_", " ")
 
 
-def _range_text(name):
+def range_text(name):
+    """The accepted range of a criterion in words: ">= 0.93", "0.8 to 1.4", "<= 0.02"."""
     low, high = CRITERIA[name]
     if high in (1.0, np.inf):
         return f">= {low:g}"
@@ -193,8 +198,4 @@ def _pixels(images, shape):
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
         expected = ", ".join(map(str, shape))
         raise ValueError(f"expected uint8 images [n, {expected}], not {images.dtype} of shape {images.shape}")
-    return images.reshape(len(images), -1) / 127.5 - 1
-
-
-def _to_uint8(pixels):
-    return np.clip(np.round((pixels + 1) * 127.5), 0, 255).astype(np.uint8)
+    return to_unit(images).reshape(len(images), -1).astype(np.float64)

@@ -1,0 +1,481 @@
+"""Data: bytes to the unit scale, the epoch order, the digits, and MedMNIST files, good and bad."""
+
+import hashlib
+import http.server
+import itertools
+import math
+import os
+import sys
+import threading
+import types
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pfgm_jax import data
+from pfgm_jax.data import epoch_order, medmnist, moments, to_uint8, to_unit
+from pfgm_jax.errors import UserError, nearest
+
+ALL_BYTES = np.arange(256, dtype=np.uint8)
+
+
+def config(**fields):
+    return types.SimpleNamespace(**{"name": "digits", "size": 8, "dir": "", "check_md5": True} | fields)
+
+
+# --- unit scale ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_bytes_round_trip_exactly(x64):
+    with jax.enable_x64(x64):
+        on_device = jnp.asarray(ALL_BYTES)
+        for unit, dtype in [
+            (to_unit(ALL_BYTES), np.float32),
+            (to_unit(on_device), jnp.result_type(float)),
+            (jax.jit(to_unit)(on_device), jnp.result_type(float)),
+        ]:
+            assert unit.dtype == dtype
+            np.testing.assert_allclose(np.asarray(unit), np.arange(256) / 127.5 - 1, atol=2e-7)
+            for back in (to_uint8(unit), jax.jit(to_uint8)(jnp.asarray(unit))):
+                assert back.dtype == np.uint8
+                np.testing.assert_array_equal(np.asarray(back), ALL_BYTES)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_to_uint8_rounds_and_clips(array):
+    x = array(np.float32([-9, -1.001, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 0, 0.999, 1, 1.001, 9]))
+    np.testing.assert_array_equal(np.asarray(to_uint8(x)), [0, 0, 0, 1, 128, 255, 255, 255, 255])
+
+
+def test_to_uint8_widens_half_precision():
+    x = jnp.linspace(-1, 1, 1001, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(to_uint8(x), to_uint8(x.astype(jnp.float32)))
+
+
+def test_moments_equal_float64_numpy_over_several_chunks():
+    images = np.random.default_rng(0).integers(0, 256, (500, 28, 28, 3), dtype=np.uint8)  # 446 rows a chunk
+    x = images.astype(np.float64).reshape(500, -1) / 127.5 - 1
+    norms = np.linalg.norm(x, axis=1)
+    expected = (x.mean(), x.std(), norms.mean(), (norms**2).mean(), norms.max())
+    np.testing.assert_allclose(moments(images), expected, rtol=1e-11, atol=1e-13)
+
+
+def test_moments_of_known_images():
+    black_and_white = np.stack([np.zeros((2, 2, 1), np.uint8), np.full((2, 2, 1), 255, np.uint8)])
+    assert moments(black_and_white) == (0.0, 1.0, 2.0, 4.0, 2.0)
+    with pytest.raises(ValueError, match="empty"):
+        moments(black_and_white[:0])
+
+
+# --- epoch order -----------------------------------------------------------------------------------------
+
+
+def epochs(key, n, count):
+    return np.asarray(epoch_order(key, np.arange(count * n, dtype=np.uint32), n)).reshape(count, n)
+
+
+@pytest.mark.parametrize("n", [*range(1, 10), 16, 17, 100, 1437, 4096, 11959])
+def test_every_epoch_is_a_permutation(n):
+    orders = epochs(jax.random.key(n), n, 3)
+    assert orders.dtype == np.int32
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(n), (3, 1)))
+    if n > 16:
+        assert all((orders[i] != orders[j]).any() for i, j in [(0, 1), (0, 2), (1, 2)])
+        assert (orders[0] != epochs(jax.random.key(n + 1), n, 1)[0]).any()
+
+
+def test_the_largest_set_stays_in_range_without_repeats():
+    n = 2**31 - 1
+    first = np.arange(50_000, dtype=np.uint32)
+    positions = np.concatenate([first, first + np.uint32(n)])  # epochs 0 and 1, up to near 2^32
+    index = np.asarray(epoch_order(jax.random.key(0), positions, n))
+    assert index.min() >= 0 and index.max() < n
+    for epoch in (index[:50_000], index[50_000:]):
+        assert len(np.unique(epoch)) == 50_000
+        assert abs(epoch.mean() / n - 0.5) < 5 / math.sqrt(12 * 50_000)
+    assert (index[:50_000] != index[50_000:]).any()
+
+
+@pytest.mark.parametrize("n", [0, -1, 2**31])
+def test_impossible_sizes_are_refused(n):
+    with pytest.raises(ValueError, match="n = "):
+        epoch_order(jax.random.key(0), jnp.arange(3), n)
+
+
+def test_same_numbers_under_every_transformation_and_precision():
+    n, key = 1437, jax.random.key(3)
+    positions = np.arange(2**31 - 600, 2**31 + 600, dtype=np.uint32)  # across the sign bit of int32
+    expected = np.asarray(epoch_order(key, positions, n))
+
+    def order(p):
+        return epoch_order(key, p, n)
+
+    got = {
+        "raw key": epoch_order(jax.random.key_data(key), positions, n),
+        "int64": epoch_order(key, positions.astype(np.int64), n),
+        "jit": jax.jit(epoch_order, static_argnums=2)(key, positions, n),
+        "vmap": jax.vmap(order)(positions),
+        "vmap of keys": jax.vmap(lambda k: epoch_order(k, positions, n))(jnp.stack([key, key]))[1],
+        "scan": jax.lax.scan(lambda carry, p: (carry, order(p)), 0, positions.reshape(12, 100))[1],
+        "pmap": jax.pmap(order)(positions.reshape(jax.local_device_count(), -1)),
+    }
+    with jax.enable_x64(True):
+        got["x64"] = epoch_order(key, positions, n)
+        got["x64 int64"] = jax.jit(order)(positions.astype(np.int64))
+    for how, index in got.items():
+        np.testing.assert_array_equal(np.asarray(index).ravel(), expected, err_msg=how)
+
+
+def test_order_is_pinned():
+    """A run resumed after an upgrade must see the same images: these numbers may not change."""
+    np.testing.assert_array_equal(epoch_order(jax.random.key(0), jnp.arange(8), 1000), PINNED)
+
+
+PINNED = [825, 538, 87, 12, 143, 628, 509, 848]
+
+
+def chi_square_is_plausible(counts, expected):
+    """Within 5 sigma; chi-square of k cells has mean k - 1 and variance 2 (k - 1)."""
+    freedom = counts.size - 1
+    assert abs(((counts - expected) ** 2 / expected).sum() - freedom) < 5 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_small_sets_take_every_order_equally_often(n):
+    trials = 12_000
+    names = {order: i for i, order in enumerate(itertools.permutations(range(n)))}
+    over_epochs = epochs(jax.random.key(1), n, trials)
+    keys = jax.random.split(jax.random.key(2), trials)
+    over_keys = jax.vmap(lambda k: epoch_order(k, jnp.arange(n), n))(keys)
+    for orders in (over_epochs, np.asarray(over_keys)):
+        counts = np.bincount([names[tuple(order)] for order in orders.tolist()], minlength=len(names))
+        chi_square_is_plausible(counts, trials / len(names))
+
+
+@pytest.mark.parametrize("n", [37, 64])
+def test_images_are_equally_likely_everywhere(n):
+    trials = 4000
+    orders = epochs(jax.random.key(4), n, trials)
+    counts = np.zeros((n, n))
+    np.add.at(counts, (np.arange(n)[None], orders), 1)
+    # Rows and columns of the table sum to `trials`, which leaves (n - 1)^2 degrees of freedom.
+    chi_square = ((counts - trials / n) ** 2 / (trials / n)).sum()
+    assert abs(chi_square - (n - 1) ** 2) < 5 * math.sqrt(2) * (n - 1)
+    steps = np.bincount(((orders[:, 1:] - orders[:, :-1]) % n).ravel(), minlength=n)[1:]
+    chi_square_is_plausible(steps, trials)  # the step to the next image, never 0, is any of n - 1 alike
+
+
+def test_successive_epochs_are_uncorrelated():
+    n, count = 1437, 400
+    ranks = (epochs(jax.random.key(5), n, count + 1) - (n - 1) / 2) / math.sqrt((n**2 - 1) / 12)
+    for a, b in [(ranks[1:], ranks[:-1]), (ranks[:, 1:], ranks[:, :-1])]:  # the same place, the next place
+        correlation = (a * b).mean(axis=1)
+        assert np.abs(correlation).max() < 5 / math.sqrt(n)
+        assert abs(correlation.mean()) < 5 / math.sqrt(correlation.size * n) + 1 / n
+    fixed = (epochs(jax.random.key(5), n, count) == np.arange(n)).sum(axis=1)  # Poisson of mean 1
+    assert abs(fixed.mean() - 1) < 5 / math.sqrt(count)
+
+
+# --- names and digits ------------------------------------------------------------------------------------
+
+
+def test_unknown_names_get_the_nearest_one():
+    with pytest.raises(UserError, match="did you mean 'bloodmnist'.*digits.*tissuemnist"):
+        data.load(config(name="blodmnist"))
+    assert nearest("zzz", ["digits"]) == ""
+
+
+def test_digits():
+    digits = data.load(config())
+    assert (digits.shape, digits.num_classes, digits.name) == ((8, 8, 1), 10, "digits")
+    assert digits.classes == tuple("0123456789")
+    splits = (digits.train, digits.val, digits.test)
+    assert [len(split) for split in splits] == [1437, 180, 180]
+    shares = np.stack([np.bincount(split.labels, minlength=10) / len(split) for split in splits])
+    assert np.abs(shares - shares[0]).max() < 0.006  # one image of 180
+
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+
+    def rows(images, labels):
+        pairs = zip(images, labels, strict=True)
+        return sorted(bytes(image.ravel()) + bytes([label]) for image, label in pairs)
+
+    scaled = np.floor(raw.images * 255 / 16 + 0.5).astype(np.uint8)
+    together = [np.concatenate([getattr(split, field) for split in splits]) for field in ("images", "labels")]
+    assert rows(*together) == rows(scaled, raw.target)
+    again = data.load(config())
+    np.testing.assert_array_equal(again.test.images, digits.test.images)
+    with pytest.raises(UserError, match="--config.data.size=8"):
+        data.load(config(size=28))
+
+
+def test_wrong_arrays_are_refused():
+    with pytest.raises(ValueError, match="uint8"):
+        data.Split(np.zeros((2, 4, 4, 1)), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="labels must be"):
+        data.Split(np.zeros((2, 4, 4, 1), np.uint8), np.zeros(3, np.int32))
+    split = data.Split(np.zeros((2, 4, 4, 1), np.uint8), np.int32([0, 5]))
+    with pytest.raises(ValueError, match=r"outside \[0, 2\)"):
+        data.Dataset("x", split, split, split, ("a", "b"), "", "")
+
+
+# --- MedMNIST --------------------------------------------------------------------------------------------
+
+
+def arrays(size=28, channels=(3,), seed=0):
+    rng = np.random.default_rng(seed)
+    made = {}
+    for split, n in [("train", 16), ("val", 4), ("test", 5)]:
+        made[f"{split}_images"] = rng.integers(0, 256, (n, size, size, *channels), dtype=np.uint8)
+        made[f"{split}_labels"] = (np.arange(n) % 8).astype(np.uint8)[:, None]
+    return made
+
+
+def save(path, **changes):
+    """An npz in MedMNIST's format; a change of None leaves that array out."""
+    made = {key: value for key, value in (arrays() | changes).items() if value is not None}
+    np.savez(path, **made)
+    return path
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def no_table(monkeypatch):
+    monkeypatch.setitem(sys.modules, "medmnist", None)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """A stand-in for the package medmnist, its INFO built like the real one; returns the entry to change."""
+    entry = {"task": "multi-class", "license": "CC BY 4.0", "label": {str(i): f"cell {i}" for i in range(8)}}
+    for size in ("", "_64", "_128", "_224"):
+        entry |= {f"url{size}": f"http://127.0.0.1:9/bloodmnist{size}.npz", f"MD5{size}": "0" * 32}
+    monkeypatch.setitem(sys.modules, "medmnist", types.SimpleNamespace(INFO={"bloodmnist": entry}))
+    return entry
+
+
+def blood(tmp_path, **fields):
+    return config(**{"name": "bloodmnist", "size": 28, "dir": str(tmp_path)} | fields)
+
+
+def fails(data_config, *words):
+    """The one line of the UserError that loading gives, which holds every one of `words`."""
+    with pytest.raises(UserError) as caught:
+        data.load(data_config)
+    line = str(caught.value)
+    assert "\n" not in line and len(line) < 500
+    for word in words:
+        assert str(word) in line, f"{word!r} is not in {line!r}"
+    return line
+
+
+@pytest.mark.parametrize("size, file", [(28, "bloodmnist.npz"), (64, "bloodmnist_64.npz")])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_reads_a_folder_without_the_table(tmp_path, no_table, capsys, size, file, channels):
+    made = arrays(size, channels)
+    save(tmp_path / file, **made)
+    dataset = data.load(blood(tmp_path, size=size))
+    assert capsys.readouterr().err.count("\n") == 1  # says that the MD5 was not checked
+    assert dataset.shape == (size, size, 3 if channels else 1)
+    assert dataset.classes == tuple("01234567")
+    for split in ("train", "val", "test"):
+        got = getattr(dataset, split)
+        np.testing.assert_array_equal(got.images, made[f"{split}_images"].reshape(got.images.shape))
+        np.testing.assert_array_equal(got.labels, made[f"{split}_labels"][:, 0])
+
+
+def test_official_md5_names_and_licence_come_from_the_table(tmp_path, table, capsys):
+    path = save(tmp_path / "bloodmnist.npz")
+    line = fails(blood(tmp_path), path, "0" * 32, md5(path), "--config.data.check_md5=False")
+    assert line.count("MD5") == 1
+    unchecked = data.load(blood(tmp_path, check_md5=False))
+    assert "not checked" in unchecked.source
+    table["MD5"] = md5(path)
+    dataset = data.load(blood(tmp_path))
+    assert (dataset.classes[7], dataset.licence) == ("cell 7", "CC BY 4.0")
+    assert md5(path) in dataset.source
+    assert capsys.readouterr().err == ""
+
+
+def test_labels_beyond_the_named_classes_are_refused(tmp_path, table):
+    path = save(tmp_path / "bloodmnist.npz", val_labels=np.uint8([0, 1, 8, 3]))
+    fails(blood(tmp_path, check_md5=False), path, "label 8", "0 to 7")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"val_labels": None}, ["lacks val_labels", "train_images"]),
+        ({"train_images": np.zeros((16, 28, 28), np.float32)}, ["train_images is float32 [16, 28, 28]"]),
+        ({"val_images": arrays()["val_images"][..., :2]}, ["val_images is uint8 [4, 28, 28, 2]"]),
+        ({"val_images": arrays()["val_images"][..., 0]}, ["val and train images differ"]),
+        ({"test_images": np.zeros((5, 28, 20), np.uint8)}, ["[5, 28, 20]"]),
+        ({"test_images": np.uint8(3)}, ["test_images is uint8 []"]),
+        ({"train_labels": arrays()["train_labels"][:-1]}, ["16 train_images but 15 train_labels"]),
+        ({"train_labels": np.zeros((16, 14), np.uint8)}, ["multi-label"]),
+        ({"train_labels": np.zeros((16, 1), np.float32)}, ["train_labels is float32"]),
+        ({"test_labels": np.int64([0, 1, 2, 3, -1])}, ["test_labels run from -1 to 3"]),
+        ({"test_labels": np.int64([0, 1, 2, 3, 2**40])}, ["test_labels run from 0 to"]),
+        ({"val_images": np.zeros((0, 28, 28, 3), np.uint8)}, ["val_images is uint8 [0, 28, 28, 3]"]),
+        ({"val_labels": np.array([None] * 4, object)}, ["val_labels is pickled"]),
+        (arrays(32), ["32 px", "28 px", "--config.data.size"]),
+    ],
+)
+def test_wrong_contents_are_named(tmp_path, no_table, changes, words):
+    path = save(tmp_path / "bloodmnist.npz", **changes)
+    fails(blood(tmp_path), path, *words)
+
+
+def test_files_that_are_not_whole_npz_archives(tmp_path, no_table):
+    path = tmp_path / "bloodmnist.npz"
+    fails(blood(tmp_path), path, "does not exist")
+    fails(blood(tmp_path / "absent"), tmp_path / "absent", "not a folder")
+    whole = save(path).read_bytes()
+    for keep in (0, 1, 2, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:keep])
+        fails(blood(tmp_path), path, "not an npz file" if keep < 2 else "cut short")
+    path.write_text("<html>not found</html>")
+    fails(blood(tmp_path), path, "not an npz file")
+    np.save(path.open("wb"), np.zeros(3))
+    fails(blood(tmp_path), path, "not an npz file")
+
+
+def test_damage_anywhere_gives_a_line_or_the_same_images(tmp_path, no_table):
+    """One byte changed, in headers, images or the directory: no other exception and no other images."""
+    path = save(tmp_path / "bloodmnist.npz", **arrays(channels=()))
+    whole, dataset = path.read_bytes(), data.load(blood(tmp_path))
+    rng = np.random.default_rng(0)
+    caught = 0
+    headers = [i for i in range(len(whole)) if whole[i : i + 2] == b"PK" or whole[i : i + 6] == b"\x93NUMPY"]
+    for trial in range(300):
+        at = rng.integers(len(whole)) if trial % 3 == 0 else headers[trial % len(headers)] + rng.integers(130)
+        damaged = bytearray(whole)
+        damaged[min(at, len(whole) - 1)] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            got = data.load(blood(tmp_path))
+        except UserError:
+            caught += 1
+        else:
+            np.testing.assert_array_equal(got.train.images, dataset.train.images)
+            np.testing.assert_array_equal(got.val.labels, dataset.val.labels)
+    assert caught > 150
+
+
+def test_a_set_larger_than_memory(tmp_path, no_table, monkeypatch):
+    def read_array(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(np.lib.format, "read_array", read_array)
+    fails(blood(tmp_path), save(tmp_path / "bloodmnist.npz"), "memory", "--config.data.size")
+
+
+def test_sizes_that_a_header_invents_are_refused_before_memory_is_taken(tmp_path, no_table, monkeypatch):
+    path = save(tmp_path / "bloodmnist.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr(medmnist, "MAX_BYTES", 1000)
+        fails(blood(tmp_path), path, "would unpack to")
+    monkeypatch.setattr(np.lib.format, "read_array", None)  # from here on, reading one is a TypeError
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = "train_images.npy"
+    old = members[name]
+    for shape in ("(9999999999, 28, 28, 3)", "(9999999999999999999999,)", "(-1, 28, 28, 3)", "({[]: 1}, 28)"):
+        members[name] = old.replace(b"(16, 28, 28, 3), }" + b" " * 22, f"{shape}, }}".ljust(40).encode())
+        assert members[name] != old
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        fails(blood(tmp_path), path, "train_images.npy")
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({"name": "chestmnist"}, ["multi-label", "--config.data.name"]),
+    ({"size": 32}, ["28, 64, 128, 224"]),
+])  # fmt: skip
+def test_sets_that_do_not_exist(tmp_path, no_table, fields, words):
+    fails(blood(tmp_path, **fields), *words)
+
+
+class Server:
+    """A web server of one body on this machine; `requests` counts the visits."""
+
+    def __init__(self, body, declared=None):
+        self.requests = 0
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.requests += 1
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body) if declared is None else declared))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/bloodmnist.npz?download=1"
+
+    def __enter__(self):
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PFGM_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+    return tmp_path / "cache" / "data"
+
+
+def test_downloads_once_and_checks_the_cache_every_time(tmp_path, table, cache):
+    body = save(tmp_path / "made.npz").read_bytes()
+    with Server(body) as server:
+        table |= {"url": server.url, "MD5": hashlib.md5(body).hexdigest()}
+        for _ in range(2):
+            dataset = data.load(blood(tmp_path, dir=""))
+            np.testing.assert_array_equal(dataset.train.images, arrays()["train_images"])
+        assert server.requests == 1
+        assert os.listdir(cache) == ["bloodmnist.npz"]
+
+        path = cache / "bloodmnist.npz"
+        path.write_bytes(body[:-1])
+        found = hashlib.md5(body[:-1]).hexdigest()
+        fails(blood(tmp_path, dir="", check_md5=False), path, table["MD5"], found, "delete it")
+
+
+@pytest.mark.parametrize("declared", [None, 10**6])
+def test_a_wrong_or_broken_download_leaves_nothing(tmp_path, table, cache, declared):
+    with Server(b"not the file", declared) as server:
+        table["url"] = server.url
+        fails(blood(tmp_path, dir=""), server.url, "--config.data.dir")
+    assert os.listdir(cache) == []
+
+
+def test_offline_is_one_line_within_seconds(tmp_path, table, cache):
+    fails(blood(tmp_path, dir=""), "cannot download http://127.0.0.1:9/bloodmnist.npz", "--config.data.dir")
+    assert os.listdir(cache) == []
+
+
+def test_a_download_needs_the_table(tmp_path, no_table, cache):
+    fails(blood(tmp_path, dir=""), "pip install --no-deps medmnist", "--config.data.dir")
+
+
+def test_an_old_table_without_large_sizes(tmp_path, table):
+    del table["url_64"]
+    fails(blood(tmp_path, size=64, dir=""), "bloodmnist at 64 px", "--upgrade")
