@@ -135,7 +135,7 @@ def test_order_is_pinned():
     np.testing.assert_array_equal(epoch_order(jax.random.key(0), jnp.arange(8), 1000), PINNED)
 
 
-PINNED = [825, 538, 87, 12, 143, 628, 509, 848]
+PINNED = [241, 817, 608, 133, 292, 581, 202, 736]
 
 
 def chi_square_is_plausible(counts, expected):

@@ -28,9 +28,8 @@ def epoch_order(key: jax.Array, positions, n: int) -> jax.Array:
         raise ValueError(f"n = {n}: epoch_order needs 1 <= n < 2^31")
     positions = jnp.asarray(positions).astype(jnp.uint32)
     size = np.uint32(n)
-    words = jax.random.bits(key, (ROUNDS + 1,), jnp.uint32)
-    epoch = _mix(_mix(positions // size) ^ words[ROUNDS])
-    round_words = _mix(epoch ^ words[:ROUNDS].reshape(ROUNDS, *[1] * epoch.ndim))
+    words = jax.random.bits(key, (ROUNDS, *[1] * positions.ndim), jnp.uint32)
+    round_words = _mix(positions // size ^ words)  # [ROUNDS, *positions.shape]: every epoch has its own
 
     bits = (n - 1).bit_length()
     low_bits = np.uint32(bits - bits // 2)

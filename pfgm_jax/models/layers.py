@@ -6,6 +6,7 @@ import zlib
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 # Xavier-uniform as in DDPM and EDM; `last` starts a block as the identity.
 xavier = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -62,6 +63,48 @@ def group_norm(x, dtype, name):
 def param_dtype(dtype):
     """Parameters are float32, whatever is computed in bfloat16; float64 where float64 is computed."""
     return jnp.promote_types(jnp.float32, dtype)
+
+
+@jax.custom_vjp
+def _conv_canonical(x, kernel):
+    return _same_conv(x, kernel)
+
+
+def _same_conv(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _conv_canonical_backward(residuals, g):
+    x, kernel = residuals
+    grad_x = _same_conv(g, jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
+    # The kernel's gradient is a convolution of x by g over the batch: channels play the batch, the batch the channels.
+    padding = [((side - 1) // 2,) * 2 for side in kernel.shape[:2]]
+    grad_kernel = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return grad_x, grad_kernel.transpose(1, 2, 0, 3)
+
+
+_conv_canonical.defvjp(lambda x, kernel: (_same_conv(x, kernel), (x, kernel)), _conv_canonical_backward)
+
+
+def canonical_conv(x, kernel, strides, padding, **_):
+    """`nn.Conv`'s convolution (odd kernel, stride 1, SAME) whose gradients are convolutions in NHWC/HWIO order too.
+
+    XLA's CPU compiler brings convolutions into the order that its fast routine needs only in a program's outermost
+    computation. Inside `lax.scan` JAX's own gradients, which swap dimensions, fall to a naive loop, 50 times slower. It has no
+    forward-mode derivative: it is for training alone.
+    """
+    del strides, padding
+    return _conv_canonical(x, kernel)
+
+
+def convolution(canonical):
+    return canonical_conv if canonical else lax.conv_general_dilated
 
 
 def downsample(x):

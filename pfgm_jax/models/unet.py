@@ -4,6 +4,7 @@ Encoder and decoder of residual blocks, resampling inside blocks, skip connectio
 chosen resolutions, block outputs scaled by √½. Odd sizes are halved upwards (7 → 4) and come back cut to the size they had.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -22,22 +23,26 @@ class Block(nn.Module):
     dtype: jnp.dtype
     attention: bool = False
     resize: tuple = ()  # the size to go to, half or twice the input's; () keeps it
+    canonical_conv: bool = False
 
     @nn.compact
     def __call__(self, x, emb, dropout_keys):
         kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype))
+        conv = functools.partial(
+            nn.Conv, self.channels, conv_general_dilated=layers.convolution(self.canonical_conv), **kwargs
+        )
         h = nn.silu(layers.group_norm(x, self.dtype, "norm0"))
         if self.resize and self.resize[0] > x.shape[1]:
             h, x = layers.upsample(h, self.resize), layers.upsample(x, self.resize)
         elif self.resize:
             h, x = layers.downsample(h), layers.downsample(x)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=layers.xavier, name="conv0", **kwargs)(h)
+        h = conv((3, 3), kernel_init=layers.xavier, name="conv0")(h)
         h = h + nn.Dense(self.channels, kernel_init=layers.xavier, name="affine", **kwargs)(emb)[:, None, None]
         h = nn.silu(layers.group_norm(h, self.dtype, "norm1"))
         h = layers.Dropout(self.dropout, name="dropout")(h, dropout_keys)
-        h = nn.Conv(self.channels, (3, 3), kernel_init=layers.last, name="conv1", **kwargs)(h)
+        h = conv((3, 3), kernel_init=layers.last, name="conv1")(h)
         if x.shape[-1] != self.channels or self.resize:
-            x = nn.Conv(self.channels, (1, 1), kernel_init=layers.xavier, name="skip", **kwargs)(x)
+            x = conv((1, 1), kernel_init=layers.xavier, name="skip")(x)
         h = (x + h) * math.sqrt(0.5)
         return layers.Attention(self.dtype, name="attention")(h) if self.attention else h
 
@@ -55,6 +60,7 @@ class UNet(nn.Module):
       embedding_channels: width of the embedding's two layers.
       num_labels: classes, 0 for an unconditional network; a label of −1 stands for none.
       dropout: rate in [0, 1).
+      canonical_conv: use `layers.canonical_conv`, for training on a CPU.
       dtype: of the computation: float32 or bfloat16 (parameters, normalisation statistics and the output stay float32).
     """
 
@@ -67,6 +73,7 @@ class UNet(nn.Module):
     embedding_channels: int = 512
     num_labels: int = 0
     dropout: float = 0.13
+    canonical_conv: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -74,15 +81,16 @@ class UNet(nn.Module):
         sizes = level_sizes(x.shape[1:3], len(self.multipliers))
         widths = [self.channels * m for m in self.multipliers]
         kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype))
+        conv = functools.partial(nn.Conv, conv_general_dilated=layers.convolution(self.canonical_conv), **kwargs)
+        block_options = dict(dropout=self.dropout, dtype=self.dtype, canonical_conv=self.canonical_conv)
         emb = self._embed(noise, labels)
-        out_dtype = layers.param_dtype(self.dtype)
 
         def block(h, name, level, attention=False, resize=()):
             attention = attention and sizes[level][0] in self.attention
-            module = Block(widths[level], self.dropout, self.dtype, attention, resize, name=name)
+            module = Block(widths[level], attention=attention, resize=resize, name=name, **block_options)
             return module(h, emb, dropout_keys)
 
-        h = nn.Conv(widths[0] // self.multipliers[0], (3, 3), kernel_init=layers.xavier, name="conv_in", **kwargs)(x)
+        h = conv(self.channels, (3, 3), kernel_init=layers.xavier, name="conv_in")(x)
         skips = [h]
         for level, size in enumerate(sizes):
             if level > 0:
@@ -93,8 +101,8 @@ class UNet(nn.Module):
                 skips.append(h)
 
         deepest = len(sizes) - 1
-        h = Block(widths[-1], self.dropout, self.dtype, bool(self.attention), name="mid_in")(h, emb, dropout_keys)
-        h = block(h, "mid_out", deepest)
+        middle = Block(widths[-1], attention=bool(self.attention), name="mid_in", **block_options)
+        h = block(middle(h, emb, dropout_keys), "mid_out", deepest)
         for level in reversed(range(len(sizes))):
             if level < deepest:
                 h = block(h, f"dec{level}_up", level, resize=sizes[level])
@@ -103,8 +111,8 @@ class UNet(nn.Module):
                 h = block(h, f"dec{level}_block{i}", level, attention=i == self.blocks)
 
         h = nn.silu(layers.group_norm(h, self.dtype, "norm_out"))
-        conv = nn.Conv(self.out_channels, (3, 3), kernel_init=layers.last, name="conv_out", **kwargs)
-        return conv(h).astype(out_dtype)
+        h = conv(self.out_channels, (3, 3), kernel_init=layers.last, name="conv_out")(h)
+        return h.astype(layers.param_dtype(self.dtype))
 
     def _embed(self, noise, labels):
         kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype), kernel_init=layers.xavier)
