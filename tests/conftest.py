@@ -2,5 +2,16 @@
 
 import os
 
+import pytest
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+@pytest.fixture
+def x64():
+    """float64 inside the test, for oracles that need more digits than float32 holds."""
+    import jax  # not before the environment is set
+
+    with jax.enable_x64(True):
+        yield

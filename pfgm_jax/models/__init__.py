@@ -1,7 +1,17 @@
 """Networks, each `(x [B, H, W, C], noise [B], labels, dropout_keys) -> [B, H, W, out_channels]`."""
 
+import jax
+import jax.numpy as jnp
+
 from pfgm_jax.models.unet import UNet
 
-__all__ = ["NETWORKS", "UNet"]
+__all__ = ["NETWORKS", "UNet", "init"]
 
 NETWORKS = {"unet": UNet}
+
+
+def init(model, shape, key=None):
+    """Parameters of a network for images of `shape` (H, W, C)."""
+    key = jax.random.key(0) if key is None else key
+    dtype = jnp.result_type(float)
+    return model.init(key, jnp.zeros((1, *shape), dtype), jnp.zeros(1, dtype))["params"]

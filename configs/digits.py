@@ -1,0 +1,38 @@
+"""PFGM++ (arXiv 2302.04265) on scikit-learn's handwritten digits, 8×8 grey: minutes on a laptop's CPU.
+
+    python -m pfgm_jax.main --config=configs/digits.py --workdir=runs/digits
+    python -m pfgm_jax.main --config=configs/digits.py:process=pfgm --workdir=runs/digits_pfgm
+
+Arguments: process=pfgmpp|pfgm|edm, D=128 (pfgmpp only), quick (a smoke test of seconds).
+"""
+
+import math
+
+from pfgm_jax.config import default, parse_arg
+
+
+def get_config(arg=None):
+    args = parse_arg(arg, process="pfgmpp", D=128.0, quick=False)
+    config = default()
+    config.data.update(name="digits", size=8)
+    config.process.update(name=args.process, D=args.D, P_mean=-0.8)
+    config.model.update(
+        channels=16, multipliers=(1, 2), blocks=1, attention=(), embedding_channels=64, dropout=0.0
+    )
+    config.optim.update(lr=3e-3, lr_batch=64, warmup=6_400, decay="cosine", beta2=0.99)
+    config.train.update(
+        images=240_000, batch=64, ema_halflife=20_000, log_every=8_192,
+        eval_every=40_000, sample_every=80_000, save_every=80_000,
+    )  # fmt: skip
+    if args.process == "pfgm":
+        config.process.D = 1.0
+        config.train.large_batch = 1437  # the whole training set
+    elif args.process == "edm":
+        config.process.D = math.inf
+    if args.quick:
+        config.model.channels = 8
+        config.train.update(
+            images=2_048, log_every=512, eval_every=1_024, sample_every=2_048, save_every=1_024, eval_images=64
+        )
+        config.sample.update(n=16, frames=8)
+    return config

@@ -1,0 +1,316 @@
+"""Configuration: the defaults, their checks, what is derived from the data, and the record of a run.
+
+A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate. Fields that are
+None are derived from the data by `derive`; config.json in the run directory holds the config and everything derived.
+"""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from pfgm_jax import __version__, models, parametrization, process, sampling
+from pfgm_jax.data.dataset import moments
+from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.models.unet import level_sizes
+
+# What may change when a run is continued or used; any other difference is another run.
+MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
+           "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
+PROCESSES = ("pfgmpp", "pfgm", "edm")
+
+
+def default():
+    """Every field with its default and meaning."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "digits"
+    config.data.size = 8  # image side in pixels
+    config.data.dir = ""  # folder with the files; "" downloads to the cache
+    config.data.check_md5 = True  # refuse a file in data.dir that is not the official one
+
+    config.process = ConfigDict()
+    config.process.name = "pfgmpp"  # pfgmpp, pfgm, edm
+    config.process.D = 128.0  # extra dimensions, any real > 0 or inf; pfgm is 1 and edm is inf
+    config.process.sigma_min = 0.002
+    config.process.sigma_max = placeholder(float)  # None: from the data's norm
+    config.process.sigma_data = placeholder(float)  # None: the data's standard deviation
+    config.process.P_mean = -1.2  # ln σ in training ~ N(P_mean, P_std²)
+    config.process.P_std = 1.2
+    config.process.M = placeholder(int)  # PFGM's largest exponent; None: from the data's norm
+    config.process.restrict_M = True
+    config.process.gamma = 5.0  # PFGM's γ
+    config.process.near = 5.0  # PFGM: below this z the field's norm gives the denoiser (5 on CIFAR-10)
+
+    config.model = ConfigDict()
+    config.model.name = "unet"
+    config.model.channels = 128
+    config.model.multipliers = (2, 2, 2)
+    config.model.blocks = 4
+    config.model.attention = (16,)
+    config.model.embedding = "positional"  # positional, fourier
+    config.model.embedding_channels = 512
+    config.model.conditional = False  # tell the network the class
+    config.model.dropout = 0.13
+    config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
+
+    config.optim = ConfigDict()
+    config.optim.lr = 1e-3  # at batch lr_batch; scaled by √(batch/lr_batch), the rule for Adam (arXiv 2205.10287)
+    config.optim.lr_batch = 512
+    config.optim.warmup = 10_000_000  # images
+    config.optim.decay = "constant"  # constant, cosine (to lr_end × lr at train.images)
+    config.optim.lr_end = 0.01
+    config.optim.beta1 = 0.9
+    config.optim.beta2 = 0.999
+    config.optim.eps = 1e-8
+    config.optim.weight_decay = 0.0
+    config.optim.clip = math.inf  # largest gradient norm
+
+    config.train = ConfigDict()
+    config.train.images = 200_000_000  # length of the run; all lengths and intervals below are in images too
+    config.train.batch = 512
+    config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
+    config.train.ema_halflife = 500_000
+    config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
+    config.train.log_every = 10_000
+    config.train.eval_every = 500_000
+    config.train.sample_every = 1_000_000
+    config.train.save_every = 1_000_000
+    config.train.keep = 2  # checkpoints
+    config.train.eval_images = 1024  # of train and of val, at most
+    config.train.steps_per_call = 0  # training steps in one device call; 0: 8 on a CPU, 32 elsewhere
+
+    config.sample = ConfigDict()
+    config.sample.n = 64
+    config.sample.seed = 0
+    config.sample.batch = 256  # samples at once
+    config.sample.solver = "rk45"  # rk45, heun
+    config.sample.rtol = 1e-4
+    config.sample.atol = 1e-4
+    config.sample.steps = 18
+    config.sample.rho = 7.0
+    config.sample.frames = 48  # of the trajectory's animation; 0: none
+
+    config.evaluate = ConfigDict()
+    config.evaluate.n = 360
+    return config.lock()
+
+
+def parse_arg(arg, **defaults):
+    """Reads a config's argument string: "D=128,quick" with typed defaults -> ConfigDict.
+
+    A key without a value is True; a value takes its default's type (a default of None takes a string).
+
+    Raises:
+      UserError: an unknown key, or a value of another type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, has_value, text = item.partition("=")
+        if key not in defaults:
+            options = ", ".join(defaults)
+            raise UserError(f"unknown config argument {key!r}{nearest(key, defaults)}; there are {options}")
+        kind = type(defaults[key])
+        try:
+            if kind is bool:
+                values[key] = {"": True, "true": True, "false": False}[text.lower()]
+            elif not has_value:
+                raise ValueError
+            else:
+                values[key] = text if defaults[key] is None else kind(text)
+        except (KeyError, ValueError):
+            raise UserError(f"config argument {key!r} takes a {kind.__name__}, got {text!r}") from None
+    return ConfigDict(values)
+
+
+def check(config):
+    """Raises UserError for a value that no data set could make right."""
+
+    def require(good, key, rule):
+        if not good:
+            value = config
+            for part in key.split("."):
+                value = value[part]
+            raise UserError(f"--config.{key}={value} is not possible: {rule}")
+
+    def one_of(key, options):
+        section, field = key.split(".")
+        value = config[section][field]
+        hint = f"one of {', '.join(options)}{nearest(value, options)}"
+        require(value in options, key, hint)
+
+    one_of("process.name", PROCESSES)
+    one_of("model.name", list(models.NETWORKS))
+    one_of("model.embedding", ("positional", "fourier"))
+    one_of("model.dtype", ("float32", "bfloat16", "float64"))
+    one_of("optim.decay", ("constant", "cosine"))
+    one_of("sample.solver", list(sampling.SOLVERS))
+    require(config.process.D > 0, "process.D", "D is a number > 0, or inf")
+    if config.process.name == "pfgm":
+        require(config.process.D == 1, "process.D", "process=pfgm is D = 1; process=pfgmpp takes any D")
+        require(config.train.large_batch > 0, "train.large_batch", "PFGM's target is the field of a large batch")
+    if config.process.name == "edm":
+        require(math.isinf(config.process.D), "process.D", "process=edm is D = inf; process=pfgmpp takes any D")
+    for key in ("channels", "blocks", "embedding_channels"):
+        require(config.model[key] >= 1, f"model.{key}", "at least 1")
+    require(config.model.channels % 2 == 0, "model.channels", "an even number, for sines and cosines")
+    require(len(config.model.multipliers) > 0 and min(config.model.multipliers) >= 1, "model.multipliers", "each >= 1")
+    require(0 <= config.model.dropout < 1, "model.dropout", "at least 0 and below 1")
+    require(config.optim.lr > 0, "optim.lr", "greater than 0")
+    require(config.optim.clip > 0, "optim.clip", "greater than 0 (inf for none)")
+    for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):
+        require(config.train[key] >= 1, f"train.{key}", "at least 1")
+    require(config.train.ema_halflife >= 0, "train.ema_halflife", "at least 0 images")
+    require(config.sample.n >= 1, "sample.n", "at least 1")
+    require(config.sample.rtol > 0 and config.sample.atol > 0, "sample.rtol", "rtol and atol are > 0")
+    require(config.sample.steps >= 2 and config.sample.rho > 0, "sample.steps", "steps >= 2 and rho > 0")
+    require(config.sample.frames >= 0 and config.sample.frames != 1, "sample.frames", "0 for none, or at least 2")
+    if config.train.large_batch:
+        rule = "0, or at least train.batch, which is part of it"
+        require(config.train.large_batch >= config.train.batch, "train.large_batch", rule)
+
+
+def derive(config, dataset):
+    """Everything that the data decide, as plain numbers for config.json.
+
+    σ_max bounds the mismatch between the prior, which is centred at 0, and the data at σ_max, E‖y‖²/(2σ_max²), by 0.06 nats: EDM's
+    80 on CIFAR-10. PFGM's M, z_max and largest prior norm follow its formulas (`process.pfgm`).
+
+    Raises:
+      UserError: an image size that the network cannot take, or a batch larger than the training set.
+    """
+    facts = moments(dataset.train.images)
+    N = math.prod(dataset.shape)
+    level_sizes(dataset.shape[:2], len(config.model.multipliers))
+    if config.train.batch > len(dataset.train):
+        raise UserError(f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images")
+    sigma_max = config.process.sigma_max
+    if sigma_max is None:
+        sigma_max = math.sqrt(facts.mean_square_norm / (2 * 0.06))
+    M = config.process.M
+    if M is None:
+        M = process.pfgm_M(facts.mean_norm, N)
+    return {
+        "shape": list(dataset.shape),
+        "N": N,
+        "classes": list(dataset.classes),
+        "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),
+        "train_images": len(dataset.train),
+        "mean": float(facts.mean),
+        "std": float(facts.std),
+        "mean_norm": float(facts.mean_norm),
+        "largest_norm": float(facts.largest_norm),
+        "sigma_data": float(config.process.sigma_data or facts.std),
+        "sigma_max": float(sigma_max),
+        "M": int(M),
+        "lr": config.optim.lr * math.sqrt(config.train.batch / config.optim.lr_batch),
+    }
+
+
+def make_process(config, derived):
+    """The Process of a checked config."""
+    c = config.process
+    if c.name == "pfgm":
+        return process.pfgm(derived["M"], derived["N"], restrict_M=c.restrict_M, z_max=c.sigma_max)
+    law = dict(sigma_min=c.sigma_min, sigma_max=derived["sigma_max"], P_mean=c.P_mean, P_std=c.P_std)
+    return process.edm(**law) if c.name == "edm" else process.pfgmpp(c.D, **law)
+
+
+def make_parametrization(config, derived):
+    if config.process.name == "pfgm":
+        return parametrization.PoissonField(config.process.gamma, config.process.near)
+    return parametrization.EDM(derived["sigma_data"])
+
+
+def make_model(config, derived):
+    c = config.model
+    return models.NETWORKS[c.name](
+        out_channels=derived["shape"][-1] + make_parametrization(config, derived).extra_channels,
+        channels=c.channels,
+        multipliers=tuple(c.multipliers),
+        blocks=c.blocks,
+        attention=tuple(c.attention),
+        embedding=c.embedding,
+        embedding_channels=c.embedding_channels,
+        num_labels=len(derived["classes"]) if c.conditional else 0,
+        dropout=c.dropout,
+        dtype=np.dtype(c.dtype) if c.dtype != "bfloat16" else "bfloat16",
+    )
+
+
+def flatten(config):
+    """{"section.field": value}, tuples as lists, as JSON would give them back."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{name}": inner for name, inner in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(config, other):
+    """Names of the fields in which two configs differ and which make them different runs."""
+    a, b = flatten(config), flatten(other)
+    return [key for key in a if a[key] != b.get(key) and not key.startswith(MUTABLE)]
+
+
+def _to_json(value):
+    """Infinity is no JSON: it is written as a string."""
+    if isinstance(value, dict):
+        return {key: _to_json(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def save_run(workdir, config, derived):
+    """Writes config.json, the truth about a run, in one piece."""
+    record = {"version": __version__, "config": flatten(config), "derived": derived}
+    path = pathlib.Path(workdir) / "config.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(_to_json(record), indent=1) + "\n")
+    temporary.replace(path)
+
+
+def load_run(workdir):
+    """(config, derived) of a run directory.
+
+    Raises:
+      UserError: no run there, or a config.json that this version cannot read.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
+    try:
+        record = json.loads(path.read_text())
+        config = default()
+        for key, value in record["config"].items():
+            override(config, key, value)
+        return config, record["derived"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def override(config, key, value):
+    """Sets config["a.b"] = value with the field's own type.
+
+    Raises:
+      UserError: an unknown key (with the nearest right one) or a wrong type.
+    """
+    flat = flatten(config)
+    if key not in flat:
+        raise UserError(f"unknown config key {key!r}{nearest(key, flat)}")
+    section, _, field = key.rpartition(".")
+    place = config[section] if section else config
+    if isinstance(place[field], tuple):
+        value = tuple(value)
+    elif isinstance(place[field], float) and isinstance(value, str):
+        value = float(value)
+    try:
+        place[field] = value
+    except (TypeError, ValueError):
+        raise UserError(f"config key {key!r} takes a {type(place[field]).__name__}, got {value!r}") from None

@@ -1,0 +1,54 @@
+"""Pictures: grids of samples, the animation of a trajectory, the curves of a run."""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+
+def grid(images, columns=None, tile=32):
+    """A PIL image of uint8 images [n, H, W, C] in rows, small ones enlarged by whole pixels to about `tile`."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows, factor, gap = math.ceil(n / columns), max(1, round(tile / height)), 2
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    height, width = height * factor, width * factor
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        canvas[top : top + height, left : left + width] = image
+    return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
+    """Writes a GIF of states [T, n, H, W, C] (unscaled, float) from the prior to the data, as grids.
+
+    Each state is shown divided by √(1 + σ²/σ_data²), so that noise and data fill the same range of greys.
+    """
+    scale = np.sqrt(1 + np.square(sigmas / sigma_data)).reshape(-1, 1, 1, 1, 1)
+    levels = np.clip(127.5 * np.asarray(trajectory) / scale + 128, 0, 255).astype(np.uint8)
+    frames = [grid(images) for images in levels]
+    pause = [1000 * seconds / len(frames)] * (len(frames) - 1) + [1500]  # the last one, the samples, stays
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+
+
+def curves(records, path):
+    """Draws a run's metrics (dicts of metrics.jsonl) as a PNG: losses, and the distance to the truth per σ."""
+    from matplotlib.figure import Figure  # no pyplot: no global state and no screen
+
+    truth = {key for record in records for key in record if key.startswith("truth/")}
+    figure = Figure(figsize=(11 if truth else 6, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if truth else 1, squeeze=False)[0]
+    for key, label in (("loss", "training"), ("eval/train", "training images, EMA"), ("eval/val", "validation, EMA")):
+        points = [(record["images"], record[key]) for record in records if key in record]
+        if points:
+            axes[0].plot(*zip(*points, strict=True), label=label, marker="." if key != "loss" else None)
+    axes[0].set(xlabel="images trained", ylabel="loss", yscale="log", title="loss")
+    axes[0].legend()
+    for key in sorted(truth, key=lambda key: float(key.split("=")[1])):
+        points = [(record["images"], record[key]) for record in records if key in record]
+        axes[-1].plot(*zip(*points, strict=True), label=key.removeprefix("truth/"), marker=".")
+    if truth:
+        axes[-1].set(xlabel="images trained", ylabel="rms error", yscale="log", title="distance to the exact posterior mean")
+        axes[-1].legend(fontsize="small")
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,340 @@
+"""The kernel, its prior and the training laws against SciPy's distributions and independent NumPy draws."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import polygamma
+
+from pfgm_jax import process as processes
+from pfgm_jax.errors import UserError
+from pfgm_jax.process import GeometricShell, LogNormal, Process, edm, kernel_noise, perturb, pfgm, pfgm_M, pfgmpp
+
+DIMENSIONS = [0.5, 1, 3.5, 128, 1e6, math.inf]
+DRAWS = 20_000
+FIVE_SIGMA = 5.7e-7  # two-sided tail of a Gaussian
+
+
+def draw(D, shape=(48,), n=DRAWS, seed=0):
+    keys = jax.random.split(jax.random.key(seed), n)
+    return np.asarray(jax.jit(jax.vmap(lambda key: kernel_noise(key, shape, D)))(keys), np.float64)
+
+
+def follows(samples, cdf):
+    return stats.kstest(samples, cdf).pvalue > FIVE_SIGMA
+
+
+# ---- the kernel
+
+
+@pytest.mark.parametrize("D", DIMENSIONS)
+def test_kernel_is_the_student_t(D):
+    noise = draw(D)
+    N = noise.shape[1]
+    # R = r √(B/(1−B)), B ~ Beta(N/2, D/2), so R²/D is beta prime; χ²_N at D = ∞. One radius factor a pixel would concentrate R.
+    squared = np.sum(noise**2, axis=1)
+    if math.isinf(D):
+        assert follows(squared, stats.chi2(N).cdf)
+    else:
+        assert follows(squared / D, stats.betaprime(N / 2, D / 2).cdf)
+    # One coordinate is a one-dimensional t, and a coordinate of the direction is that of the uniform sphere.
+    assert follows(noise[:, 7], stats.norm.cdf if math.isinf(D) else stats.t(D).cdf)
+    assert follows((1 + noise[:, 0] / np.sqrt(squared)) / 2, stats.beta((N - 1) / 2, (N - 1) / 2).cdf)
+
+
+@pytest.mark.parametrize("D", DIMENSIONS)
+def test_one_radius_is_shared_by_all_pixels(D):
+    # log n_j² = log g_j² + log(D/χ²_D): two pixels have only the second term in common, whose variance is ψ₁(D/2).
+    noise = draw(D, (2,))
+    a, b = (np.log(noise**2) - np.log(noise**2).mean(axis=0)).T
+    expected = 0 if math.isinf(D) else polygamma(1, D / 2)
+    assert abs(np.mean(a * b) - expected) < 5 * np.std(a * b) / math.sqrt(DRAWS)
+
+
+def test_kernel_tends_to_the_gaussian():
+    gaussian = draw(math.inf, n=256)
+    for D in [1e4, 1e6, 1e8, 1e10, 1e12, 1e14]:
+        ratio = draw(D, n=256) / gaussian
+        # √(D/χ²_D) is 1 ± 1/√(2D); the log-gamma draw of float32 is rounded at 33 · 2⁻²⁴ at most.
+        assert np.abs(ratio - 1).max() < 5 / math.sqrt(2 * D) + 4e-6
+        assert D > 1e6 or np.abs(ratio - 1).max() > 1 / math.sqrt(2 * D)
+    np.testing.assert_array_equal(draw(processes.GAUSSIAN_D, n=256), gaussian)
+
+
+def test_draws_are_finite_at_tiny_and_huge_D():
+    for D in [0.05, 1e15, 9.9e15]:
+        assert np.isfinite(draw(D, n=2000)).all()
+
+
+def test_perturb_is_the_kernel_around_each_image():
+    y = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
+    keys, sigma = jax.random.split(jax.random.key(1), 5), np.array([0.01, 0.1, 1, 10, 80], np.float32)
+    x = np.asarray(perturb(pfgmpp(3.5), keys, y, sigma))
+    for i in range(5):
+        expected = y[i] + sigma[i] * np.asarray(kernel_noise(keys[i], y.shape[1:], 3.5))
+        np.testing.assert_allclose(x[i], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("process", [edm(), pfgmpp(3.5), pfgm(M=287, N=48)], ids=lambda p: p.name)
+def test_a_draw_depends_on_its_own_key_alone(process):
+    y = jax.random.normal(jax.random.key(0), (6, 4, 4, 3))
+    keys, sigma = jax.random.split(jax.random.key(1), 6), jnp.linspace(0.1, 2, 6)
+    chosen = jnp.array([4, 1])
+    np.testing.assert_array_equal(
+        perturb(process, keys, y, sigma)[chosen], perturb(process, keys[chosen], y[chosen], sigma[chosen])
+    )
+    whole, part = processes.training_pairs(process, keys, y), processes.training_pairs(process, keys[chosen], y[chosen])
+    np.testing.assert_array_equal(whole[0][chosen], part[0])
+    np.testing.assert_array_equal(whole[1][chosen], part[1])
+    np.testing.assert_array_equal(
+        processes.prior(process, keys, (4, 4, 3))[chosen], processes.prior(process, keys[chosen], (4, 4, 3))
+    )
+
+
+# ---- the prior
+
+
+@pytest.mark.parametrize("D", DIMENSIONS)
+def test_prior_is_the_kernel_at_sigma_max(D):
+    process = pfgmpp(D, sigma_max=40.0)
+    keys = jax.random.split(jax.random.key(2), DRAWS)
+    x = np.asarray(processes.prior(process, keys, (2, 2, 3)), np.float64)
+    assert x.shape == (DRAWS, 2, 2, 3)
+    squared = np.sum(x.reshape(DRAWS, -1) ** 2, axis=1) / 40.0**2
+    assert follows(squared / 12, stats.chi2(12, scale=1 / 12).cdf if math.isinf(D) else stats.f(12, D).cdf)
+
+
+@pytest.mark.parametrize("N", [3, 3072])
+@pytest.mark.parametrize("D", [0.5, 1, 2, 3.5, 128, 2048, 1e6, 1e8, math.inf])
+def test_log_prior_matches_scipy(x64, D, N):
+    process = pfgmpp(D, sigma_max=7.0)
+    x = np.random.default_rng(0).normal(size=(6, N)) * np.array([0.1, 1, 5, 7, 20, 100])[:, None]
+    ours = np.asarray(processes.log_prior(process, jnp.asarray(x)))
+    if math.isinf(D):
+        expected = stats.multivariate_normal(np.zeros(N), 49.0).logpdf(x) if N < 100 else gaussian_log_density(x, 7.0)
+    elif N < 100:
+        expected = stats.multivariate_t(np.zeros(N), 49.0 * np.eye(N), df=D).logpdf(x)
+    else:
+        expected = student_log_density(x, 7.0, D)
+    # SciPy's own two log-gammas cancel: D/2 · ln(D/2) · 2⁻⁵³ is 1e-7 at D = 1e8.
+    cancelled = 0 if math.isinf(D) else 4e-16 * D * math.log(D + N)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-10 + cancelled)
+
+
+def gaussian_log_density(x, sigma):
+    return stats.norm(0, sigma).logpdf(x).sum(axis=1)
+
+
+def student_log_density(x, sigma, D):
+    """A product of one-dimensional conditionals: given the first j coordinates, the next is a t with D + j degrees of freedom."""
+    j = np.arange(x.shape[1])
+    before = np.cumsum(x**2, axis=1) - x**2
+    scale = sigma * np.sqrt((D + before / sigma**2) / (D + j))
+    return stats.t(D + j, scale=scale).logpdf(x).sum(axis=1)
+
+
+def test_log_prior_tends_to_the_gaussian(x64):
+    x = 5 * np.random.default_rng(0).normal(size=(8, 3072))
+    gaussian = gaussian_log_density(x, 7.0)
+    squared = np.sum((x / 7.0) ** 2, axis=1)
+    for D in [1e8, 1e10, 1e12, 1e15]:
+        ours = np.asarray(processes.log_prior(pfgmpp(D, sigma_max=7.0), jnp.asarray(x)))
+        # First order in 1/D: N(N+2)/4 − N q/2 + q(q)/4 for q = ‖x‖²/σ²; log Γ by `betaln` is good to 1e-5 at D = 1e15.
+        first = (3072 * (3072 - 2) / 4 - 3072 * squared / 2 + squared**2 / 4) / D
+        np.testing.assert_allclose(ours - gaussian, first, atol=2e-3 * 1e8 / D + 1e-5)
+
+
+@pytest.mark.parametrize("D", [0.5, 1, 128, 1e6, math.inf])
+def test_log_prior_in_float32(D):
+    x = (80 * np.random.default_rng(0).normal(size=(8, 3072))).astype(np.float32)
+    expected = gaussian_log_density(x.astype(float), 80.0)
+    if not math.isinf(D):
+        expected = student_log_density(x.astype(float), 80.0, D)
+    # A handful of roundings of a sum of size 2e4 nats.
+    np.testing.assert_allclose(processes.log_prior(pfgmpp(D), jnp.asarray(x)), expected, rtol=4 * 2.0**-23)
+
+
+@pytest.mark.parametrize("D", [1, 3.5, 128, 1e8, math.inf])
+def test_log_prior_integrates_to_one(x64, D):
+    process = pfgmpp(D, sigma_max=3.0)
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    angle = math.pi / 4 * (nodes + 1)  # x = σ tan(angle) reaches all of the half line
+    radius, measure = 3 * np.tan(angle), math.pi / 4 * weights * 3 / np.cos(angle) ** 2
+    line = np.exp(processes.log_prior(process, jnp.asarray(radius[:, None])))
+    plane = np.exp(processes.log_prior(process, jnp.asarray(radius[:, None] * [0.6, -0.8])))
+    assert 2 * np.sum(measure * line) == pytest.approx(1, abs=1e-8)
+    assert 2 * math.pi * np.sum(measure * radius * plane) == pytest.approx(1, abs=1e-8)
+
+
+def test_prior_radius_of_pfgm_is_clipped():
+    process = pfgm(M=291, N=3072)
+    keys = jax.random.split(jax.random.key(3), 4000)
+    norm = np.linalg.norm(np.asarray(processes.prior(process, keys, (3072,)), np.float64), axis=1)
+    assert norm.max() == pytest.approx(process.max_norm, rel=1e-5)
+    clipped = np.mean(norm > process.max_norm * (1 - 1e-5))
+    share = stats.f(3072, 1).sf((process.max_norm / process.sigma_max) ** 2 / 3072)
+    assert share == pytest.approx(0.575, abs=5e-4)  # of the formulas' z_max and norm
+    assert abs(clipped - share) < 5 * math.sqrt(share * (1 - share) / 4000)
+    inside = norm[norm < process.max_norm * (1 - 1e-5)]
+    law = stats.f(3072, 1)
+    assert follows((inside / process.sigma_max) ** 2 / 3072, lambda q: law.cdf(q) / (1 - share))
+
+
+def test_prior_radius_of_pfgm_is_at_least_one():
+    process = pfgm(M=1, N=2, z_max=0.05, max_norm=30.0)
+    norm = np.linalg.norm(processes.prior(process, jax.random.split(jax.random.key(0), 2000), (2,)), axis=1)
+    assert norm.min() == pytest.approx(1, rel=1e-6) and np.mean(norm > 1.01) > 0.02
+    assert norm.max() <= 30 * (1 + 1e-6)
+
+
+# ---- schedules
+
+
+def vp(t_min=1e-3):
+    integral = lambda t: 0.1 * t + 19.9 * t**2 / 2
+    return Process(
+        "vp",
+        math.inf,
+        t_min,
+        1.0,
+        LogNormal(),
+        sigma=lambda t: jnp.sqrt(jnp.expm1(integral(t))),
+        scale=lambda t: jnp.exp(-integral(t) / 2),
+    )
+
+
+def test_a_process_with_a_schedule_of_its_own():
+    process = vp()
+    # Published: σ from 0.0105 (t = 1e-3) to 152.17, variance preserved for data of variance 1.
+    assert process.sigma_min == pytest.approx(0.0105, abs=5e-5) and process.sigma_max == pytest.approx(152.17, abs=5e-3)
+    assert vp(1e-5).sigma_min == pytest.approx(0.00100, abs=5e-6)
+    assert isinstance(process.sigma_max, float)
+    t = jnp.linspace(1e-3, 1, 7)
+    np.testing.assert_allclose(process.scale(t) ** 2 * (1 + process.sigma(t) ** 2), 1, rtol=1e-5)
+    x = np.asarray(processes.prior(process, jax.random.split(jax.random.key(0), 2000), (10,)), np.float64)
+    assert follows(x.ravel(), stats.norm(0, 152.17).cdf)
+    np.testing.assert_allclose(
+        processes.log_prior(process, jnp.asarray(x[:3], jnp.float32)), gaussian_log_density(x[:3], 152.17), rtol=1e-5
+    )
+
+
+def test_schedule_of_the_named_processes():
+    t = jnp.array([0.5, 3.0])
+    for process in [edm(), pfgmpp(128), pfgm(M=287, N=3072)]:
+        np.testing.assert_array_equal(process.sigma(t), t)
+        np.testing.assert_array_equal(process.scale(t), 1)
+    assert (edm().sigma_min, edm().sigma_max, edm().D) == (0.002, 80.0, math.inf)
+    assert (pfgm(M=287, N=3072).D, pfgm(M=287, N=3072).sigma_min) == (1.0, 1e-3)
+
+
+@pytest.mark.parametrize(
+    "norm, N, M, z_max, max_norm",
+    [
+        (30.0, 3072, 287, None, None),  # the published script's defaults
+        (28.9, 2352, 289, 40.9, 2487),  # BloodMNIST's average norm
+        (37.9, 2352, 303, 61.9, 3762),  # its largest
+        (32.8, 2352, 295, 48.9, 2970),  # RetinaMNIST
+        (15, 2352, 256, 15.4, 938),
+        (20, 2352, 270, 23.3, 1418),
+        (25, 2352, 281, 32.3, 1963),
+        (32, 3072, 291, 43.4, 3015),  # the published M of CIFAR-10
+    ],
+)
+def test_pfgm_reach(norm, N, M, z_max, max_norm):
+    assert pfgm_M(norm, N) == M
+    if z_max:
+        process = pfgm(M, N)
+        assert process.sigma_max == pytest.approx(z_max, abs=0.05)
+        assert process.max_norm == pytest.approx(max_norm, abs=0.5)
+
+
+def test_pfgm_reach_can_be_given():
+    process = pfgm(M=291, N=3072, z_max=40.0, max_norm=3000.0, z_min=0.01)
+    assert (process.sigma_min, process.sigma_max, process.max_norm) == (0.01, 40.0, 3000.0)
+    lsun = pfgm(M=356, N=256 * 256 * 3)  # the formulas at LSUN's published M
+    assert lsun.sigma_max == pytest.approx(296, abs=0.5)
+    # N and σ count too: M steps multiply σ_ε by (1 + τ)^M.
+    assert lsun.max_norm == pytest.approx(0.01 * 1.03**356 * math.sqrt(196608), rel=1e-9)
+
+
+# ---- training laws
+
+
+@pytest.mark.parametrize("process", [edm(P_mean=-0.8, P_std=1.1), pfgmpp(2.5)], ids=lambda p: p.name)
+def test_log_normal_law(process):
+    y = jnp.full((DRAWS, 3), 0.25)
+    x, sigma = processes.training_pairs(process, jax.random.split(jax.random.key(4), DRAWS), y)
+    sigma = np.asarray(sigma, np.float64)
+    law = process.training_law
+    assert follows(np.log(sigma), stats.norm(law.P_mean, law.P_std).cdf)
+    noise = (np.asarray(x, np.float64) - 0.25) / sigma[:, None]
+    assert follows(noise[:, 1], stats.norm.cdf if process.is_gaussian else stats.t(process.D).cdf)
+    radius = np.linalg.norm(noise, axis=1)
+    assert abs(stats.spearmanr(radius, sigma).statistic) < 5 / math.sqrt(DRAWS)
+
+
+def algorithm_2(rng, n, N, M, sigma=0.01, tau=0.03, restrict_M=True):
+    """PFGM's algorithm 2 as published, in NumPy: (radius, z) of n samples."""
+    m = rng.uniform(0, M, n)
+    noise_z = sigma * np.abs(rng.normal(size=n))
+    if restrict_M:
+        small = noise_z < sigma / 2
+        m[small] = rng.uniform(0, 0.7 * M, small.sum())
+    radius = sigma * np.linalg.norm(rng.normal(size=(n, N)), axis=1)
+    return radius * (1 + tau) ** m, noise_z * (1 + tau) ** m
+
+
+@pytest.mark.parametrize("restrict_M", [True, False])
+def test_geometric_shell(restrict_M):
+    N, M = 12, 200
+    process = pfgm(M, N, restrict_M=restrict_M)
+    y = jnp.full((DRAWS, 2, 2, 3), 0.5)
+    x, z = processes.training_pairs(process, jax.random.split(jax.random.key(5), DRAWS), y)
+    z = np.asarray(z, np.float64)
+    difference = np.asarray(x, np.float64).reshape(DRAWS, N) - 0.5
+    radius = np.linalg.norm(difference, axis=1)
+
+    rng = np.random.default_rng(0)
+    expected_radius, expected_z = algorithm_2(rng, 5 * DRAWS, N, M, restrict_M=restrict_M)
+    other_radius, other_z = algorithm_2(rng, 5 * DRAWS, N, M, restrict_M=not restrict_M)
+    assert stats.ks_2samp(z, expected_z).pvalue > FIVE_SIGMA
+    assert stats.ks_2samp(radius, expected_radius).pvalue > FIVE_SIGMA
+    assert stats.ks_2samp(z, other_z).pvalue < FIVE_SIGMA  # the comparison sees the difference
+    assert stats.ks_2samp(radius, other_radius).pvalue < FIVE_SIGMA
+    # The same m serves x and z, so it leaves the ratio: ‖ε_x‖²/(N ε_z²) ~ F(N, 1).
+    assert follows((radius / z) ** 2 / N, stats.f(N, 1).cdf)
+    # The direction is uniform: a coordinate of u on the sphere.
+    assert follows((1 + difference[:, 4] / radius) / 2, stats.beta((N - 1) / 2, (N - 1) / 2).cdf)
+    # With τ so large that m alone decides, the share of samples in the upper 30 % of shells tells who was restricted.
+    far = pfgm(1, N, restrict_M=restrict_M, tau=1e20)
+    _, z = processes.training_pairs(far, jax.random.split(jax.random.key(6), DRAWS), y)
+    share = np.mean(np.log10(np.asarray(z, np.float64) / 0.01) > 14)
+    unrestricted = 2 * stats.norm.sf(0.5) if restrict_M else 1.0
+    # log₁₀|ε_z| blurs the edge by less than 1/20 of the range in nearly all draws.
+    assert abs(share - 0.3 * unrestricted) < 5 * math.sqrt(0.21 / DRAWS) + 0.02
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize("D", [0, -1, math.nan, -math.inf])
+def test_D_must_be_positive(D):
+    with pytest.raises(UserError, match="D must be a number > 0"):
+        pfgmpp(D)
+
+
+@pytest.mark.parametrize("low, high", [(0, 80), (-1, 80), (80, 80), (80, 0.002), (0.002, math.inf), (math.nan, 80)])
+def test_sigma_range_is_checked(low, high):
+    with pytest.raises(UserError, match="smallest σ < largest σ"):
+        edm(low, high)
+
+
+def test_geometric_shell_z_is_never_zero():
+    law = GeometricShell(M=0, sigma=1e-12)
+    _, z = processes.training_pairs(
+        Process("tiny", 1.0, 1e-3, 1.0, law), jax.random.split(jax.random.key(0), 100), jnp.zeros((100, 3))
+    )
+    assert (np.asarray(z) >= np.float32(1e-10)).all()
