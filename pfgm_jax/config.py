@@ -296,7 +296,7 @@ def load_run(workdir):
 
 
 def override(config, key, value):
-    """Sets config["a.b"] = value with the field's own type.
+    """Sets config["a.b"] to a value, or to the value that a text from the command line or a JSON file says.
 
     Raises:
       UserError: an unknown key (with the nearest right one) or a wrong type.
@@ -306,11 +306,23 @@ def override(config, key, value):
         raise UserError(f"unknown config key {key!r}{nearest(key, flat)}")
     section, _, field = key.rpartition(".")
     place = config[section] if section else config
-    if isinstance(place[field], tuple):
-        value = tuple(value)
-    elif isinstance(place[field], float) and isinstance(value, str):
-        value = float(value)
+    kind = place.get_type(field)
     try:
-        place[field] = value
-    except (TypeError, ValueError):
-        raise UserError(f"config key {key!r} takes a {type(place[field]).__name__}, got {value!r}") from None
+        place[field] = _read(value, kind) if isinstance(value, str) else tuple(value) if kind is tuple else value
+    except (TypeError, ValueError, SyntaxError, KeyError):
+        raise UserError(f"config key {key!r} takes {_KINDS[kind]}, got {value!r}") from None
+
+
+_KINDS = {
+    bool: "True or False", int: "a whole number", float: "a number", str: "a word", tuple: "whole numbers like 1,2,2"
+}  # fmt: skip
+
+
+def _read(text, kind):
+    if kind is bool:
+        return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+    if kind is tuple:
+        return tuple(int(item) for item in text.strip("()[] ").split(",") if item.strip())
+    if kind in (int, float) and text.lower() == "none":
+        return None  # derived from the data; a field that has a default refuses it
+    return kind(text.replace("_", "")) if kind is int else kind(text)

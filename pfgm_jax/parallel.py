@@ -79,4 +79,4 @@ def gather(array):
     if jax.process_count() > 1:
         array = multihost_utils.process_allgather(array, tiled=True)
     array = np.asarray(array)
-    return array.reshape((-1,) + array.shape[2:])
+    return array.reshape((array.shape[0] * array.shape[1],) + array.shape[2:])

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# From a fresh machine to tested: environment, install, style, tests. Arguments go to pytest ("-m slow" for the long tests).
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+prepare "[test]"
+
+say "style"
+ruff check .
+ruff format --check .
+
+say "tests"
+python -m pytest -q --durations=10 "$@"

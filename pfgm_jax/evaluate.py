@@ -1,0 +1,107 @@
+"""What is done with a trained run: pictures and files of samples, and their score."""
+
+import json
+import math
+import pathlib
+import time
+
+import jax
+import numpy as np
+
+from pfgm_jax import data, generator, models, parallel, plots
+from pfgm_jax.errors import UserError
+
+
+def _open(workdir, overrides):
+    """The run's Generator with `overrides` of sample.* and evaluate.*."""
+    from pfgm_jax import config as config_lib
+
+    made = generator.load(workdir)
+    for key, value in overrides.items():
+        config_lib.override(made.config, key, value)
+    config_lib.check(made.config)
+    return made
+
+
+def protocol(made, stats, n):
+    """How samples were made, for every figure and file."""
+    config = made.config
+    tolerance = f"rtol {config.sample.rtol:g}, atol {config.sample.atol:g}"
+    detail = tolerance if config.sample.solver == "rk45" else f"{config.sample.steps} steps, ρ {config.sample.rho:g}"
+    return (
+        f"{n} samples, {made.process.name} D = {made.process.D:g}, EMA weights after {made.step * config.train.batch:,} images, "
+        f"{config.sample.solver} ({detail}), {stats.nfe:g} function evaluations, seed {config.sample.seed}"
+    )
+
+
+def sample(workdir, overrides):
+    """Samples from a run: a grid (PNG), all images (npz, uint8) and the way from the prior to the data (GIF).
+
+    Files go to samples/, named after the solver. Returns the lines that say so.
+    """
+    made = _open(workdir, overrides)
+    config = made.config.sample
+    key = jax.random.key(config.seed)
+    begun = time.perf_counter()
+    images, stats = made.sample(key, config.n)
+    seconds = time.perf_counter() - begun
+    folder = pathlib.Path(workdir, "samples")
+    folder.mkdir(exist_ok=True)
+    stem = folder / config.solver
+    lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
+    moving = None
+    if config.frames:
+        few = min(config.n, 36)
+        _, moving = made.sample(key, few, frames=config.frames)
+    if parallel.is_main_process():
+        plots.grid(images[:256]).save(stem.with_suffix(".png"))
+        np.savez_compressed(stem.with_suffix(".npz"), images=images)
+        lines += [f"  grid       {stem}.png", f"  images     {stem}.npz"]
+        if moving is not None:
+            plots.animate(moving.trajectory, moving.sigmas, made.derived["sigma_data"], stem.with_suffix(".gif"))
+            lines.append(f"  animation  {stem}.gif")
+    return "\n".join(lines)
+
+
+def evaluate(workdir, overrides):
+    """Scores a run on digits in pixel space, with controls that must fail, into results/pixel_score.json; returns a table.
+
+    Raises:
+      UserError: a data set of other images, on which pixels are no features.
+    """
+    from pfgm_jax.metrics import PixelScorer, controls, table
+
+    made = _open(workdir, overrides)
+    config = made.config
+    if config.data.name != "digits":
+        raise UserError(f"the pixel score is for digits; {config.data.name} needs features that see more than pixels")
+    digits = data.load(config.data)
+    held_out = np.concatenate([digits.val.images, digits.test.images])
+    held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
+    n = min(config.evaluate.n, len(held_out))
+    scorer = PixelScorer(digits.train.images, digits.train.labels, held_out)
+
+    rows, protocols = {}, {}
+    for solver in ("rk45", "heun"):
+        config.sample.solver = solver
+        images, stats = made.sample(jax.random.key(config.sample.seed), n)
+        rows[f"samples, {solver}"] = scorer.score(images)
+        protocols[solver] = protocol(made, stats, n)
+    made.params = jax.device_get(jax.jit(lambda: models.init(made.model, made.shape))())
+    untrained, _ = made.sample(jax.random.key(config.sample.seed), n)
+    rows["untrained network"] = scorer.score(untrained)
+    for name, images in controls(digits.train.images, digits.train.labels, held_out, held_out_labels).items():
+        rows[name] = scorer.score(images)
+
+    folder = pathlib.Path(workdir, "results")
+    folder.mkdir(exist_ok=True)
+    record = {"protocol": {"score": scorer.protocol, **protocols}, "scores": {k: _plain(v) for k, v in rows.items()}}
+    (folder / "pixel_score.json").write_text(json.dumps(record, indent=1) + "\n")
+    lines = [table(rows), scorer.protocol, *protocols.values(), f"  table      {folder}/pixel_score.json"]
+    return "\n".join(lines)
+
+
+def _plain(score):
+    """A Score as JSON: its figures, and the criteria that it fails."""
+    figures = {name: float(value) for name, value in vars(score).items()}
+    return {k: v if math.isfinite(v) else str(v) for k, v in figures.items()} | {"failed": list(score.failed)}

@@ -1,0 +1,119 @@
+"""The command line: flags and --mode, nothing else.
+
+    python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/digits [--config.train.batch=128 ...]
+    python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
+"""
+
+import argparse
+import importlib.util
+import os
+import pathlib
+import sys
+
+from pfgm_jax.errors import UserError, nearest
+
+MODES = ("train", "sample", "evaluate")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def parse(argv):
+    """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
+    parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False, usage="%(prog)s [options] [--config.a.b=value ...]",
+                     description="Train, sample and score Poisson flow generative models.")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file and its arguments, for --mode=train")
+    parser.add_argument("--workdir", help="the run directory")
+    parser.add_argument("--mode", default="train", metavar="|".join(MODES), help="what to do (train)")
+    parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
+    parser.add_argument("--distributed", action="store_true", help="join a multi-host job found in the environment")
+    flags, rest = parser.parse_known_args(argv)
+    overrides = {}
+    for item in rest:
+        key, equals, value = item.partition("=")
+        if not key.startswith("--config.") or not equals:
+            known = ["--config", "--workdir", "--mode", "--dry_run", "--distributed"]
+            form = "; overrides are written --config.section.field=value"
+            raise UserError(f"unknown argument {item!r}{nearest(key, known) or form}")
+        overrides[key.removeprefix("--config.")] = value
+    if flags.mode not in MODES:
+        raise UserError(f"--mode={flags.mode} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}")
+    if not flags.workdir and not flags.dry_run:
+        raise UserError("--workdir=FOLDER is missing: the folder of the run")
+    return flags, overrides
+
+
+def load_config(argument, overrides):
+    """The config that `FILE[:ARGS]` and the overrides make.
+
+    Raises:
+      UserError: no such file, no get_config in it, or an argument or key that it does not know.
+    """
+    from pfgm_jax.config import override
+
+    path, _, args = (argument or "").partition(":")
+    if not path:
+        raise UserError("--config=FILE is missing, such as --config=configs/digits.py")
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    spec = importlib.util.spec_from_file_location("pfgm_jax_run_config", path)
+    if spec is None:
+        raise UserError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path} has no function get_config(arg)")
+    config = module.get_config(args or None)
+    for key, text in overrides.items():
+        override(config, key, text)
+    return config
+
+
+def run(argv):
+    """Does what the command line asks."""
+    flags, overrides = parse(argv)
+    if flags.mode != "train":
+        from pfgm_jax.config import default, override
+
+        for key, text in overrides.items():
+            override(default(), key, text)  # unknown keys and wrong types first
+            if not key.startswith(("sample.", "evaluate.")):
+                raise UserError(f"--mode={flags.mode} takes overrides of sample.* and evaluate.*, not of {key}")
+    _start_jax(flags.distributed)
+    if flags.mode == "train":
+        from pfgm_jax import train
+
+        config = load_config(flags.config, overrides)
+        if flags.dry_run:
+            print(train.dry_run(config))
+        else:
+            train.train(config, flags.workdir)
+    else:
+        from pfgm_jax import evaluate
+
+        print({"sample": evaluate.sample, "evaluate": evaluate.evaluate}[flags.mode](flags.workdir, overrides))
+
+
+def _start_jax(distributed):
+    """Compiled programs are kept between runs; JAX's own settings (JAX_COMPILATION_CACHE_DIR, …) come first."""
+    cache = pathlib.Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "xla"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    if distributed:
+        from pfgm_jax import parallel
+
+        parallel.init()
+
+
+def main():
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"pfgm_jax: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
