@@ -79,6 +79,7 @@ def displacement(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=Non
         raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
     if not D > 0:
         raise UserError(f"D must be a number > 0 or inf, got {D}")
+    x, points = jnp.asarray(x), jnp.asarray(points)
     flat, data = x.reshape(len(x), -1), points.reshape(len(points), -1).astype(x.dtype)
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
     if chunk is None:
@@ -128,6 +129,8 @@ def _sums(x, sigma, data, D, allowed=None):
     nearest_squared = jnp.sum(jnp.square(x - pivot), axis=1)
 
     delta = (rough - rough[rows, near[:, :1]]).at[rows, near].set(exact) - shift[:, None]
+    if allowed is not None:
+        delta = jnp.where(allowed, delta, 0)  # at δ = ∞ the weight is 0, but its reverse-mode derivative is not finite
     weights = _relative_weight(jnp.maximum(delta, 0), nearest_squared[:, None], sigma[:, None], N, D)
     if allowed is not None:
         weights = jnp.where(allowed, weights, 0)

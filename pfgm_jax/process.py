@@ -112,11 +112,13 @@ class Process:
 
     @property
     def sigma_min(self):
-        return float(self.sigma(self.t_min))
+        with jax.ensure_compile_time_eval():  # a schedule in jnp is a number inside jit too
+            return float(self.sigma(self.t_min))
 
     @property
     def sigma_max(self):
-        return float(self.sigma(self.t_max))
+        with jax.ensure_compile_time_eval():
+            return float(self.sigma(self.t_max))
 
     @property
     def is_gaussian(self):

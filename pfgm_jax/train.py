@@ -357,9 +357,9 @@ def train(config, workdir):
       FloatingPointError: the loss is not finite; the last checkpoint is kept.
     """
     dataset, derived, task, cadence = prepare(config)
-    state = init_state(task, dataset.shape)
     if parallel.is_main_process():
         open_run(workdir, config, derived)
+    state = init_state(task, dataset.shape)
     restored = checkpoint.restore(workdir, _items(state))
     print(describe(config, derived, task, state, dataset, cadence), file=sys.stderr)
     if restored is not None:

@@ -72,9 +72,6 @@ def load(data_config) -> Dataset:
         verified = official is not None and getattr(data_config, "check_md5", True)
         if verified:
             _verify(path, official.md5, "replace it, or pass --config.data.check_md5=False if it is your own")
-        if official is None:
-            note = f"MD5 not checked and classes not named, as medmnist's table is missing ({INSTALL})"
-            print(f"{path}: {note}", file=sys.stderr)
     else:
         if official is None:
             raise UserError(
@@ -88,6 +85,9 @@ def load(data_config) -> Dataset:
             _download(official, path)
 
     splits = read_npz(path, size)
+    if official is None:
+        note = f"MD5 not checked and classes not named, as medmnist's table is missing ({INSTALL})"
+        print(f"{path}: {note}", file=sys.stderr)
     highest = max(int(split.labels.max()) for split in splits)
     classes = official.classes if official else tuple(str(label) for label in range(highest + 1))
     if highest >= len(classes):

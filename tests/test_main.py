@@ -1,0 +1,253 @@
+"""The command line: bad input gets one line on stderr, exit code 2 and nothing half-written; good input leaves a run."""
+
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import pfgm_jax
+from pfgm_jax import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = f"--config={ROOT}/configs/digits.py"
+MEDMNIST = f"--config={ROOT}/configs/medmnist.py"
+# A run of seconds: one level, eight steps.
+TINY = ["--config.model.channels=4", "--config.model.multipliers=1", "--config.model.embedding_channels=8",
+        "--config.train.images=512", "--config.train.save_every=512", "--config.train.sample_every=512",
+        "--config.train.eval_every=512", "--config.sample.solver=heun", "--config.sample.steps=3"]  # fmt: skip
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs main in this process: (exit code, stdout, stderr)."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["pfgm_jax", *map(str, argv)])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Asserts that a command line is refused as a person's mistake, and gives its one line."""
+
+    def run(*argv, workdir=None):
+        workdir = workdir or tmp_path / "run"
+        before = sorted(workdir.rglob("*")) if workdir.exists() else None
+        code, out, err = command(*argv, f"--workdir={workdir}")
+        assert code == 2
+        assert err.count("\n") == 1 and err.startswith("pfgm_jax: "), err
+        assert not out
+        assert (sorted(workdir.rglob("*")) if workdir.exists() else None) == before
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny trained run."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    main.run([f"{DIGITS}:quick", f"--workdir={workdir}", *TINY])
+    return workdir
+
+
+def test_misspelt_config_key_names_the_right_one(refused):
+    assert "'train.batch'" in refused(f"{DIGITS}:quick", "--config.train.bacth=64")
+
+
+def test_misspelt_config_argument_names_the_right_one(refused):
+    assert "'process'" in refused(f"{DIGITS}:proces=pfgm")
+
+
+def test_wrong_type_in_config_argument(refused):
+    assert "D" in refused(f"{DIGITS}:D=many")
+
+
+@pytest.mark.parametrize(
+    "override", ["train.batch=many", "train.batch=3.5", "process.D=x", "model.conditional=maybe", "model.multipliers=a,b"]
+)
+def test_wrong_type(refused, override):
+    assert override.partition("=")[0] in refused(f"{DIGITS}:quick", f"--config.{override}")
+
+
+@pytest.mark.parametrize("D", ["0", "-3", "nan", "-inf"])
+def test_D_out_of_range(refused, D):
+    assert "process.D" in refused(f"{DIGITS}:quick", f"--config.process.D={D}")
+
+
+def test_batch_that_devices_cannot_share(refused):
+    err = refused(f"{DIGITS}:quick", "--config.train.batch=100")
+    assert "96 or 104" in err and f"{jax.device_count()} devices" in err
+
+
+def test_batch_larger_than_the_data(refused):
+    assert "1437" in refused(f"{DIGITS}:quick", "--config.train.batch=2048")
+
+
+def test_image_size_that_the_network_cannot_take(refused):
+    assert "model.multipliers" in refused(f"{DIGITS}:quick", "--config.model.multipliers=1,1,1,1,1")
+
+
+def test_other_impossible_values(refused):
+    assert "'heun'" in refused(f"{DIGITS}:quick", "--config.sample.solver=huen")
+    assert "large batch" in refused(f"{DIGITS}:process=pfgm", "--config.train.large_batch=0")
+    assert "D = 1" in refused(f"{DIGITS}:process=pfgm", "--config.process.D=2")
+    assert "'pfgmpp'" in refused(f"{DIGITS}:process=pfgmp")
+
+
+def test_mistakes_in_the_flags(refused, command):
+    assert "--workdir" in command(f"{DIGITS}:quick")[2]
+    assert "no such file" in refused("--config=configs/digit.py")
+    assert "--config=FILE" in refused()
+    assert "'sample'" in refused("--mode=smaple")
+    assert "'--workdir'" in refused(f"{DIGITS}:quick", "--workdri=x")
+
+
+def write_npz(path, **changes):
+    """A BloodMNIST-like file in MedMNIST's format, of 8 classes."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 64), ("val", 16), ("test", 16)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(n) % 8).astype(np.uint8)[:, None]
+    np.savez_compressed(path, **arrays | changes)
+
+
+def test_missing_npz(refused, tmp_path):
+    assert "bloodmnist.npz" in refused(f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}")
+
+
+def test_truncated_npz(refused, tmp_path):
+    path = tmp_path / "bloodmnist.npz"
+    write_npz(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    err = refused(f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}", "--config.data.check_md5=False")
+    assert "bloodmnist.npz" in err
+
+
+def test_pickled_npz_is_not_executed(refused, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return pathlib.Path.touch, (tmp_path / "executed",)
+
+    write_npz(tmp_path / "bloodmnist.npz", train_images=np.array([Bomb()], dtype=object))
+    refused(f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}", "--config.data.check_md5=False")
+    assert not (tmp_path / "executed").exists()
+    pickle.loads(pickle.dumps(Bomb()))
+    assert (tmp_path / "executed").exists()  # the bomb was live
+
+
+def test_wrong_md5(refused, tmp_path, monkeypatch):
+    # A stand-in for medmnist's table, which is not among the dependencies.
+    table = {"bloodmnist": {"MD5": "0" * 32, "url": "https://localhost/bloodmnist.npz", "task": "multi-class",
+                            "label": {str(i): f"class {i}" for i in range(8)}, "license": "CC BY 4.0"}}  # fmt: skip
+    monkeypatch.setitem(sys.modules, "medmnist", type(sys)("medmnist"))
+    sys.modules["medmnist"].INFO = table
+    write_npz(tmp_path / "bloodmnist.npz")
+    err = refused(f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}")
+    assert "MD5" in err and "0" * 32 in err
+
+
+def test_workdir_of_another_run_names_the_keys(refused, trained):
+    err = refused(f"{DIGITS}:quick", *TINY, "--config.optim.lr=0.5", "--config.process.D=64", workdir=trained)
+    assert "optim.lr" in err and "process.D" in err
+
+
+def test_unwritable_workdir(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refused(f"{DIGITS}:quick", workdir=tmp_path / "file" / "run")
+
+
+def test_no_run_to_sample_from(refused, tmp_path):
+    assert "no run" in refused("--mode=sample")
+    (tmp_path / "empty").mkdir()
+    assert "no run" in refused("--mode=sample", workdir=tmp_path / "empty")
+
+
+def test_run_without_a_checkpoint(refused, trained, tmp_path):
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "config.json").write_text((trained / "config.json").read_text())
+    assert "no checkpoint yet" in refused("--mode=sample", workdir=tmp_path / "early")
+
+
+def test_checkpoint_of_another_network(refused, trained):
+    path = trained / "config.json"
+    text = path.read_text()
+    record = json.loads(text)
+    record["config"]["model.channels"] = 6
+    path.write_text(json.dumps(record))
+    try:
+        assert "another network" in refused("--mode=sample", workdir=trained)
+    finally:
+        path.write_text(text)
+
+
+def test_sampling_takes_only_its_own_overrides(refused, trained):
+    assert "train.batch" in refused("--mode=sample", "--config.train.batch=8", workdir=trained)
+    assert "'sample.solver'" in refused("--mode=sample", "--config.sample.sovler=heun", workdir=trained)
+    assert "'heun'" in refused("--mode=sample", "--config.sample.solver=huen", workdir=trained)
+
+
+def test_no_traceback_from_a_fresh_process(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "pfgm_jax.main", f"{DIGITS}:quick", "--config.optim.lrr=1", f"--workdir={tmp_path}/x"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "pfgm_jax: unknown config key 'optim.lrr'; did you mean 'optim.lr'?\n"
+    assert not (tmp_path / "x").exists()
+
+
+def test_dry_run_says_what_it_would_do_and_writes_nothing(command, tmp_path):
+    code, out, _ = command(f"{DIGITS}:quick", "--dry_run", f"--workdir={tmp_path}/run")
+    assert code == 0 and not (tmp_path / "run").exists()
+    for word in ("sigma_max", "σ_data = 0.752", "parameters", "MiB", "conv_in/kernel"):
+        assert word in out
+
+
+def test_training_ends_with_how_to_sample(command, tmp_path):
+    code, out, err = command(f"{DIGITS}:quick", *TINY, f"--workdir={tmp_path}/run")
+    assert code == 0
+    lines = out.strip().splitlines()
+    assert lines[1].split("-m", 1)[1] == f" pfgm_jax.main --mode=sample --workdir={tmp_path}/run"
+    scope = {}
+    exec("\n".join(line.strip() for line in lines[-3:]), scope)
+    assert scope["images"].shape == (16, 8, 8, 1)
+
+
+def test_sampling_writes_grid_images_and_animation(command, trained):
+    code, out, err = command("--mode=sample", f"--workdir={trained}", "--config.sample.n=10", "--config.sample.frames=5",
+                             "--config.sample.solver=rk45")  # fmt: skip
+    assert code == 0 and "function evaluations" in out
+    images = np.load(trained / "samples" / "rk45.npz")["images"]
+    assert images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
+    with Image.open(trained / "samples" / "rk45.gif") as animation:
+        assert animation.n_frames > 1
+    with Image.open(trained / "samples" / "rk45.png") as grid:
+        assert min(grid.size) > 32
+    again, _ = pfgm_jax.load(trained).sample(jax.random.key(0), 10, solver="rk45")
+    np.testing.assert_array_equal(images, again)  # the command line and Python draw the same samples
+
+
+def test_a_run_directory_is_complete(trained):
+    for name in ("config.json", "metrics.jsonl", "curves.png", "checkpoints", "tensorboard"):
+        assert (trained / name).exists()
+    assert list((trained / "samples").glob("step_*.png"))
+    records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    keys = set().union(*records)
+    assert {"loss", "grad_norm", "images_per_second", "eval/val", "eval/gap"} <= keys
+    assert any(key.startswith("truth/") for key in keys)
