@@ -17,7 +17,7 @@ def get_config(arg=None):
     config.data.update(name="digits", size=8)
     config.process.update(name=args.process, D=args.D, P_mean=-0.8)
     config.model.update(
-        channels=16, multipliers=(1, 2), blocks=1, attention=(), embedding_channels=64, dropout=0.0
+        channels=16, multipliers=(1, 2), blocks=1, attention=(), noise_channels=64, embedding_channels=64, dropout=0.0
     )
     config.optim.update(lr=3e-3, lr_batch=64, warmup=6_400, decay="cosine", beta2=0.99)
     config.train.update(

@@ -2,11 +2,11 @@
 
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
-Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm, D=128 (pfgmpp only), cpu (a network and budget that two
-CPU cores can train in about an hour), quick (a smoke test).
+Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm, D=128 (pfgmpp only), cpu (a network and
+budget that two CPU cores can train in about an hour), quick (a smoke test).
 
-EDM's schedule for 200 million images ramps the learning rate over 10 million; a run of 7.5 million would end before that, so the
-ramp here is its twentieth, as 10 is of 200.
+EDM's schedule for 200 million images ramps the learning rate over 10 million; a run of 7.5 million would end before
+that, so the ramp here is its twentieth, as 10 is of 200.
 """
 
 import math
@@ -19,7 +19,8 @@ def get_config(arg=None):
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=args.D)
-    # 28 px halves to 14 and 7, 64 to 32, 16 and 8: attention at the two coarsest levels. 13.9 million parameters at 28 px.
+    # 28 px halves to 14 and 7, 64 to 32, 16 and 8: attention at the two coarsest levels. 13.9 million parameters at
+    # 28 px.
     config.model.update(channels=64, multipliers=(1, 2, 2, 4), blocks=2, embedding_channels=256, dropout=0.1)
     if args.size == 28:
         config.model.multipliers = (2, 2, 2)
@@ -37,14 +38,18 @@ def get_config(arg=None):
     elif args.process == "edm":
         config.process.D = math.inf
     if args.cpu or args.quick:
-        config.model.update(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(7,), embedding_channels=128, dropout=0.0)
+        config.model.update(
+            channels=32, multipliers=(1, 2, 2), blocks=1, attention=(7,), embedding_channels=128, dropout=0.0
+        )
         config.optim.update(warmup=6_400, lr_batch=64)
         config.train.update(
             images=150_000, batch=64, ema_halflife=10_000, log_every=1_024, eval_every=16_384, sample_every=16_384,
             save_every=16_384, eval_images=256,
         )  # fmt: skip
     if args.quick:
-        config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64, eval_images=32)
+        config.train.update(
+            images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64, eval_images=32
+        )
         config.train.large_batch = min(config.train.large_batch, 64)
         config.model.channels = 8
         config.sample.update(n=4, frames=4, solver="heun", steps=4)

@@ -1,7 +1,7 @@
 """Checkpoints by orbax, checked: every array's SHA-256 is saved beside it and compared when it is read.
 
-Orbax itself restores a file with a flipped byte without a word. A step that is damaged or incomplete is passed over, loudly, for
-the one before it. Saving is synchronous, so that a step exists only when all of it does.
+Orbax itself restores a file with a flipped byte without a word. A step that is damaged or incomplete is passed over,
+loudly, for the one before it. Saving is synchronous, so that a step exists only when all of it does.
 """
 
 import hashlib
@@ -81,7 +81,9 @@ def _restore_step(manager, step, like):
             there = "{1}{0}".format(*digest[name][path]) if path in digest[name] else "absent"
             here = f"{leaves[path].dtype}{list(leaves[path].shape)}" if path in leaves else "absent"
             if there != here:
-                raise UserError(f"checkpoint {step} is of another network: {name}{path} is {there} there and {here} here")
+                raise UserError(
+                    f"checkpoint {step} is of another network: {name}{path} is {there} there and {here} here"
+                )
     abstract = {
         name: ocp.args.StandardRestore({p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in leaves.items()})
         for name, leaves in wanted.items()

@@ -1,7 +1,8 @@
 """Configuration: the defaults, their checks, what is derived from the data, and the record of a run.
 
-A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate. Fields that are
-None are derived from the data by `derive`; config.json in the run directory holds the config and everything derived.
+A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
+Fields that are None are derived from the data by `derive`; config.json in the run directory holds the config and
+everything derived.
 """
 
 import json
@@ -54,6 +55,7 @@ def default():
     config.model.blocks = 4
     config.model.attention = (16,)
     config.model.embedding = "positional"  # positional, fourier
+    config.model.noise_channels = 0  # features of the noise level; 0: as many as channels
     config.model.embedding_channels = 512
     config.model.conditional = False  # tell the network the class
     config.model.dropout = 0.13
@@ -158,7 +160,8 @@ def check(config):
         require(math.isinf(config.process.D), "process.D", "process=edm is D = inf; process=pfgmpp takes any D")
     for key in ("channels", "blocks", "embedding_channels"):
         require(config.model[key] >= 1, f"model.{key}", "at least 1")
-    require(config.model.channels % 2 == 0, "model.channels", "an even number, for sines and cosines")
+    for key in ("channels", "noise_channels"):
+        require(config.model[key] % 2 == 0 and config.model[key] >= 0, f"model.{key}", "even, for sines and cosines")
     require(len(config.model.multipliers) > 0 and min(config.model.multipliers) >= 1, "model.multipliers", "each >= 1")
     require(0 <= config.model.dropout < 1, "model.dropout", "at least 0 and below 1")
     require(config.optim.lr > 0, "optim.lr", "greater than 0")
@@ -178,8 +181,8 @@ def check(config):
 def derive(config, dataset):
     """Everything that the data decide, as plain numbers for config.json.
 
-    σ_max bounds the mismatch between the prior, which is centred at 0, and the data at σ_max, E‖y‖²/(2σ_max²), by 0.06 nats: EDM's
-    80 on CIFAR-10. PFGM's M, z_max and largest prior norm follow its formulas (`process.pfgm`).
+    σ_max bounds the mismatch between the prior, which is centred at 0, and the data at σ_max, E‖y‖²/(2σ_max²), by
+    0.06 nats: EDM's 80 on CIFAR-10. PFGM's M, z_max and largest prior norm follow its formulas (`process.pfgm`).
 
     Raises:
       UserError: an image size that the network cannot take, or a batch larger than the training set.
@@ -188,7 +191,9 @@ def derive(config, dataset):
     N = math.prod(dataset.shape)
     level_sizes(dataset.shape[:2], len(config.model.multipliers))
     if config.train.batch > len(dataset.train):
-        raise UserError(f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images")
+        raise UserError(
+            f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images"
+        )
     sigma_max = config.process.sigma_max
     if sigma_max is None:
         sigma_max = math.sqrt(facts.mean_square_norm / (2 * 0.06))
@@ -236,6 +241,7 @@ def make_model(config, derived):
         blocks=c.blocks,
         attention=tuple(c.attention),
         embedding=c.embedding,
+        noise_channels=c.noise_channels,
         embedding_channels=c.embedding_channels,
         num_labels=len(derived["classes"]) if c.conditional else 0,
         dropout=c.dropout,

@@ -29,7 +29,8 @@ def protocol(made, stats, n):
     tolerance = f"rtol {config.sample.rtol:g}, atol {config.sample.atol:g}"
     detail = tolerance if config.sample.solver == "rk45" else f"{config.sample.steps} steps, ρ {config.sample.rho:g}"
     return (
-        f"{n} samples, {made.process.name} D = {made.process.D:g}, EMA weights after {made.step * config.train.batch:,} images, "
+        f"{n} samples, {made.process.name} D = {made.process.D:g}, "
+        f"EMA weights after {made.step * config.train.batch:,} images, "
         f"{config.sample.solver} ({detail}), {stats.nfe:g} function evaluations, seed {config.sample.seed}"
     )
 
@@ -64,7 +65,8 @@ def sample(workdir, overrides):
 
 
 def evaluate(workdir, overrides):
-    """Scores a run on digits in pixel space, with controls that must fail, into results/pixel_score.json; returns a table.
+    """Scores a run on digits in pixel space, with controls that must fail, into results/pixel_score.json; returns a
+    table.
 
     Raises:
       UserError: a data set of other images, on which pixels are no features.

@@ -7,13 +7,15 @@ For charges y_1 … y_n the posterior mean is softmax attention over the data,
 (D = ∞: log w_i = −d_i²/(2σ²)), and the Poisson field at (x, r = σ√D), with the normalisation of PFGM's algorithm 1, is
 (x − E[y | x, σ], r). Computed as written, (1) is 5 % to 100 % off in float32 at large D. Three things make it exact:
 
-  1. only differences δ_i = d_i² − d_m² to the nearest point m enter: log w_i − log w_m = −((N+D)/2) log1p(δ_i / (d_m² + D σ²));
-  2. δ_i comes from ‖y_i‖² − 2 x·y_i (one matrix product; ‖x‖² would only cancel), but for the nearest points, where that form
+  1. only differences δ_i = d_i² − d_m² to the nearest point m enter: log w_i − log w_m = −((N+D)/2) log1p(δ_i / (d_m²
+  + D σ²));
+  2. δ_i comes from ‖y_i‖² − 2 x·y_i (one matrix product; ‖x‖² would only cancel), but for the nearest points, where
+  that form
      cancels too, it is recomputed as (y_m − y_i)·((x − y_i) + (x − y_m));
   3. the mean is accumulated relative to y_m, so that x − E[y | x, σ] keeps its digits at small σ.
 
-A partial result (pivot y_m, Σ w, Σ w (y − y_m)) merges associatively with another: streaming over the data and sharding it over
-devices are the same sum, and memory does not grow with the data set.
+A partial result (pivot y_m, Σ w, Σ w (y − y_m)) merges associatively with another: streaming over the data and
+sharding it over devices are the same sum, and memory does not grow with the data set.
 """
 
 import math
@@ -164,7 +166,8 @@ def _streamed(x, sigma, data, D, allowed, chunk):
     empty = Sums(jnp.zeros_like(x), jnp.zeros_like(sigma), jnp.zeros_like(x))
 
     def add_chunk(sums, begin):
-        # The last chunk starts early instead of being padded (a padded copy would double the memory) and masks what was seen.
+        # The last chunk starts early instead of being padded (a padded copy would double the memory) and masks what
+        # was seen.
         start = jnp.minimum(begin, n - chunk)
         mask = jnp.broadcast_to(start + jnp.arange(chunk) >= begin, (len(x), chunk))
         if allowed is not None:

@@ -59,7 +59,8 @@ class Generator:
     def sample(self, key, n, labels=None, solver=None, **options):
         """Draws n images.
 
-        Sample i depends on (key, i): asking for more keeps the first ones (up to the step control of rk45, which a batch shares).
+        Sample i depends on (key, i): asking for more keeps the first ones (up to the step control of rk45, which a
+        batch shares).
 
         Args:
           key: a PRNG key, `jax.random.key(0)`.
@@ -69,7 +70,8 @@ class Generator:
           options: of the solver: rtol, atol, steps, rho, frames; unset ones come from the run's sample section.
 
         Returns:
-          (uint8 [n, H, W, C], SolveStats as NumPy arrays: nfe and steps are means over batches, the trajectory float [T, n, H, W, C]).
+          (uint8 [n, H, W, C], SolveStats as NumPy arrays: nfe and steps are means over batches, the trajectory float
+          [T, n, H, W, C]).
 
         Raises:
           UserError: an unknown solver or option, labels that do not fit, or a solve that did not reach the data.
@@ -84,7 +86,9 @@ class Generator:
         _, taken = sampling.find(solver, {"frames", "max_steps"} | defaults)
         for name in options:
             if name not in taken:
-                raise UserError(f"solver {solver} has no option {name!r}{nearest(name, taken)}; it takes {', '.join(sorted(taken))}")
+                raise UserError(
+                    f"solver {solver} has no option {name!r}{nearest(name, taken)}; it takes {', '.join(sorted(taken))}"
+                )
         options = {name: self.config.sample[name] for name in taken & defaults} | options
         if n < 1:
             raise UserError(f"n must be at least 1, got {n}")
@@ -120,7 +124,9 @@ class Generator:
         classes = self.derived["classes"]
         if not self.config.model.conditional:
             if labels is not None:
-                raise UserError("this network was trained without labels; train one with --config.model.conditional=True")
+                raise UserError(
+                    "this network was trained without labels; train one with --config.model.conditional=True"
+                )
             return np.full(n, -1)
         if labels is None:
             counts = jnp.asarray(self.derived["label_counts"], jnp.float32)

@@ -1,4 +1,4 @@
-"""The one training loss: regression of a parametrisation's target, by the clean image or by the large-batch posterior mean."""
+"""The one training loss: regression on a parametrisation's target, from the clean image or the large-batch mean."""
 
 import jax.numpy as jnp
 
@@ -8,9 +8,10 @@ from pfgm_jax import field
 def posterior_target(process, x, sigma, y, references=None, allowed=None):
     """What stands for E[y | x, σ] in the target.
 
-    The clean image y is an unbiased stand-in (denoising). The posterior mean over a large batch of references is the field of
-    that batch: PFGM's algorithm 1 at D = 1, the stable target (arXiv 2302.00670) at any D. Its variance is lower, and it is
-    the only valid target for points that were not drawn from the kernel.
+    The clean image y is an unbiased stand-in (denoising). The posterior mean over a large batch of references is the
+    field of
+    that batch: PFGM's algorithm 1 at D = 1, the stable target (arXiv 2302.00670) at any D. Its variance is lower, and
+    it is the only valid target for points that were not drawn from the kernel.
 
     Args:
       x: [B, *S] perturbed images. sigma: [B]. y: [B, *S] their clean images.

@@ -1,7 +1,7 @@
 """The command line: flags and --mode, nothing else.
 
-    python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/digits [--config.train.batch=128 ...]
-    python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
+python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/digits [--config.train.batch=128 ...]
+python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
 """
 
 import argparse
@@ -22,7 +22,8 @@ class _Parser(argparse.ArgumentParser):
 
 def parse(argv):
     """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
-    parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False, usage="%(prog)s [options] [--config.a.b=value ...]",
+    parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
+                     usage="%(prog)s [options] [--config.a.b=value ...]",
                      description="Train, sample and score Poisson flow generative models.")  # fmt: skip
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file and its arguments, for --mode=train")
     parser.add_argument("--workdir", help="the run directory")

@@ -58,15 +58,18 @@ class EDM:
 class PoissonField:
     """PFGM's negative normalised field (arXiv 2209.11178, algorithm 1 and eq. 5), for any finite D with r = σ√D.
 
-    The network learns v = (v_x, v_r) = −√N E / (‖E‖ + γ), E = (x − E[y | x, σ], r) in N + 1 dimensions; v_r is the spatial mean
-    of one extra output channel. x is not rescaled and the embedding takes r itself. The loss is ½ Σ over the N + 1 outputs.
+    The network learns v = (v_x, v_r) = −√N E / (‖E‖ + γ), E = (x − E[y | x, σ], r) in N + 1 dimensions; v_r is the
+    spatial mean of one extra output channel. x is not rescaled and the embedding takes r itself. The loss is ½ Σ over
+    the N + 1 outputs.
 
-    Two ways lead back to E_x: r v_x / v_r, exact but useless near the data, where v_r → 0; and the norm of v_x alone, which is
-    useless far away, where it saturates. With n = ‖v_x‖/√N, the second solves n = e/(√(e² + r²) + γ) for e = ‖E_x‖:
+    Two ways lead back to E_x: r v_x / v_r, exact but useless near the data, where v_r → 0; and the norm of v_x alone,
+    which is useless far away, where it saturates. With n = ‖v_x‖/√N, the second solves n = e/(√(e² + r²) + γ) for e =
+    ‖E_x‖:
 
         e = n (γ + √(n²γ² + (1 − n²) r²)) / (1 − n²),     E_x = −v_x (√(e² + r²) + γ)/√N.
 
-    (The published sampler takes e = γ n/(1 − n), its first order in r.) Below r = `near` the second is used, above it the first.
+    (The published sampler takes e = γ n/(1 − n), its first order in r.) Below r = `near` the second is used, above it
+    the first.
     """
 
     gamma: float = 5.0
@@ -81,9 +84,7 @@ class PoissonField:
 
     def target(self, process, x, sigma, posterior_mean):
         B, N = len(x), math.prod(x.shape[1:])
-        E = jnp.concatenate(
-            [(x - posterior_mean).reshape(B, N), self._radius(process, sigma).reshape(B, 1)], axis=1
-        )
+        E = jnp.concatenate([(x - posterior_mean).reshape(B, N), self._radius(process, sigma).reshape(B, 1)], axis=1)
         return -math.sqrt(N) * E / (jnp.linalg.norm(E, axis=1, keepdims=True) + self.gamma)
 
     def outputs(self, raw):

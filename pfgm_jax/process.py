@@ -10,8 +10,8 @@ space with D more dimensions, r being the norm of the extra coordinates:
     x = y + σ g √(D / χ²_D),        g ~ N(0, I_N), one χ²_D draw per sample,                                  (2)
 
 so D = 1 is PFGM (arXiv 2209.11178, where σ is called z), D → ∞ is the Gaussian of diffusion models (EDM,
-arXiv 2206.00364), and any real D > 0 lies between. With a schedule, x_t = s(t) (y + σ(t) n); everything below works in the
-unscaled variable x = x_t / s(t) and in σ. Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
+arXiv 2206.00364), and any real D > 0 lies between. With a schedule, x_t = s(t) (y + σ(t) n); everything below works
+in the unscaled variable x = x_t / s(t) and in σ. Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ from scipy.special import betaln, gammaln
 
 from pfgm_jax.errors import UserError
 
-# Above this many degrees of freedom the Student-t and the Gaussian agree to N/D < 1e-12, and D σ² would soon overflow float32.
+# Above this many degrees of freedom the Student-t and the Gaussian agree to N/D < 1e-12, and D σ² would soon overflow
+# float32.
 GAUSSIAN_D = 1e16
 
 
@@ -47,8 +48,9 @@ class GeometricShell:
 
         x = y + ‖ε_x‖ (1 + τ)^m u,    z = |ε_z| (1 + τ)^m,    ε ~ N(0, σ² I_(N+1)),  u uniform on the sphere.
 
-    These pairs are points at which to regress the *field*: at a given z the radius does not follow the kernel (1), so the
-    clean image is not a valid target for them. With `restrict_M`, samples with |ε_z| < σ/2 draw m from [0, 0.7 M].
+    These pairs are points at which to regress the *field*: at a given z the radius does not follow the kernel (1), so
+    the clean image is not a valid target for them. With `restrict_M`, samples with |ε_z| < σ/2 draw m from [0, 0.7
+    M].
     """
 
     M: int
@@ -138,7 +140,7 @@ def pfgmpp(D, sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
 def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, max_norm=None):
     """PFGM (arXiv 2209.11178): D = 1 and σ = z.
 
-    z_max = √(2/π) σ (1+τ)^M and max_norm = √N σ (1+τ)^M, the mean |ε_z| and ‖ε_x‖ at m = M (its appendix B), unless given.
+    z_max = √(2/π) σ (1+τ)^M and max_norm = √N σ (1+τ)^M, the mean |ε_z| and ‖ε_x‖ at m = M, unless given.
 
     Args:
       M: largest exponent of algorithm 2; see `pfgm_M`.
@@ -230,6 +232,7 @@ def log_prior(process, x):
     constant = -N / 2 * math.log(2 * math.pi * sigma**2)
     if process.is_gaussian:
         return constant - squared / 2
-    # log Γ((N+D)/2) − log Γ(D/2), by the beta function, which stays accurate where the difference of two gammas cancels.
+    # log Γ((N+D)/2) − log Γ(D/2), by the beta function, which stays accurate where the difference of two gammas
+    # cancels.
     log_gamma_ratio = float(gammaln(N / 2) - betaln(N / 2, D / 2))
     return constant + log_gamma_ratio - N / 2 * math.log(D / 2) - (N + D) / 2 * jnp.log1p(squared / D)

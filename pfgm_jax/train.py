@@ -1,8 +1,8 @@
 """Training: `train(config, workdir)`, from an empty folder or from the last checkpoint there.
 
-Everything random about example i of the run (its image, σ, noise, dropout mask) is a function of (seed, i) alone, i counting
-examples over all steps and devices. So one device, eight devices and a resumed run see the same numbers, and no iterator or random
-state is saved.
+Everything random about example i of the run (its image, σ, noise, dropout mask) is a function of (seed, i) alone, i
+counting examples over all steps and devices. So one device, eight devices and a resumed run see the same numbers, and
+no iterator or random state is saved.
 """
 
 import functools
@@ -86,7 +86,7 @@ def make_task(config, derived):
 
 
 def learning_rate(config, derived):
-    """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end × lr."""
+    """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end."""
     batch, c = config.train.batch, config.optim
     steps = max(1, math.ceil(config.train.images / batch))
     warmup = c.warmup // batch
@@ -214,11 +214,11 @@ def evaluate_losses(task, ema, images, labels, batches):
     return total / count
 
 
-@functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0,))
-def distance_to_truth(task, ema, images, labels, sigmas):
-    """Root mean square error per pixel of the network against the exact posterior mean of the training set, at each of `sigmas` [L].
+def truth_errors(task, ema, images, labels, sigmas):
+    """Distance to the truth: rms error per pixel of the network against the exact posterior mean of the training set.
 
-    Queries are training images perturbed by the kernel, the same each time: [L] on every device.
+    Queries are training images perturbed by the kernel at each of `sigmas` [L], the same every time. Returns [L],
+    equal on all devices; inside a mapped function.
     """
     key = jax.random.fold_in(jax.random.key(task.seed), 4)
     first, count = parallel.axis_slice(TRUTH_QUERIES - TRUTH_QUERIES % parallel.device_count())
@@ -240,13 +240,16 @@ def distance_to_truth(task, ema, images, labels, sigmas):
     return lax.map(one_level, sigmas)
 
 
+distance_to_truth = parallel.pmap(truth_errors, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0,))
+
+
 def truth_levels(process):
-    """Seven noise levels over the part of the range in which a posterior mean is neither trivial nor the data's mean."""
+    """Seven noise levels over the range in which a posterior mean is neither the image nor the data's mean."""
     return np.geomspace(max(0.05, process.sigma_min), min(20.0, process.sigma_max), 7)
 
 
 def make_batches(n, limit, batch, key):
-    """Indices [k, B] of `limit` of n examples, drawn without replacement, −1 for padding: the same at every evaluation."""
+    """Indices [k, B] of `limit` of n examples, without replacement, −1 for padding: the same at every evaluation."""
     chosen = np.asarray(epoch_order(key, np.arange(min(n, limit), dtype=np.uint32), n))
     padded = np.full(math.ceil(len(chosen) / batch) * batch, -1)
     padded[: len(chosen)] = chosen
@@ -276,7 +279,7 @@ def make_cadence(config):
 
 
 def memory_estimate(task, state, dataset, steps):
-    """Bytes that a device needs for training: the compiler's count of arguments, results and temporaries of one call."""
+    """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call."""
     shapes = [
         jax.tree.map(lambda a: jax.ShapeDtypeStruct((jax.local_device_count(),) + np.shape(a), a.dtype), tree)
         for tree in (state, dataset.train.images, dataset.train.labels)
@@ -290,8 +293,9 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
     """The derived constants of a run in a few lines."""
     p, counts = task.process, sum(a.size for a in jax.tree.leaves(state.params))
     lines = [
-        f"data       {dataset.name} {'×'.join(map(str, dataset.shape))}: {len(dataset.train)} train, {len(dataset.val)} val, "
-        f"{len(dataset.test)} test, {dataset.num_classes} classes; mean {derived['mean']:.3f}, std {derived['std']:.3f}, "
+        f"data       {dataset.name} {'×'.join(map(str, dataset.shape))}: {len(dataset.train)} train, "
+        f"{len(dataset.val)} val, {len(dataset.test)} test, {dataset.num_classes} classes; "
+        f"mean {derived['mean']:.3f}, std {derived['std']:.3f}, "
         f"norm {derived['mean_norm']:.1f} (largest {derived['largest_norm']:.1f}); licence {dataset.licence}",
         f"process    {p.name}: D = {p.D:g}, N = {derived['N']}, σ from {p.sigma_max:.4g} to {p.sigma_min:g}"
         + (f", M = {derived['M']}, largest prior norm {p.max_norm:.0f}" if config.process.name == "pfgm" else "")
@@ -347,10 +351,11 @@ def open_run(workdir, config, derived):
 
 
 def train(config, workdir):
-    """Trains the run in `workdir` to config.train.images, resuming from its last checkpoint; returns the final TrainState.
+    """Trains the run in `workdir` to config.train.images, resuming from its last checkpoint; returns the final
+    TrainState.
 
-    Writes config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/step_*.png and curves.png. SIGTERM and Ctrl-C save a
-    checkpoint before they end the run.
+    Writes config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/step_*.png and curves.png. SIGTERM and
+    Ctrl-C save a checkpoint before they end the run.
 
     Raises:
       UserError: a config, data file or run directory that a person has to mend.

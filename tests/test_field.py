@@ -13,6 +13,9 @@ from pfgm_jax import field, parallel
 from pfgm_jax.errors import UserError
 from pfgm_jax.process import perturb, pfgmpp
 
+displacement = jax.jit(field.displacement, static_argnames=("D", "chunk"))
+posterior_mean = jax.jit(field.posterior_mean, static_argnames=("D", "chunk"))
+
 SIGMAS = [0.002, 0.01, 0.1, 1, 5, 20, 80]
 
 
@@ -46,12 +49,12 @@ def relative_error(ours, expected):
 @pytest.mark.parametrize("D", [1, 2, 128, 2048, 1e6, math.inf])
 def test_float32_field_against_float64(D):
     points = images()
-    x, sigma = queries(points, D)
+    x, sigma = queries(points, D=D)
     expected = np.asarray(x, np.float64) - oracles.posterior_mean(x, sigma, points, D)
     # Relative to ‖x − E[y]‖ alone, which is smaller than the field. 1e-6 is a handful of roundings.
-    assert relative_error(field.displacement(x, sigma, points, D), expected).max() < 1e-6
+    assert relative_error(displacement(x, sigma, points, D=D), expected).max() < 1e-6
     # The mean is rounded once more, as a difference from x.
-    mean = np.asarray(field.posterior_mean(x, sigma, points, D), np.float64)
+    mean = np.asarray(posterior_mean(x, sigma, points, D=D), np.float64)
     error = np.linalg.norm(np.asarray(x, np.float64) - expected - mean, axis=1)
     assert (error / np.linalg.norm(np.asarray(x), axis=1)).max() < 1e-6
     if not math.isinf(D):
@@ -62,12 +65,12 @@ def test_float32_field_against_float64(D):
 
 @pytest.mark.parametrize("D", [1, 128, math.inf])
 def test_more_near_duplicates_than_are_recomputed(D):
-    # 300 points within σ of each other: those after the nearest few cancel, to about 2⁻²³ ‖y‖²/σ² in the weight.
+    # 300 points within σ of each other: those after the nearest few cancel, to 2⁻²³ ‖y‖²/σ² in the weight.
     points = images(1024).copy()
     points[100:400] = points[0] + 3e-3 * np.random.default_rng(1).normal(size=(300, 3072)).astype(np.float32)
     x, sigma = queries(points, D, [0.1, 0.3, 1, 10])
     expected = np.asarray(x, np.float64) - oracles.posterior_mean(x, sigma, points, D)
-    assert relative_error(field.displacement(x, sigma, points, D), expected).max() < 1e-4
+    assert relative_error(displacement(x, sigma, points, D=D), expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("D", [1, 2.5, 40])
@@ -80,7 +83,7 @@ def test_poisson_field_is_the_sum_over_charges(D):
     extra = np.broadcast_to(radius[:, None, None], (9, 40, 1))
     augmented = np.concatenate([x[:, None] - points, extra], axis=2)
     E = np.sum(augmented / np.linalg.norm(augmented, axis=2, keepdims=True) ** (6 + D), axis=1)
-    E_x, E_r = field.poisson_field(jnp.asarray(x, jnp.float32), jnp.asarray(sigma, jnp.float32), points, D)
+    E_x, E_r = field.poisson_field(jnp.asarray(x, jnp.float32), jnp.asarray(sigma, jnp.float32), points, D=D)
     ours = np.concatenate([E_x, np.asarray(E_r)[:, None]], axis=1)
     unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)  # noqa: E731
     np.testing.assert_allclose(unit(ours), unit(E), atol=1e-6)
@@ -89,7 +92,7 @@ def test_poisson_field_is_the_sum_over_charges(D):
 @pytest.mark.parametrize("D", [1, 128, 1e6, math.inf])
 def test_equidistant_points_weigh_the_same(D):
     points = np.concatenate([np.eye(5), -np.eye(5)]).astype(np.float32)[1:]
-    mean = field.posterior_mean(jnp.zeros((3, 5)), jnp.array([1e-3, 0.1, 10]), points, D)
+    mean = posterior_mean(jnp.zeros((3, 5)), jnp.array([1e-3, 0.1, 10]), points, D=D)
     np.testing.assert_allclose(mean, np.tile(points.mean(axis=0), (3, 1)), atol=1e-7)
 
 
@@ -97,53 +100,50 @@ def test_equidistant_points_weigh_the_same(D):
 def test_limits_in_sigma(D):
     points = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     x = points[:4] + 0.01
-    np.testing.assert_allclose(field.posterior_mean(x, 1e-4, points, D), points[:4], atol=1e-5)
-    np.testing.assert_allclose(
-        field.posterior_mean(x, 1e4, points, D), np.tile(points.mean(axis=0), (4, 1)), atol=1e-6
-    )
-    alone = field.displacement(x, 1.0, points[:1], D)
+    np.testing.assert_allclose(posterior_mean(x, 1e-4, points, D=D), points[:4], atol=1e-5)
+    np.testing.assert_allclose(posterior_mean(x, 1e4, points, D=D), np.tile(points.mean(axis=0), (4, 1)), atol=1e-6)
+    alone = displacement(x, 1.0, points[:1], D=D)
     np.testing.assert_allclose(alone, x - points[0], rtol=1e-6)
 
 
 # ---- the same sum in other orders
 
 
-@pytest.mark.parametrize(
-    "D, chunk", [(1, 100), (128, 1), (128, 100), (128, 511), (128, 9999), (math.inf, 100)]
-)
+@pytest.mark.parametrize("D, chunk", [(1, 100), (128, 1), (128, 100), (128, 511), (128, 9999), (math.inf, 100)])
 def test_streamed_equals_whole(D, chunk):
     # Chunks of 1 have one neighbour each, 100 and 511 a last chunk that overlaps the one before.
     points = images(512, 192)
     x, sigma = queries(points, D)
-    whole = field.displacement(x, sigma, points, D)
-    assert relative_error(field.displacement(x, sigma, points, D, chunk=chunk), whole).max() < 1e-6
+    whole = displacement(x, sigma, points, D=D)
+    assert relative_error(displacement(x, sigma, points, D=D, chunk=chunk), whole).max() < 1e-6
 
 
 @pytest.mark.parametrize("D, chunk", [(1, None), (128, 50), (math.inf, None)])
 def test_sharded_equals_whole(D, chunk):
     points = images(512, 192)
     x, sigma = queries(points, D)
-    sharded = parallel.pmap(
-        lambda part: field.displacement(x, sigma, part, D, chunk=chunk, axis_name=parallel.AXIS)
-    )(points.reshape(8, 64, 192))
-    whole = field.displacement(x, sigma, points, D)
+    sharded = parallel.pmap(lambda part: field.displacement(x, sigma, part, D, chunk=chunk, axis_name=parallel.AXIS))(
+        points.reshape(8, 64, 192)
+    )
+    whole = displacement(x, sigma, points, D=D)
     for device in range(8):
         assert relative_error(sharded[device], whole).max() < 1e-6
 
 
 @pytest.mark.parametrize("chunk", [None, 37])
-def test_jit_and_vmap(chunk):
+def test_transformed_by_jax(chunk):
     points = images(512, 192).reshape(512, 8, 8, 3)
     x, sigma = queries(points, 128)
     assert x.shape == (14, 8, 8, 3)
-    denoise = functools.partial(field.posterior_mean, points=points, D=128, chunk=chunk)
-    plain = denoise(x, sigma)
+    plain = posterior_mean(x, sigma, points, D=128)  # jit
+    denoise = field.exact_denoiser(points, 128, chunk)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-    close(jax.jit(denoise)(x, sigma), plain)
-    close(jax.vmap(denoise)(x.reshape(2, 7, 8, 8, 3), sigma.reshape(2, 7)), plain.reshape(2, 7, 8, 8, 3))
-    over_sigma = jax.vmap(lambda level: denoise(x, level))(jnp.array([0.1, 10]))  # one level for all queries
-    close(over_sigma[1], denoise(x, jnp.full(14, 10.0)))
-    close(field.exact_denoiser(points, 128, chunk)(x, sigma), plain)
+    close(denoise(x, sigma), plain)  # step by step
+    # vmap over an axis of queries, and over σ, one level for all queries.
+    halves = jax.jit(jax.vmap(denoise))(x.reshape(2, 7, 8, 8, 3), sigma.reshape(2, 7))
+    close(halves, plain.reshape(2, 7, 8, 8, 3))
+    over_sigma = jax.jit(jax.vmap(denoise, in_axes=(None, 0)))(x, jnp.array([0.1, 10]))
+    close(over_sigma[1], posterior_mean(x, jnp.full(14, 10.0), points, D=128))
 
 
 @pytest.mark.parametrize("D, chunk", [(1, 50), (128, None), (128, 120), (math.inf, 50)])
@@ -155,10 +155,10 @@ def test_allowed_points_are_the_field_of_the_subset(D, chunk):
     x, sigma = queries(points, D)
     wanted = np.arange(14) % 7
     allowed = jnp.asarray(wanted[:, None] == label)
-    masked = field.displacement(x, sigma, points, D, chunk=chunk, allowed=allowed)
+    masked = displacement(x, sigma, points, D=D, chunk=chunk, allowed=allowed)
     for i in range(14):
         subset = points[label == wanted[i]]
-        alone = x[i] - oracles.posterior_mean(x[i : i + 1], sigma[i : i + 1], subset, D)
+        alone = np.asarray(x[i], np.float64) - oracles.posterior_mean(x[i : i + 1], sigma[i : i + 1], subset, D)
         assert relative_error(masked[i : i + 1], alone).max() < 1e-6
 
 
@@ -171,7 +171,7 @@ def test_allowed_points_over_devices():
     sharded = parallel.pmap(
         lambda part, mask: field.displacement(x, sigma, part, 128, allowed=mask, axis_name=parallel.AXIS)
     )(points.reshape(8, 64, 192), allowed.reshape(14, 8, 64).transpose(1, 0, 2))
-    near = field.displacement(x[:7], sigma[:7], points[100:130], 128)
+    near = displacement(x[:7], sigma[:7], points[100:130], D=128)
     assert relative_error(sharded[0][:7], near).max() < 1e-6
     assert relative_error(sharded[3][7:], x[7:] - points[511]).max() < 1e-6
 
@@ -198,12 +198,14 @@ def test_derivatives_against_finite_differences(x64, D, chunk):
     sigma = jnp.geomspace(0.3, 3, 6)
     allowed = jnp.asarray(rng.uniform(size=(6, 40)) < 0.5).at[:, 0].set(True).at[2, 1:].set(False)
     mean = functools.partial(field.posterior_mean, points=points, D=D, chunk=chunk, allowed=allowed)
-    value, slope = jax.jvp(mean, (jnp.asarray(x), sigma), (jnp.asarray(v), jnp.ones(6)))
+    mean = jax.jit(mean)
+    slope = jax.jit(lambda x: jax.jvp(mean, (x, sigma), (v, jnp.ones(6)))[1])(jnp.asarray(x))
     step = 1e-6  # central differences: step² and 2⁻⁵²/step are both below 1e-9
     expected = (mean(x + step * v, sigma + step) - mean(x - step * v, sigma - step)) / (2 * step)
     np.testing.assert_allclose(slope, expected, atol=1e-8)
     u = rng.normal(size=(6, 5))
-    grad_x, grad_sigma = jax.grad(lambda x, sigma: jnp.sum(u * mean(x, sigma)), argnums=(0, 1))(x, sigma)
+    gradient = jax.jit(jax.grad(lambda x, sigma: jnp.sum(u * mean(x, sigma)), argnums=(0, 1)))
+    grad_x, grad_sigma = gradient(x, sigma)
     along_v = jnp.sum(grad_x * v, axis=1) + grad_sigma
     np.testing.assert_allclose(along_v, np.sum(u * slope, axis=1), atol=1e-12)
 
@@ -214,19 +216,19 @@ def test_jacobian_is_the_posterior_covariance(x64):
     points, x, sigma = rng.normal(size=(30, 4)), rng.normal(size=4), 0.8
     weight = np.exp(-np.sum((x - points) ** 2, axis=1) / (2 * sigma**2))
     covariance = np.cov(points.T, aweights=weight, bias=True)
-    jacobian = jax.jacfwd(lambda x: field.posterior_mean(x[None], sigma, points, math.inf)[0])(x)
+    jacobian = jax.jacfwd(lambda x: posterior_mean(x[None], sigma, points, D=math.inf)[0])(x)
     np.testing.assert_allclose(jacobian, covariance / sigma**2, atol=1e-13)
 
 
-@pytest.mark.parametrize("D, chunk", [(1, 50), (128, None), (128, 50), (math.inf, 50)])
+@pytest.mark.parametrize("D, chunk", [(1, 50), (128, None), (math.inf, 50)])
 def test_float32_derivatives_are_finite(D, chunk):
     points = images(512, 192)
     x, sigma = queries(points, D)
     x = jnp.concatenate([x, points[:1]])  # a query on a charge, which has duplicates
     sigma = jnp.append(sigma, 0.002)
     mean = functools.partial(field.posterior_mean, points=points, D=D, chunk=chunk)
-    _, slope = jax.jvp(lambda x: mean(x, sigma), (x,), (jnp.ones_like(x),))
-    gradient = jax.grad(lambda x: jnp.sum(mean(x, sigma)))(x)
+    slope = jax.jit(lambda x: jax.jvp(lambda x: mean(x, sigma), (x,), (jnp.ones_like(x),))[1])(x)
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(mean(x, sigma))))(x)
     assert np.isfinite(slope).all() and np.isfinite(gradient).all()
 
 

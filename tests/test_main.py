@@ -1,4 +1,4 @@
-"""The command line: bad input gets one line on stderr, exit code 2 and nothing half-written; good input leaves a run."""
+"""The command line: bad input gets one line on stderr, exit code 2 and nothing half-written; good input a run."""
 
 import json
 import pathlib
@@ -78,7 +78,8 @@ def test_wrong_type_in_config_argument(refused):
 
 
 @pytest.mark.parametrize(
-    "override", ["train.batch=many", "train.batch=3.5", "process.D=x", "model.conditional=maybe", "model.multipliers=a,b"]
+    "override",
+    ["train.batch=many", "train.batch=3.5", "process.D=x", "model.conditional=maybe", "model.multipliers=a,b"],
 )
 def test_wrong_type(refused, override):
     assert override.partition("=")[0] in refused(f"{DIGITS}:quick", f"--config.{override}")
@@ -230,7 +231,8 @@ def test_training_ends_with_how_to_sample(command, tmp_path):
 
 
 def test_sampling_writes_grid_images_and_animation(command, trained):
-    code, out, err = command("--mode=sample", f"--workdir={trained}", "--config.sample.n=10", "--config.sample.frames=5",
+    code, out, err = command("--mode=sample", f"--workdir={trained}", "--config.sample.n=10",
+    "--config.sample.frames=5",
                              "--config.sample.solver=rk45")  # fmt: skip
     assert code == 0 and "function evaluations" in out
     images = np.load(trained / "samples" / "rk45.npz")["images"]

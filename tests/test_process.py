@@ -123,11 +123,7 @@ def test_log_prior_matches_scipy(x64, D, N):
     ours = np.asarray(processes.log_prior(process, jnp.asarray(x)))
     if N == 3:
         zeros, shape = np.zeros(N), 49.0 * np.eye(N)
-        law = (
-            stats.multivariate_normal(zeros, shape)
-            if math.isinf(D)
-            else stats.multivariate_t(zeros, shape, D)
-        )
+        law = stats.multivariate_normal(zeros, shape) if math.isinf(D) else stats.multivariate_t(zeros, shape, D)
         expected = law.logpdf(x)
     else:
         expected = gaussian_log_density(x, 7.0) if math.isinf(D) else student_log_density(x, 7.0, D)
@@ -341,9 +337,7 @@ def test_D_must_be_positive(D):
         pfgmpp(D)
 
 
-@pytest.mark.parametrize(
-    "low, high", [(0, 80), (-1, 80), (80, 80), (80, 0.002), (0.1, math.inf), (math.nan, 80)]
-)
+@pytest.mark.parametrize("low, high", [(0, 80), (-1, 80), (80, 80), (80, 0.002), (0.1, math.inf), (math.nan, 80)])
 def test_sigma_range_is_checked(low, high):
     with pytest.raises(UserError, match="smallest σ < largest σ"):
         edm(low, high)

@@ -163,14 +163,16 @@ def table(rows):
         ["accepted", "", *map(range_text, columns), classes, f"<= {CRITERIA['copies'][1]:.0%}", ""],
     ]
     for name, score in rows.items():
-        lines.append([
-            name,
-            str(score.n),
-            *(f"{getattr(score, column):.2f}" for column in columns),
-            f"{score.smallest_class:.0%} to {score.largest_class:.0%}",
-            f"{score.copies:.1%}",
-            "pass" if score.passed else "FAIL: " + ", ".join(map(_words, score.failed)),
-        ])
+        lines.append(
+            [
+                name,
+                str(score.n),
+                *(f"{getattr(score, column):.2f}" for column in columns),
+                f"{score.smallest_class:.0%} to {score.largest_class:.0%}",
+                f"{score.copies:.1%}",
+                "pass" if score.passed else "FAIL: " + ", ".join(map(_words, score.failed)),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def align(line):

@@ -96,8 +96,8 @@ def canonical_conv(x, kernel, strides, padding, **_):
     """`nn.Conv`'s convolution (odd kernel, stride 1, SAME) whose gradients are convolutions in NHWC/HWIO order too.
 
     XLA's CPU compiler brings convolutions into the order that its fast routine needs only in a program's outermost
-    computation. Inside `lax.scan` JAX's own gradients, which swap dimensions, fall to a naive loop, 50 times slower. It has no
-    forward-mode derivative: it is for training alone.
+    computation. Inside `lax.scan` JAX's own gradients, which swap dimensions, fall to a naive loop, 50 times slower.
+    It has no forward-mode derivative: it is for training alone.
     """
     del strides, padding
     return _conv_canonical(x, kernel)

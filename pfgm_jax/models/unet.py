@@ -1,7 +1,9 @@
-"""The DDPM++ U-Net (arXiv 2011.13456, in EDM's arrangement, arXiv 2206.00364 appendix F), at any image size from 8 px up.
+"""The DDPM++ U-Net (arXiv 2011.13456, in EDM's arrangement, arXiv 2206.00364 appendix F), at any image size from 8 px
+up.
 
-Encoder and decoder of residual blocks, resampling inside blocks, skip connections from every encoder block, attention at
-chosen resolutions, block outputs scaled by √½. Odd sizes are halved upwards (7 → 4) and come back cut to the size they had.
+Encoder and decoder of residual blocks, resampling inside blocks, skip connections from every encoder block, attention
+at chosen resolutions, block outputs scaled by √½. Odd sizes are halved upwards (7 → 4) and come back cut to the size
+they had.
 """
 
 import functools
@@ -16,7 +18,7 @@ from pfgm_jax.models import layers
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, convolution, + embedding, norm, SiLU, dropout, convolution; maybe resampled and attended."""
+    """Residual block: norm, SiLU, convolution, + embedding, norm, SiLU, dropout, convolution; perhaps attention."""
 
     channels: int
     dropout: float
@@ -57,6 +59,7 @@ class UNet(nn.Module):
       blocks: residual blocks a level.
       attention: resolutions (heights) at which blocks attend.
       embedding: "positional" or "fourier" features of the noise level.
+      noise_channels: number of those features, 0 for `channels`.
       embedding_channels: width of the embedding's two layers.
       num_labels: classes, 0 for an unconditional network; a label of −1 stands for none.
       dropout: rate in [0, 1).
@@ -70,6 +73,7 @@ class UNet(nn.Module):
     blocks: int = 4
     attention: tuple = (16,)
     embedding: str = "positional"
+    noise_channels: int = 0
     embedding_channels: int = 512
     num_labels: int = 0
     dropout: float = 0.13
@@ -116,10 +120,11 @@ class UNet(nn.Module):
 
     def _embed(self, noise, labels):
         kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype), kernel_init=layers.xavier)
+        features = self.noise_channels or self.channels
         if self.embedding == "fourier":
-            emb = layers.FourierEmbedding(2 * self.channels, name="fourier")(noise)
+            emb = layers.FourierEmbedding(features, name="fourier")(noise)
         else:
-            emb = layers.positional_embedding(noise, self.channels)
+            emb = layers.positional_embedding(noise, features)
         if self.num_labels:
             if labels is None:
                 labels = jnp.full(noise.shape, -1)
@@ -142,6 +147,6 @@ def level_sizes(size, levels):
         sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
     if min(sizes[-1]) < 2:
         raise UserError(
-            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last would have one pixel"
+            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last is of one pixel"
         )
     return sizes

@@ -8,9 +8,11 @@ from jax import lax
 
 from pfgm_jax.sampling.stats import SolveStats
 
-# A step of Dopri5 takes six evaluations, its seventh stage being the next step's first (FSAL); the very first stage is one more.
+# A step of Dopri5 takes six evaluations, its seventh stage being the next step's first (FSAL); the very first stage
+# is one more.
 _CALLS_PER_STEP = 6
-# The first step in ln σ. Near the prior the flow is close to dx/du = x, whose own scale is 1; the control takes over from there.
+# The first step in ln σ. Near the prior the flow is close to dx/du = x, whose own scale is 1; the control takes over
+# from there.
 _FIRST_STEP = 0.1
 
 
@@ -27,7 +29,8 @@ def rk45(process, denoise, x, *, rtol=1e-4, atol=1e-4, max_steps=1000, last_deno
       max_steps: limit on steps, accepted and rejected.
       last_denoise: end with E[y | x, σ_min], one Euler step from σ_min to 0.
       frames: number of states to keep from σ_max to σ_min, evenly spaced in ln σ.
-      axis_name: mapped axis over whose devices the batch is spread: all devices then take the same steps, so that samples do
+      axis_name: mapped axis over whose devices the batch is spread: all devices then take the same steps, so that
+        samples do
         not depend on the number of devices.
 
     Returns:

@@ -1,0 +1,53 @@
+"""The shape of the package: imports go downwards only."""
+
+import ast
+import pathlib
+
+import pfgm_jax
+
+LAYERS = [
+    {"errors"},
+    {"process", "parallel"},
+    {"field"},
+    {"parametrization", "models", "sampling"},
+    {"losses", "data", "checkpoint", "log", "plots"},
+    {"metrics"},
+    {"config"},
+    {"generator"},
+    {"train", "evaluate"},
+    {"main"},
+]
+PACKAGE = pathlib.Path(pfgm_jax.__file__).parent
+
+
+def imported(path):
+    """Rooms of the package that a file imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pfgm_jax":
+            parts = node.module.split(".")
+            yield from [parts[1]] if len(parts) > 1 else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("pfgm_jax."))
+
+
+def test_imports_go_downwards():
+    level = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for other in imported(path):
+            if other in level and other != room:
+                assert level[other] < level[room], f"{path.name} imports {other}, which is not below {room}"
+
+
+def test_every_room_has_a_level():
+    rooms = {p.stem for p in PACKAGE.iterdir() if not p.name.startswith("__")}
+    assert rooms == set().union(*LAYERS)
+
+
+def test_only_parallel_knows_devices():
+    words = ("jax.device_count", "jax.local_device", "jax.process_", "jax.distributed", "jax.pmap", "axis_index")
+    for path in PACKAGE.rglob("*.py"):
+        if path.name != "parallel.py":
+            assert not [word for word in words if word in path.read_text()], path

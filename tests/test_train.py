@@ -1,0 +1,287 @@
+"""Training: independent of the number of devices, resumed bit for bit, and every objective learns."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import digits
+from pfgm_jax import checkpoint, data, field, parallel, process, train
+from pfgm_jax import config as config_lib
+from pfgm_jax.data import to_unit
+
+
+def tiny(arg="quick", **overrides):
+    """The quick digits config with the smallest U-Net."""
+    config = digits.get_config(arg)
+    small = {
+        "model.channels": 4, "model.multipliers": (1,), "model.embedding_channels": 8, "model.noise_channels": 8,
+        "train.batch": 16, "train.images": 512, "train.steps_per_call": 4, "train.log_every": 64,
+        "train.eval_every": 512, "train.sample_every": 512, "train.save_every": 128, "train.eval_images": 48,
+        "sample.solver": "heun", "sample.steps": 3, "sample.n": 8,
+    }  # fmt: skip
+    for key, value in (small | overrides).items():
+        config_lib.override(config, key, value)
+    return config
+
+
+def stacked(tree, devices):
+    return jax.tree.map(lambda a: np.stack([np.asarray(a)] * len(devices)), tree)
+
+
+@pytest.fixture
+def float64():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+OBJECTIVES = {
+    "clean": {},
+    "posterior mean, labels": {"train.large_batch": 64, "model.conditional": True},
+    "PFGM": {"process.name": "pfgm", "process.D": 1.0, "train.large_batch": 64},
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_eight_devices_train_as_one_in_float64(float64, objective):
+    # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments.
+    settings = {"model.dtype": "float64", "model.dropout": 0.2, "optim.warmup": 0}
+    config = tiny(**settings, **OBJECTIVES[objective])
+    dataset, _, task, _ = train.prepare(config)
+
+    def run(devices):
+        step = parallel.pmap(lambda *args: train.train_step(task, *args), devices=devices)
+        state, images, labels = (
+            stacked(tree, devices)
+            for tree in (train.init_state(task, dataset.shape), dataset.train.images, dataset.train.labels)
+        )
+        losses = []
+        for _ in range(20):
+            state, metrics = step(state, images, labels)
+            losses.append(metrics.loss.total[0] / metrics.loss.count[0])
+        return np.asarray(losses), jax.tree.map(lambda a: np.asarray(a)[0], state)
+
+    one_losses, one = run(jax.devices()[:1])
+    eight_losses, eight = run(jax.devices())
+    assert one_losses.dtype == np.float64 and all(a.dtype == np.float64 for a in jax.tree.leaves(one.params))
+    np.testing.assert_allclose(eight_losses, one_losses, rtol=1e-9)
+    for name in ("params", "ema"):
+        a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(getattr(s, name))]) for s in (one, eight))
+        assert np.linalg.norm(a - b) <= 1e-9 * np.linalg.norm(a)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, train.init_state(task, dataset.shape).params)
+    assert max(jax.tree.leaves(moved)) > 1e-3  # the steps did something
+
+
+def test_eight_devices_give_the_gradient_of_one_in_float32():
+    # Sums of 16 examples in another order: some float32 epsilons, 1.2e-7 each.
+    config = tiny(**{"model.dropout": 0.2})
+    dataset, _, task, _ = train.prepare(config)
+    state = train.init_state(task, dataset.shape)
+
+    def gradient(devices):
+        f = parallel.pmap(lambda *args: train.loss_and_gradient(task, *args)[1], devices=devices)
+        trees = (state.params, state.step, dataset.train.images, dataset.train.labels)
+        result = f(*(stacked(tree, devices) for tree in trees))
+        return np.concatenate([np.asarray(a)[0].ravel() for a in jax.tree.leaves(result)])
+
+    one, eight = gradient(jax.devices()[:1]), gradient(jax.devices())
+    assert np.linalg.norm(one - eight) <= 1e-5 * np.linalg.norm(one)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    config = tiny(**{"model.dropout": 0.2, "train.keep": 10})
+    train.train(config, workdir)
+    return config, workdir, final_items(config, workdir)
+
+
+def final_items(config, workdir):
+    dataset, _, task, cadence = train.prepare(config)
+    step, items = checkpoint.restore(workdir, train._items(train.init_state(task, dataset.shape)))
+    assert step == cadence.total
+    return items
+
+
+@pytest.mark.parametrize("saves", [1, 2, 3])
+def test_resumed_run_is_equal_bit_for_bit(uninterrupted, tmp_path, monkeypatch, saves):
+    config, whole, expected = uninterrupted
+    save, count = checkpoint.save, []
+
+    def save_then_die(*args):
+        save(*args)
+        count.append(None)
+        if len(count) == saves:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint, "save", save_then_die)
+    with pytest.raises(Killed):
+        train.train(config, tmp_path)
+    monkeypatch.setattr(checkpoint, "save", save)
+    train.train(config, tmp_path)
+    for a, b in zip(jax.tree.leaves(final_items(config, tmp_path)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # metrics.jsonl reads as if nothing had happened, speed apart
+    lines = [
+        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in open(d / "metrics.jsonl")]
+        for d in (whole, tmp_path)
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_longer_run_continues_a_finished_one(uninterrupted, tmp_path):
+    config = tiny(**{"train.images": 128})
+    train.train(config, tmp_path)
+    config.train.images = 256
+    state = train.train(config, tmp_path)
+    assert int(state.step) == 16
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    config = tiny(**{"train.images": 128})
+    train.train(config, tmp_path)
+    config.train.images = 512
+    dataset, _, task, _ = train.prepare(config)
+    items = checkpoint.restore(tmp_path, train._items(train.init_state(task, dataset.shape)))[1]
+    items["params"]["conv_in"]["kernel"] = items["params"]["conv_in"]["kernel"] * np.nan
+    checkpoint.save(tmp_path, 12, items)
+    with pytest.raises(FloatingPointError, match="learning rate|optim.lr"):
+        train.train(config, tmp_path)
+    assert checkpoint.restore(tmp_path, items)[0] == 12
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_learns(tmp_path, objective):
+    config = tiny(**{"train.images": 6144, "train.eval_every": 3072, "train.log_every": 3072, "train.save_every": 6144,
+                     "train.sample_every": 6144}, **OBJECTIVES[objective])  # fmt: skip
+    train.train(config, tmp_path)
+    records = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    losses = [r["loss"] for r in records if "loss" in r]
+    assert losses[-1] < 0.95 * losses[0]
+    evaluated = [r for r in records if "eval/val" in r]
+    assert evaluated[-1]["eval/val"] < evaluated[0]["eval/val"]
+    assert evaluated[0]["eval/gap"] == pytest.approx(evaluated[0]["eval/val"] - evaluated[0]["eval/train"])
+
+
+def test_validation_loss_counts_each_example_once_whatever_the_padding():
+    config = tiny()
+    dataset, _, task, _ = train.prepare(config)
+    params = parallel.replicate(train.init_state(task, dataset.shape).params)
+    split = parallel.replicate((dataset.val.images, dataset.val.labels))
+    key = jax.random.key(0)
+    by_batch = [
+        float(train.evaluate_losses(task, params, *split, train.make_batches(180, 40, batch, key))[0])
+        for batch in (8, 16, 40, 64)
+    ]
+    np.testing.assert_allclose(by_batch, by_batch[0], rtol=1e-5)
+
+
+def test_distance_to_truth_is_zero_for_the_truth_and_right_for_a_constant(monkeypatch):
+    config = tiny()
+    dataset, derived, task, _ = train.prepare(config)
+    state = train.init_state(task, dataset.shape)
+    images, labels = dataset.train.images, dataset.train.labels
+    points = to_unit(images)
+
+    arguments = [parallel.replicate(tree) for tree in (state.params, images, labels)]
+
+    def error(denoise):
+        monkeypatch.setattr(train, "denoiser", lambda *_: denoise)
+        return np.asarray(parallel.pmap(lambda *args: train.truth_errors(task, *args, jnp.asarray([0.7])))(*arguments))
+
+    exact = field.exact_denoiser(jnp.asarray(points), task.process.D)
+    assert error(exact).max() < 1e-6
+    np.testing.assert_allclose(error(lambda x, sigma: exact(x, sigma) + 0.25), 0.25, rtol=1e-5)
+
+
+def test_large_batch_is_the_same_on_all_devices_and_begins_with_the_small_one(monkeypatch):
+    config = tiny(**{"train.large_batch": 64})
+    dataset, _, task, _ = train.prepare(config)
+    seen = {}
+
+    def record(task, params, images, labels, indices, references, keys, train):
+        seen["indices"], seen["references"] = indices, references
+        return jnp.zeros(len(indices)) + sum(jnp.sum(a) for a in jax.tree.leaves(params))
+
+    monkeypatch.setattr(train, "example_losses", record)
+
+    def batch(step, images, labels):
+        train.loss_and_gradient(task, {"w": jnp.zeros(())}, step, images, labels)
+        return seen["indices"], seen["references"]
+
+    devices = jax.devices()
+    trees = (np.asarray(5, np.int32), dataset.train.images, dataset.train.labels)
+    indices, references = parallel.pmap(batch)(*(stacked(tree, devices) for tree in trees))
+    indices, references = np.asarray(indices), np.asarray(references)
+    assert (references == references[:1]).all()
+    assert len(set(references[0])) == 64
+    np.testing.assert_array_equal(indices.ravel(), references[0][:16])
+
+
+def test_learning_rate_warms_up_decays_and_follows_the_batch():
+    config = tiny(**{"optim.warmup": 160, "optim.lr": 1e-3, "optim.lr_batch": 64, "optim.decay": "cosine",
+                     "train.images": 1600, "optim.lr_end": 0.1})  # fmt: skip
+    dataset = data.load(config.data)
+    derived = config_lib.derive(config, dataset)
+    assert derived["lr"] == pytest.approx(1e-3 * math.sqrt(16 / 64))
+    rate = train.learning_rate(config, derived)
+    assert float(rate(0)) == pytest.approx(derived["lr"] / 10)
+    assert float(rate(9)) == pytest.approx(derived["lr"])
+    assert float(rate(55)) == pytest.approx(derived["lr"] * 0.55)  # the cosine's middle
+    assert float(rate(100)) == pytest.approx(derived["lr"] * 0.1)
+
+
+def test_ema_follows_edms_half_life_with_ramp():
+    # EDM: decay 0.5^(batch / min(half-life, ramp × images seen)), 0 at the start.
+    config = tiny(**{"train.ema_halflife": 100, "train.ema_ramp": 0.5, "optim.lr": 0.01})
+    dataset, _, task, _ = train.prepare(config)
+    devices = jax.devices()
+    step = parallel.pmap(lambda *args: train.train_step(task, *args)[0])
+    state = stacked(train.init_state(task, dataset.shape), devices)
+    split = stacked((dataset.train.images, dataset.train.labels), devices)
+    ema = None
+    for k in range(20):
+        state = step(state, *split)
+        halflife = min(100, 0.5 * 16 * k)
+        decay = 0.5 ** (16 / halflife) if halflife else 0.0
+        params = np.asarray(state.params["conv_in"]["kernel"][0], np.float64)
+        ema = params if ema is None else decay * ema + (1 - decay) * params
+        np.testing.assert_allclose(np.asarray(state.ema["conv_in"]["kernel"][0]), ema, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_and_weight_decay_reach_the_optimiser():
+    config = tiny(**{"optim.clip": 1.0, "optim.weight_decay": 0.1, "optim.warmup": 0, "optim.decay": "constant"})
+    derived = config_lib.derive(config, data.load(config.data))
+    params, gradient = {"w": jnp.asarray([2.0, 0.0])}, {"w": jnp.asarray([0.0, 300.0])}
+    tx = train.make_optimizer(config, derived)
+    updates, opt_state = tx.update(gradient, tx.init(params), params)
+    np.testing.assert_allclose(updates["w"][0], -derived["lr"] * 0.1 * 2.0, rtol=1e-5)
+    moments = optax.tree.get(opt_state, "mu")["w"]
+    np.testing.assert_allclose(moments, [0.0, (1 - config.optim.beta1) * 1.0], rtol=1e-5)
+
+
+def test_intervals_are_whole_calls():
+    config = tiny(**{"train.batch": 16, "train.steps_per_call": 4, "train.images": 1000, "train.save_every": 130,
+                     "train.log_every": 1})  # fmt: skip
+    cadence = train.make_cadence(config)
+    assert cadence.per_call == 4 and cadence.log == 4
+    assert all(steps % 4 == 0 for steps in cadence)
+    assert abs(cadence.total * 16 - 1000) <= 32 and abs(cadence.save * 16 - 130) <= 32
+
+
+def test_derived_constants_of_pfgm_follow_its_formulas():
+    # R = 28.9, N = 2352: M 289, z_max 40.9, largest norm 2487 (arXiv 2209.11178, appendix B, worked by hand).
+    M = process.pfgm_M(28.9, 2352)
+    flow = process.pfgm(M, 2352)
+    assert M == 289
+    assert flow.sigma_max == pytest.approx(40.9, abs=0.05)
+    assert flow.max_norm == pytest.approx(2487, abs=1)
