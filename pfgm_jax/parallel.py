@@ -27,6 +27,11 @@ def device_count():
     return jax.device_count()
 
 
+def device_kind():
+    """What the devices are called, such as "cpu" or "NVIDIA A100"."""
+    return jax.devices()[0].device_kind
+
+
 def is_main_process():
     return jax.process_index() == 0
 
@@ -60,6 +65,12 @@ def replicate(tree):
     """A copy of every array on every device: leading axis of local devices."""
     copy = pmap(lambda _, tree: tree, in_axes=(0, None))
     return copy(np.arange(jax.local_device_count()), tree)
+
+
+def replicated_shapes(tree):
+    """What `replicate` would give, as shapes alone."""
+    n = jax.local_device_count()
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), tree)
 
 
 def unreplicate(tree):

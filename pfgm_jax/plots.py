@@ -50,5 +50,5 @@ def curves(records, path):
         axes[-1].plot(*zip(*points, strict=True), label=key.removeprefix("truth/"), marker=".")
     if truth:
         axes[-1].set(xlabel="images trained", ylabel="rms error", yscale="log", title="distance to the truth")
- mean") axes[-1].legend(fontsize="small")
+        axes[-1].legend(fontsize="small")
     figure.savefig(path, dpi=110)

@@ -13,7 +13,7 @@ LAYERS = [
     {"losses", "data", "checkpoint", "log", "plots"},
     {"metrics"},
     {"config"},
-    {"generator"},
+    {"generator", "step"},
     {"train", "evaluate"},
     {"main"},
 ]

@@ -1,4 +1,4 @@
-"""The U-Net and its layers: sizes, labels, dropout by example, and each layer against NumPy or another routine."""
+"""The U-Net and its layers: sizes, labels, dropout by example, and each layer against NumPy."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from jax import lax
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.models import layers
-from pfgm_jax.models.unet import UNet, level_sizes
+from pfgm_jax.models.unet import Block, UNet, level_sizes
 
 small = functools.partial(
     UNet, channels=8, multipliers=(1, 2), blocks=1, attention=(), embedding_channels=16, dropout=0.0
@@ -20,7 +20,7 @@ small = functools.partial(
 
 
 def random_params(model, x, seed=0):
-    """Parameters of which none is zero: at initialisation the last layers are, and hide what is before them."""
+    """Parameters of which none is zero: at initialisation the last layers are, and hide the others."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), x, jnp.ones(len(x)))
     leaves, structure = jax.tree.flatten(shapes)
     rng = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def test_labels():
     some = apply(params, x, noise, jnp.array([-1, 2, 3]))
     np.testing.assert_allclose(some[0], without[0], atol=1e-6)
     assert all(np.abs(some[i] - without[i]).max() > 1e-3 for i in (1, 2))
-    # A label adds √classes times its row of the matrix to the embedding: rows that are equal give equal outputs.
+    # A label adds √classes times its row of the matrix to the embedding: equal rows give equal outputs.
     kernel = params["params"]["label"]["kernel"].copy()
     kernel[3] = kernel[2]
     params = {"params": params["params"] | {"label": {"kernel": kernel}}}
@@ -107,7 +107,7 @@ def test_noise_level_and_image_reach_the_output():
 
 
 def test_dropout_by_example():
-    model, x = small(out_channels=3, dropout=0.4), images(4, 8, 8, 3)
+    model, x = small(out_channels=3, multipliers=(1,), dropout=0.4), images(4, 8, 8, 3)
     params, noise = random_params(model, x), jnp.zeros(4)
     apply = jax.jit(model.apply)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -121,12 +121,12 @@ def test_dropout_by_example():
     assert np.abs(moved[3] - dropped[3]).max() > 1e-3
 
 
-def test_initial_output_is_near_zero():
-    # The last layer starts at nearly 0, so the denoiser starts as c_skip x.
-    model, x = small(out_channels=3), images(2, 8, 8, 3)
-    params = model.init(jax.random.key(0), x, jnp.ones(2))
-    out = jax.jit(model.apply)(params, x, jnp.ones(2))
-    assert 0 < np.abs(out).max() < 1e-3
+def test_a_block_starts_as_the_identity():
+    x, emb = images(2, 8, 8, 8), jnp.ones((2, 16))
+    out, _ = Block(8, dropout=0.0, dtype=jnp.float32).init_with_output(jax.random.key(0), x, emb, None)
+    # (x + h) √½ with h of the size of the last layer's weights, 1e-5.
+    np.testing.assert_allclose(out, x * math.sqrt(0.5), atol=1e-3)
+    assert np.abs(out - x * math.sqrt(0.5)).max() > 1e-8
 
 
 def test_bfloat16_computes_near_float32():
@@ -163,9 +163,8 @@ def test_attention_is_where_it_was_asked_for():
 
 def test_fourier_embedding_replaces_the_positional_one():
     x, noise = images(2, 8, 8, 3), jnp.array([-1.0, 0.5])
-    model = small(out_channels=3, embedding="fourier")
+    model = small(out_channels=3, multipliers=(1,), embedding="fourier")
     params = random_params(model, x)
-    assert params["params"]["embed0"]["kernel"].shape == (16, 16)  # twice the channels come in
     assert not any("fourier" in path for path in paths(params))  # its frequencies are not trained
     out = jax.jit(model.apply)(params, x, noise)
     assert np.isfinite(out).all() and np.abs(out[0] - out[1]).max() > 1e-3
@@ -188,7 +187,7 @@ def test_fourier_embedding(x64):
     emb = np.asarray(layers.FourierEmbedding(256).apply({}, noise))
     assert emb.shape == (201, 256)
     np.testing.assert_allclose(emb[:, :128] ** 2 + emb[:, 128:] ** 2, 1, atol=1e-12)
-    # Slopes at 0 are the frequencies 2π f, f ~ N(0, 16²): their standard deviation within 5 sigma, 5/√(2·128) = 0.31.
+    # Slopes at 0 are the frequencies 2π f, f ~ N(0, 16²): their standard deviation to 5 sigma, 5/√(2·128) = 0.31.
     slope = (emb[101, 128:] - emb[99, 128:]) / (noise[101] - noise[99])
     assert np.std(slope) == pytest.approx(2 * math.pi * 16, rel=0.31)
     np.testing.assert_array_equal(emb, layers.FourierEmbedding(256).apply({}, noise))
@@ -241,8 +240,8 @@ def test_canonical_convolution(x64, side, shape):
 
 def test_canonical_network_is_the_same_network(x64):
     x, noise = jnp.asarray(images(2, 9, 9, 3), jnp.float64), jnp.array([-1.0, 0.5])
-    plain = small(out_channels=3, dtype=jnp.float64)
-    canonical = small(out_channels=3, dtype=jnp.float64, canonical_conv=True)
+    options = dict(out_channels=3, multipliers=(1,), dtype=jnp.float64)
+    plain, canonical = small(**options), small(**options, canonical_conv=True)
     params = random_params(plain, x)
     assert {a.dtype for a in jax.tree.leaves(params)} == {np.dtype(np.float64)}
 

@@ -56,8 +56,8 @@ class Gaussian:
 @pytest.mark.parametrize("D", [1, 128, math.inf])
 @pytest.mark.parametrize("solver, options", [("rk45", {}), ("heun", dict(steps=40))])
 def test_samples_are_the_charges_in_their_proportions(x64, solver, options, D):
-    # The prior is centred at 0, the charges' mean 1.2 away: in total variation they differ by less than 0.4 · 1.2/σ_max
-    # (and O(1/σ_max²)), and the flow carries that over. At σ_max = 1000 it is 5e-4, against 5 sigma = 0.04.
+    # The prior is centred at 0, the charges' mean 1.2 away: their total variation is below 0.4 · 1.2/σ_max, plus terms
+    # in 1/σ_max², and the flow carries that over. At σ_max = 1000 it is 5e-4, against 5 sigma = 0.04.
     # σ_min is small because at D = 1 a sample stays σ_min times a Cauchy factor away from its charge.
     n, process = 4000, pfgmpp(D, sigma_min=1e-5, sigma_max=1000.0)
     x, stats = solve(solver, process, field.exact_denoiser(CHARGES, D), draw(process, n, (4,)), **options)
@@ -111,7 +111,7 @@ def test_rk45_against_scipy(x64, D):
     theirs = scipy(method="RK45", rtol=1e-6, atol=1e-6).y[:, -1].reshape(5, 4)
     exact = scipy(method="DOP853", rtol=1e-12, atol=1e-12).y[:, -1].reshape(5, 4)
     ours, stats = solve("rk45", process, field.exact_denoiser(points, D), x, rtol=1e-6, atol=1e-6, last_denoise=False)
-    # A step may err by 1e-6 (1 + |x|) and the flow contracts towards the data: at most, the errors of all steps add up.
+    # A step may err by 1e-6 (1 + |x|) and the flow contracts towards the data, so at most all errors add up.
     tolerance = int(stats.steps) * 1e-6
     np.testing.assert_allclose(theirs, exact, atol=tolerance)
     np.testing.assert_allclose(ours, exact, atol=tolerance)

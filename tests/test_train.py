@@ -12,6 +12,7 @@ import pytest
 from configs import digits
 from pfgm_jax import checkpoint, data, field, parallel, process, train
 from pfgm_jax import config as config_lib
+from pfgm_jax import step as step_lib
 from pfgm_jax.data import to_unit
 
 
@@ -55,10 +56,10 @@ def test_eight_devices_train_as_one_in_float64(float64, objective):
     dataset, _, task, _ = train.prepare(config)
 
     def run(devices):
-        step = parallel.pmap(lambda *args: train.train_step(task, *args), devices=devices)
+        step = parallel.pmap(lambda *args: step_lib.train_step(task, *args), devices=devices)
         state, images, labels = (
             stacked(tree, devices)
-            for tree in (train.init_state(task, dataset.shape), dataset.train.images, dataset.train.labels)
+            for tree in (step_lib.init_state(task, dataset.shape), dataset.train.images, dataset.train.labels)
         )
         losses = []
         for _ in range(20):
@@ -73,7 +74,7 @@ def test_eight_devices_train_as_one_in_float64(float64, objective):
     for name in ("params", "ema"):
         a, b = (np.concatenate([x.ravel() for x in jax.tree.leaves(getattr(s, name))]) for s in (one, eight))
         assert np.linalg.norm(a - b) <= 1e-9 * np.linalg.norm(a)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, train.init_state(task, dataset.shape).params)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, step_lib.init_state(task, dataset.shape).params)
     assert max(jax.tree.leaves(moved)) > 1e-3  # the steps did something
 
 
@@ -81,10 +82,10 @@ def test_eight_devices_give_the_gradient_of_one_in_float32():
     # Sums of 16 examples in another order: some float32 epsilons, 1.2e-7 each.
     config = tiny(**{"model.dropout": 0.2})
     dataset, _, task, _ = train.prepare(config)
-    state = train.init_state(task, dataset.shape)
+    state = step_lib.init_state(task, dataset.shape)
 
     def gradient(devices):
-        f = parallel.pmap(lambda *args: train.loss_and_gradient(task, *args)[1], devices=devices)
+        f = parallel.pmap(lambda *args: step_lib.loss_and_gradient(task, *args)[1], devices=devices)
         trees = (state.params, state.step, dataset.train.images, dataset.train.labels)
         result = f(*(stacked(tree, devices) for tree in trees))
         return np.concatenate([np.asarray(a)[0].ravel() for a in jax.tree.leaves(result)])
@@ -107,7 +108,7 @@ def uninterrupted(tmp_path_factory):
 
 def final_items(config, workdir):
     dataset, _, task, cadence = train.prepare(config)
-    step, items = checkpoint.restore(workdir, train._items(train.init_state(task, dataset.shape)))
+    step, items = checkpoint.restore(workdir, train._items(step_lib.init_state(task, dataset.shape)))
     assert step == cadence.total
     return items
 
@@ -151,7 +152,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     train.train(config, tmp_path)
     config.train.images = 512
     dataset, _, task, _ = train.prepare(config)
-    items = checkpoint.restore(tmp_path, train._items(train.init_state(task, dataset.shape)))[1]
+    items = checkpoint.restore(tmp_path, train._items(step_lib.init_state(task, dataset.shape)))[1]
     items["params"]["conv_in"]["kernel"] = items["params"]["conv_in"]["kernel"] * np.nan
     checkpoint.save(tmp_path, 12, items)
     with pytest.raises(FloatingPointError, match="learning rate|optim.lr"):
@@ -175,11 +176,11 @@ def test_every_objective_learns(tmp_path, objective):
 def test_validation_loss_counts_each_example_once_whatever_the_padding():
     config = tiny()
     dataset, _, task, _ = train.prepare(config)
-    params = parallel.replicate(train.init_state(task, dataset.shape).params)
+    params = parallel.replicate(step_lib.init_state(task, dataset.shape).params)
     split = parallel.replicate((dataset.val.images, dataset.val.labels))
     key = jax.random.key(0)
     by_batch = [
-        float(train.evaluate_losses(task, params, *split, train.make_batches(180, 40, batch, key))[0])
+        float(step_lib.evaluate_losses(task, params, *split, step_lib.make_batches(180, 40, batch, key))[0])
         for batch in (8, 16, 40, 64)
     ]
     np.testing.assert_allclose(by_batch, by_batch[0], rtol=1e-5)
@@ -188,15 +189,17 @@ def test_validation_loss_counts_each_example_once_whatever_the_padding():
 def test_distance_to_truth_is_zero_for_the_truth_and_right_for_a_constant(monkeypatch):
     config = tiny()
     dataset, derived, task, _ = train.prepare(config)
-    state = train.init_state(task, dataset.shape)
+    state = step_lib.init_state(task, dataset.shape)
     images, labels = dataset.train.images, dataset.train.labels
     points = to_unit(images)
 
     arguments = [parallel.replicate(tree) for tree in (state.params, images, labels)]
 
     def error(denoise):
-        monkeypatch.setattr(train, "denoiser", lambda *_: denoise)
-        return np.asarray(parallel.pmap(lambda *args: train.truth_errors(task, *args, jnp.asarray([0.7])))(*arguments))
+        monkeypatch.setattr(step_lib, "denoiser", lambda *_: denoise)
+        return np.asarray(
+            parallel.pmap(lambda *args: step_lib.truth_errors(task, *args, jnp.asarray([0.7])))(*arguments)
+        )
 
     exact = field.exact_denoiser(jnp.asarray(points), task.process.D)
     assert error(exact).max() < 1e-6
@@ -212,10 +215,10 @@ def test_large_batch_is_the_same_on_all_devices_and_begins_with_the_small_one(mo
         seen["indices"], seen["references"] = indices, references
         return jnp.zeros(len(indices)) + sum(jnp.sum(a) for a in jax.tree.leaves(params))
 
-    monkeypatch.setattr(train, "example_losses", record)
+    monkeypatch.setattr(step_lib, "example_losses", record)
 
     def batch(step, images, labels):
-        train.loss_and_gradient(task, {"w": jnp.zeros(())}, step, images, labels)
+        step_lib.loss_and_gradient(task, {"w": jnp.zeros(())}, step, images, labels)
         return seen["indices"], seen["references"]
 
     devices = jax.devices()
@@ -233,7 +236,7 @@ def test_learning_rate_warms_up_decays_and_follows_the_batch():
     dataset = data.load(config.data)
     derived = config_lib.derive(config, dataset)
     assert derived["lr"] == pytest.approx(1e-3 * math.sqrt(16 / 64))
-    rate = train.learning_rate(config, derived)
+    rate = step_lib.learning_rate(config, derived)
     assert float(rate(0)) == pytest.approx(derived["lr"] / 10)
     assert float(rate(9)) == pytest.approx(derived["lr"])
     assert float(rate(55)) == pytest.approx(derived["lr"] * 0.55)  # the cosine's middle
@@ -245,8 +248,8 @@ def test_ema_follows_edms_half_life_with_ramp():
     config = tiny(**{"train.ema_halflife": 100, "train.ema_ramp": 0.5, "optim.lr": 0.01})
     dataset, _, task, _ = train.prepare(config)
     devices = jax.devices()
-    step = parallel.pmap(lambda *args: train.train_step(task, *args)[0])
-    state = stacked(train.init_state(task, dataset.shape), devices)
+    step = parallel.pmap(lambda *args: step_lib.train_step(task, *args)[0])
+    state = stacked(step_lib.init_state(task, dataset.shape), devices)
     split = stacked((dataset.train.images, dataset.train.labels), devices)
     ema = None
     for k in range(20):
@@ -262,7 +265,7 @@ def test_clipping_and_weight_decay_reach_the_optimiser():
     config = tiny(**{"optim.clip": 1.0, "optim.weight_decay": 0.1, "optim.warmup": 0, "optim.decay": "constant"})
     derived = config_lib.derive(config, data.load(config.data))
     params, gradient = {"w": jnp.asarray([2.0, 0.0])}, {"w": jnp.asarray([0.0, 300.0])}
-    tx = train.make_optimizer(config, derived)
+    tx = step_lib.make_optimizer(config, derived)
     updates, opt_state = tx.update(gradient, tx.init(params), params)
     np.testing.assert_allclose(updates["w"][0], -derived["lr"] * 0.1 * 2.0, rtol=1e-5)
     moments = optax.tree.get(opt_state, "mu")["w"]
