@@ -3,6 +3,10 @@
     python -m pfgm_jax.main --config=configs/digits.py --workdir=runs/digits
     python -m pfgm_jax.main --config=configs/digits.py:process=pfgm --workdir=runs/digits_pfgm
 
+The target is the posterior mean of the whole training set (arXiv 2302.00670), which costs nothing at this size: after as
+many images (240 000) its samples score better than those of the clean image: density 1.06 against 0.92, coverage 1.07
+against 0.97 (RK45, means over 4 × 360 samples).
+
 Arguments: process=pfgmpp|pfgm|edm, D=128 (pfgmpp only), quick (a smoke test of seconds).
 """
 
@@ -21,12 +25,11 @@ def get_config(arg=None):
     )
     config.optim.update(lr=3e-3, lr_batch=64, warmup=6_400, decay="cosine", beta2=0.99)
     config.train.update(
-        images=240_000, batch=64, ema_halflife=20_000, log_every=8_192,
+        images=200_000, batch=64, large_batch=1437, ema_halflife=20_000, log_every=8_192,
         eval_every=40_000, sample_every=80_000, save_every=80_000,
     )  # fmt: skip
     if args.process == "pfgm":
         config.process.D = 1.0
-        config.train.large_batch = 1437  # the whole training set
     elif args.process == "edm":
         config.process.D = math.inf
     if args.quick:

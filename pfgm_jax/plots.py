@@ -39,7 +39,7 @@ def curves(records, path):
     truth = {key for record in records for key in record if key.startswith("truth/")}
     figure = Figure(figsize=(11 if truth else 6, 4), layout="constrained")
     axes = figure.subplots(1, 2 if truth else 1, squeeze=False)[0]
-    for key, label in (("loss", "training"), ("eval/train", "training images, EMA"), ("eval/val", "validation, EMA")):
+    for key, label in (("loss", "objective"), ("eval/train", "training images, EMA"), ("eval/val", "validation, EMA")):
         points = [(record["images"], record[key]) for record in records if key in record]
         if points:
             axes[0].plot(*zip(*points, strict=True), label=label, marker="." if key != "loss" else None)

@@ -35,6 +35,7 @@ class LogNormal:
 
     P_mean: float = -1.2
     P_std: float = 1.2
+    from_kernel = True
 
     def __call__(self, process, key, y):
         key_sigma, key_noise = jax.random.split(key)
@@ -57,6 +58,7 @@ class GeometricShell:
     sigma: float = 0.01
     tau: float = 0.03
     restrict_M: bool = True
+    from_kernel = False
 
     def __call__(self, process, key, y):
         key_m, key_x, key_z, key_u = jax.random.split(key, 4)
@@ -87,7 +89,8 @@ class Process:
       name: the model family, for people.
       D: number of extra dimensions, any real > 0; `math.inf` is the Gaussian.
       t_min, t_max: range of time in which samples are followed, t_max being the prior's end.
-      training_law: `(process, key, y [*S]) -> (x [*S], sigma [])`, how one training pair is drawn.
+      training_law: `(process, key, y [*S]) -> (x [*S], sigma [])`, how one training pair is drawn; `from_kernel` says
+        whether x given (y, σ) follows the kernel, so that y itself is a valid target.
       sigma, scale: σ(t) and s(t); for PFGM, PFGM++ and EDM σ(t) = t and s = 1.
       max_norm: the prior's radius is clipped to it (PFGM), `inf` for no clip.
 

@@ -16,7 +16,7 @@ from pfgm_jax.process import perturb, pfgmpp
 displacement = jax.jit(field.displacement, static_argnames=("D", "chunk"))
 posterior_mean = jax.jit(field.posterior_mean, static_argnames=("D", "chunk"))
 
-SIGMAS = [0.002, 0.01, 0.1, 1, 5, 20, 80]
+SIGMAS = [0.002, 0.01, 0.1, 1, 7, 10, 80]
 
 
 @functools.cache
@@ -51,8 +51,9 @@ def test_float32_field_against_float64(D):
     points = images()
     x, sigma = queries(points, D=D)
     expected = np.asarray(x, np.float64) - oracles.posterior_mean(x, sigma, points, D)
-    # Relative to ‖x − E[y]‖ alone, which is smaller than the field. 1e-6 is a handful of roundings.
-    assert relative_error(displacement(x, sigma, points, D=D), expected).max() < 1e-6
+    # Relative to ‖x − E[y]‖ alone, which is smaller than the field; 4e-8 was measured. Nearest points whose differences
+    # cancel give 1e-5 and more, and ‖x‖² left in the differences 2e-7 to 8e-7.
+    assert relative_error(displacement(x, sigma, points, D=D), expected).max() < 1.5e-7
     # The mean is rounded once more, as a difference from x.
     mean = np.asarray(posterior_mean(x, sigma, points, D=D), np.float64)
     error = np.linalg.norm(np.asarray(x, np.float64) - expected - mean, axis=1)

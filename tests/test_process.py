@@ -319,13 +319,22 @@ def test_geometric_shell(restrict_M):
     assert follows((radius / z) ** 2 / N, stats.f(N, 1).cdf)
     # The direction is uniform: a coordinate of u on the sphere.
     assert follows((1 + difference[:, 4] / radius) / 2, stats.beta((N - 1) / 2, (N - 1) / 2).cdf)
-    # With τ so large that m alone decides, the upper 30 % of shells hold only those that were not restricted.
-    far = pfgm(1, N, restrict_M=restrict_M, tau=1e20)
-    _, z = training_pairs(far, jax.random.split(jax.random.key(6), DRAWS), y)
-    share = np.mean(np.log10(np.asarray(z, np.float64) / 0.01) > 14)
-    unrestricted = 2 * stats.norm.sf(0.5) if restrict_M else 1.0
-    # log₁₀|ε_z| blurs the edge by less than 1/20 of the range in nearly all draws.
-    assert abs(share - 0.3 * unrestricted) < 5 * math.sqrt(0.21 / DRAWS) + 0.02
+
+
+@pytest.mark.parametrize("restrict_M", [True, False])
+def test_small_z_takes_fewer_shells(restrict_M):
+    # τ is so large that the radius tells m, N so large that ‖ε_x‖ = σ√N to 1/√(2N) = 0.7 %, and the ratio tells ε_z.
+    N, draws = 10_000, 2000
+    process = pfgm(1, N, restrict_M=restrict_M, tau=1e20)
+    x, z = training_pairs(process, jax.random.split(jax.random.key(6), draws), jnp.zeros((draws, N)))
+    radius = np.linalg.norm(np.asarray(x, np.float64), axis=1)
+    m = np.log(radius / (0.01 * math.sqrt(N))) / math.log(1e20)
+    noise_z = math.sqrt(N) * np.asarray(z, np.float64) / radius  # in units of σ
+    assert follows(noise_z, stats.halfnorm.cdf)
+    assert follows(m[noise_z > 0.53], stats.uniform.cdf)
+    assert follows(m[noise_z < 0.47], stats.uniform(0, 0.7 if restrict_M else 1).cdf)
+    if restrict_M:  # some eight draws are between 0.5 and 0.52, beyond 0.7 M
+        assert 0.48 < noise_z[m > 0.701].min() < 0.52
 
 
 # ---- mistakes

@@ -118,6 +118,22 @@ def test_rk45_against_scipy(x64, D):
     np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
+def test_one_step_is_dormand_prince(x64):
+    # The first step, of 0.1 in ln σ, is cut at the end; SciPy's RK45 is told to take the same.
+    points, x = np.random.default_rng(0).normal(size=(12, 4)), np.random.default_rng(1).normal(size=(1, 4))
+    process = pfgmpp(128, sigma_min=2 * math.exp(-0.09), sigma_max=2.0)
+    denoise, options = field.exact_denoiser(points, 128), dict(rtol=1.0, atol=1.0)
+    ours, stats = solve("rk45", process, denoise, x, last_denoise=False, **options)
+
+    def velocity(u, x):
+        return x - oracles.posterior_mean(x[None], [math.exp(u)], points, 128)[0]
+
+    span = (math.log(2), math.log(2) - 0.09)
+    theirs = solve_ivp(velocity, span, x[0], method="RK45", first_step=span[0] - span[1], **options)
+    assert int(stats.steps) == 1 and len(theirs.t) == 2
+    np.testing.assert_allclose(ours[0], theirs.y[:, -1], atol=1e-13)
+
+
 def counted(denoise):
     """`denoise` and a list that grows by one entry at every call."""
     calls = []
