@@ -103,7 +103,8 @@ def make_optimizer(config, derived):
 def init_state(task, shape):
     """The state before the first step, for images of `shape` (H, W, C): host arrays."""
 
-    # One compiled program, so that the compilation cache serves it too. It runs once: optimising it takes 10 s on a CPU.
+    # One compiled program, so that the compilation cache serves it too. It runs once: optimising it takes 10 s on a
+    # CPU.
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
     @functools.partial(jax.jit, compiler_options=quickly if jax.default_backend() == "cpu" else None)
@@ -197,8 +198,8 @@ def evaluate_losses(task, ema, images, labels, batches):
         first, count = parallel.axis_slice(batch.size)
         mine, places = (lax.dynamic_slice_in_dim(a, first, count) for a in (batch, positions))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        # The clean image is the target wherever it is valid, so that runs with other targets compare; elsewhere the field
-        # of the batch is.
+        # The clean image is the target wherever it is valid, so that runs with other targets compare; elsewhere the
+        # field of the batch is.
         references = None if task.process.training_law.from_kernel else batch
         each = example_losses(task, ema, images, labels, jnp.maximum(mine, 0), references, keys, train=False)
         return (sums[0] + jnp.sum(jnp.where(mine >= 0, each, 0)), sums[1] + jnp.sum(mine >= 0)), None

@@ -87,22 +87,24 @@ def test_poisson_field_is_the_sum_over_charges(D):
     E_x, E_r = field.poisson_field(jnp.asarray(x, jnp.float32), jnp.asarray(sigma, jnp.float32), points, D=D)
     ours = np.concatenate([E_x, np.asarray(E_r)[:, None]], axis=1)
     unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)  # noqa: E731
-    np.testing.assert_allclose(unit(ours), unit(E), atol=1e-6)
+    np.testing.assert_allclose(unit(ours), unit(E), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("D", [1, 128, 1e6, math.inf])
 def test_equidistant_points_weigh_the_same(D):
     points = np.concatenate([np.eye(5), -np.eye(5)]).astype(np.float32)[1:]
     mean = posterior_mean(jnp.zeros((3, 5)), jnp.array([1e-3, 0.1, 10]), points, D=D)
-    np.testing.assert_allclose(mean, np.tile(points.mean(axis=0), (3, 1)), atol=1e-7)
+    np.testing.assert_allclose(mean, np.tile(points.mean(axis=0), (3, 1)), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("D", [3.5, math.inf])
 def test_limits_in_sigma(D):
     points = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
     x = points[:4] + 0.01
-    np.testing.assert_allclose(posterior_mean(x, 1e-4, points, D=D), points[:4], atol=1e-5)
-    np.testing.assert_allclose(posterior_mean(x, 1e4, points, D=D), np.tile(points.mean(axis=0), (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(posterior_mean(x, 1e-4, points, D=D), points[:4], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        posterior_mean(x, 1e4, points, D=D), np.tile(points.mean(axis=0), (4, 1)), rtol=0, atol=1e-6
+    )
     alone = displacement(x, 1.0, points[:1], D=D)
     np.testing.assert_allclose(alone, x - points[0], rtol=1e-6)
 
@@ -203,12 +205,12 @@ def test_derivatives_against_finite_differences(x64, D, chunk):
     slope = jax.jit(lambda x: jax.jvp(mean, (x, sigma), (v, jnp.ones(6)))[1])(jnp.asarray(x))
     step = 1e-6  # central differences: step² and 2⁻⁵²/step are both below 1e-9
     expected = (mean(x + step * v, sigma + step) - mean(x - step * v, sigma - step)) / (2 * step)
-    np.testing.assert_allclose(slope, expected, atol=1e-8)
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=1e-8)
     u = rng.normal(size=(6, 5))
     gradient = jax.jit(jax.grad(lambda x, sigma: jnp.sum(u * mean(x, sigma)), argnums=(0, 1)))
     grad_x, grad_sigma = gradient(x, sigma)
     along_v = jnp.sum(grad_x * v, axis=1) + grad_sigma
-    np.testing.assert_allclose(along_v, np.sum(u * slope, axis=1), atol=1e-12)
+    np.testing.assert_allclose(along_v, np.sum(u * slope, axis=1), rtol=0, atol=1e-12)
 
 
 def test_jacobian_is_the_posterior_covariance(x64):
@@ -218,7 +220,7 @@ def test_jacobian_is_the_posterior_covariance(x64):
     weight = np.exp(-np.sum((x - points) ** 2, axis=1) / (2 * sigma**2))
     covariance = np.cov(points.T, aweights=weight, bias=True)
     jacobian = jax.jacfwd(lambda x: posterior_mean(x[None], sigma, points, D=math.inf)[0])(x)
-    np.testing.assert_allclose(jacobian, covariance / sigma**2, atol=1e-13)
+    np.testing.assert_allclose(jacobian, covariance / sigma**2, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("D, chunk", [(1, 50), (128, None), (math.inf, 50)])

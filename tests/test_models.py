@@ -81,7 +81,7 @@ def test_labels():
     without = apply(params, x, noise, none)
     np.testing.assert_array_equal(without, apply(params, x, noise))
     some = apply(params, x, noise, jnp.array([-1, 2, 3]))
-    np.testing.assert_allclose(some[0], without[0], atol=1e-6)
+    np.testing.assert_allclose(some[0], without[0], rtol=0, atol=1e-6)
     assert all(np.abs(some[i] - without[i]).max() > 1e-3 for i in (1, 2))
 
 
@@ -121,7 +121,7 @@ def test_dropout_by_example():
     # An example among others, elsewhere in the batch: the same output. Another key: another.
     order = jnp.array([2, 0, 3, 3])
     moved = apply(params, x[order], noise, None, keys[order].at[3].set(keys[1]))
-    np.testing.assert_allclose(moved[:3], dropped[order[:3]], atol=1e-5)
+    np.testing.assert_allclose(moved[:3], dropped[order[:3]], rtol=0, atol=1e-5)
     assert np.abs(moved[3] - dropped[3]).max() > 1e-3
 
 
@@ -129,7 +129,7 @@ def test_a_block_starts_as_the_identity():
     x, emb = images(2, 8, 8, 8), jnp.ones((2, 16))
     out, _ = Block(8, dropout=0.0, dtype=jnp.float32).init_with_output(jax.random.key(0), x, emb, None)
     # (x + h) √½ with h of the size of the last layer's weights, 1e-5.
-    np.testing.assert_allclose(out, x * math.sqrt(0.5), atol=1e-3)
+    np.testing.assert_allclose(out, x * math.sqrt(0.5), rtol=0, atol=1e-3)
     assert np.abs(out - x * math.sqrt(0.5)).max() > 1e-8
 
 
@@ -183,14 +183,14 @@ def test_positional_embedding():
     angles = noise[:, None].astype(float) * frequencies
     expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     # The angle 80 is rounded at 4e-6 and the frequencies at 1e-7 of it.
-    np.testing.assert_allclose(layers.positional_embedding(jnp.asarray(noise), 16), expected, atol=2e-5)
+    np.testing.assert_allclose(layers.positional_embedding(jnp.asarray(noise), 16), expected, rtol=0, atol=2e-5)
 
 
 def test_fourier_embedding(x64):
     noise = jnp.linspace(-0.05, 0.05, 201)
     emb = np.asarray(layers.FourierEmbedding(256).apply({}, noise))
     assert emb.shape == (201, 256)
-    np.testing.assert_allclose(emb[:, :128] ** 2 + emb[:, 128:] ** 2, 1, atol=1e-12)
+    np.testing.assert_allclose(emb[:, :128] ** 2 + emb[:, 128:] ** 2, 1, rtol=0, atol=1e-12)
     # Slopes at 0 are the frequencies 2π f, f ~ N(0, 16²): their standard deviation to 5 sigma, 5/√(2·128) = 0.31.
     slope = (emb[101, 128:] - emb[99, 128:]) / (noise[101] - noise[99])
     assert np.std(slope) == pytest.approx(2 * math.pi * 16, rel=0.31)
@@ -239,7 +239,7 @@ def test_canonical_convolution(x64, side, shape):
     expected, expected_pull = jax.vjp(library, x, kernel)
     np.testing.assert_array_equal(value, expected)
     for ours, theirs in zip(pull(g), expected_pull(g), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def test_canonical_network_is_the_same_network(x64):
@@ -291,7 +291,7 @@ def test_group_norm(channels, groups):
     out, _ = Norm().init_with_output(jax.random.key(0), jnp.asarray(x, jnp.float32))
     split = x.reshape(2, 20, groups, channels // groups)
     mean, var = split.mean(axis=(1, 3), keepdims=True), split.var(axis=(1, 3), keepdims=True)
-    np.testing.assert_allclose(out, ((split - mean) / np.sqrt(var + 1e-6)).reshape(x.shape), atol=2e-5)
+    np.testing.assert_allclose(out, ((split - mean) / np.sqrt(var + 1e-6)).reshape(x.shape), rtol=0, atol=2e-5)
 
 
 def test_attention(x64):
@@ -309,4 +309,4 @@ def test_attention(x64):
     weight /= weight.sum(axis=-1, keepdims=True)
     h = weight @ v @ p["proj"]["kernel"] + p["proj"]["bias"]
     # The softmax is float32's whatever goes in.
-    np.testing.assert_allclose(model.apply(params, x), (x + h.reshape(x.shape)) * math.sqrt(0.5), atol=1e-5)
+    np.testing.assert_allclose(model.apply(params, x), (x + h.reshape(x.shape)) * math.sqrt(0.5), rtol=0, atol=1e-5)

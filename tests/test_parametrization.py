@@ -60,7 +60,7 @@ def test_edm_target_leads_back_to_the_mean(x64, D):
     x, sigma, mean = (jnp.asarray(a) for a in batch())
     parametrization, process = EDM(), pfgmpp(D)
     target = parametrization.target(process, x, sigma, mean)
-    np.testing.assert_allclose(parametrization.to_denoiser(process, target, x, sigma), mean, atol=1e-12)
+    np.testing.assert_allclose(parametrization.to_denoiser(process, target, x, sigma), mean, rtol=0, atol=1e-12)
 
 
 def test_edm_inputs_and_targets_have_unit_variance():
@@ -72,7 +72,7 @@ def test_edm_inputs_and_targets_have_unit_variance():
     inputs, _ = parametrization.inputs(edm(), x, sigma)
     target = parametrization.target(edm(), x, sigma, jnp.asarray(y, jnp.float32))
     for a in (inputs, target):  # the standard deviation of a variance of n = 48 000 numbers is √(2/n)
-        np.testing.assert_allclose(np.var(a, axis=(1, 2, 3)), 1, atol=5 * math.sqrt(2 / 48_000) + 1e-3)
+        np.testing.assert_allclose(np.var(a, axis=(1, 2, 3)), 1, rtol=0, atol=5 * math.sqrt(2 / 48_000) + 1e-3)
 
 
 # ---- PFGM's field
@@ -123,7 +123,7 @@ def test_poisson_target_leads_back_to_the_mean(x64, D, near):
     target = parametrization.target(process, x, sigma, mean)
     assert target.shape == (5, 49)
     # ‖E‖/(‖E‖ + γ) leaves 1 − n = 1e-4 or more here: ten digits of sixteen remain.
-    np.testing.assert_allclose(parametrization.to_denoiser(process, target, x, sigma), mean, atol=1e-8)
+    np.testing.assert_allclose(parametrization.to_denoiser(process, target, x, sigma), mean, rtol=0, atol=1e-8)
 
 
 def test_norm_inversion_against_the_first_order():
@@ -137,7 +137,7 @@ def test_norm_inversion_against_the_first_order():
         n = np.linalg.norm(target[0, :-1]) / math.sqrt(N)
         errors.append(abs(gamma * n / (1 - n) - norm_x))
         back = PoissonField().to_denoiser(pfgmpp(1), jnp.asarray(target), jnp.asarray(x), jnp.array([r]))
-        np.testing.assert_allclose(back, mean, atol=1e-5)
+        np.testing.assert_allclose(back, mean, rtol=0, atol=1e-5)
     assert errors[0] < 1e-5 < errors[1] < errors[2]
     assert errors[2] > 0.05
 
@@ -186,6 +186,6 @@ def test_a_perfect_network_has_no_loss_and_is_the_exact_denoiser(x64, parametriz
     def network(x, noise):
         return target
 
-    np.testing.assert_allclose(denoiser(parametrization, process, network)(x, sigma), mean, atol=1e-9)
+    np.testing.assert_allclose(denoiser(parametrization, process, network)(x, sigma), mean, rtol=0, atol=1e-9)
     loss = losses.squared_error(parametrization, process, network, x, sigma, mean)
-    np.testing.assert_allclose(loss, 0, atol=1e-20)
+    np.testing.assert_allclose(loss, 0, rtol=0, atol=1e-20)

@@ -87,8 +87,8 @@ def test_the_map_of_a_gaussian(x64, solver, options):
     at_end = data.flow(x, 20.0, 0.01)
     # 1e-9 over some 300 steps; Heun's h² with h = 1/80 of σ in its largest steps.
     tolerance = 1e-6 if solver == "rk45" else 3e-4
-    np.testing.assert_allclose(stats.trajectory[-1], at_end, atol=tolerance)
-    np.testing.assert_allclose(samples, data.denoise(at_end, np.full(8, 0.01)), atol=tolerance)
+    np.testing.assert_allclose(stats.trajectory[-1], at_end, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(samples, data.denoise(at_end, np.full(8, 0.01)), rtol=0, atol=tolerance)
     for level, state in zip(stats.sigmas[1:-1:100], stats.trajectory[1:-1:100], strict=True):
         np.testing.assert_allclose(state, data.flow(x, 20.0, float(level)), rtol=1e-3, atol=1e-3)
 
@@ -113,9 +113,9 @@ def test_rk45_against_scipy(x64, D):
     ours, stats = solve("rk45", process, field.exact_denoiser(points, D), x, rtol=1e-6, atol=1e-6, last_denoise=False)
     # A step may err by 1e-6 (1 + |x|) and the flow contracts towards the data, so at most all errors add up.
     tolerance = int(stats.steps) * 1e-6
-    np.testing.assert_allclose(theirs, exact, atol=tolerance)
-    np.testing.assert_allclose(ours, exact, atol=tolerance)
-    np.testing.assert_allclose(ours, theirs, atol=tolerance)
+    np.testing.assert_allclose(theirs, exact, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(ours, exact, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
 
 
 def test_one_step_is_dormand_prince(x64):
@@ -131,7 +131,7 @@ def test_one_step_is_dormand_prince(x64):
     span = (math.log(2), math.log(2) - 0.09)
     theirs = solve_ivp(velocity, span, x[0], method="RK45", first_step=span[0] - span[1], **options)
     assert int(stats.steps) == 1 and len(theirs.t) == 2
-    np.testing.assert_allclose(ours[0], theirs.y[:, -1], atol=1e-13)
+    np.testing.assert_allclose(ours[0], theirs.y[:, -1], rtol=0, atol=1e-13)
 
 
 def counted(denoise):
@@ -201,7 +201,7 @@ def test_rk45_trajectory(sigma_min, sigma_max):
     # Frames are the solution itself: Heun's, on a fine grid from the start to the fifth frame, agrees.
     process = pfgmpp(128, float(stats.sigmas[4]), sigma_max)
     _, fine = solve("heun", process, denoise, x, steps=400, frames=1)
-    np.testing.assert_allclose(stats.trajectory[4], fine.trajectory[-1], atol=1e-3)
+    np.testing.assert_allclose(stats.trajectory[4], fine.trajectory[-1], rtol=0, atol=1e-3)
 
 
 # ---- heun
@@ -232,7 +232,7 @@ def test_heun_by_hand(x64):
             d = (d + (euler - data.denoise(euler, np.full(3, following))) / following) / 2
         expected = expected + (following - sigma) * d
     ours, _ = solve("heun", process, data.denoise, x, steps=6, rho=5.0)
-    np.testing.assert_allclose(ours, expected, atol=1e-12)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
 def test_heun_is_of_second_order(x64):
@@ -276,7 +276,7 @@ def test_samples_do_not_depend_on_the_number_of_devices(x64, solver, options):
     one, stats = solve(solver, process, denoise, x, **options)
     run = functools.partial(sampling.SOLVERS[solver], process, denoise, axis_name=parallel.AXIS, **options)
     many, stats_of_each = parallel.pmap(run)(parallel.shard(x))
-    np.testing.assert_allclose(parallel.gather(many), one, atol=1e-9)
+    np.testing.assert_allclose(parallel.gather(many), one, rtol=0, atol=1e-9)
     for name in ["steps", "rejected", "nfe"]:
         np.testing.assert_array_equal(getattr(stats_of_each, name), np.full(8, getattr(stats, name)))
     if solver == "rk45":  # and that is the axis's doing

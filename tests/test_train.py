@@ -36,13 +36,6 @@ def stacked(tree, devices):
     return parallel.pmap(lambda tree: tree, devices=devices)(copies)
 
 
-@pytest.fixture
-def float64():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 OBJECTIVES = {
     "clean": {},
     "posterior mean, labels": {"train.large_batch": 64, "model.conditional": True},
@@ -51,7 +44,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_eight_devices_train_as_one_in_float64(float64, objective):
+def test_eight_devices_train_as_one_in_float64(x64, objective):
     # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments.
     settings = {"model.dtype": "float64", "model.dropout": 0.2, "optim.warmup": 0}
     config = tiny(**settings, **OBJECTIVES[objective])
