@@ -75,6 +75,7 @@ def load_config(argument, overrides):
 def run(argv):
     """Does what the command line asks."""
     flags, overrides = parse(argv)
+    _start_jax(flags.distributed)
     if flags.mode != "train":
         from pfgm_jax.config import default, override
 
@@ -82,7 +83,6 @@ def run(argv):
             override(default(), key, text)  # unknown keys and wrong types first
             if not key.startswith(("sample.", "evaluate.")):
                 raise UserError(f"--mode={flags.mode} takes overrides of sample.* and evaluate.*, not of {key}")
-    _start_jax(flags.distributed)
     if flags.mode == "train":
         from pfgm_jax import train
 
@@ -98,7 +98,7 @@ def run(argv):
 
 
 def _start_jax(distributed):
-    """Compiled programs are kept between runs; JAX's own settings (JAX_COMPILATION_CACHE_DIR, …) come first."""
+    """Before JAX is imported: compiled programs are kept between runs, where JAX's own settings say nothing else."""
     cache = pathlib.Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
