@@ -19,16 +19,9 @@ def get_config(arg=None):
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=args.D)
-    # 28 px halves to 14 and 7, 64 to 32, 16 and 8: attention at the two coarsest levels. 13.9 million parameters at
-    # 28 px.
     config.model.update(channels=64, multipliers=(1, 2, 2, 4), blocks=2, embedding_channels=256, dropout=0.1)
     if args.size == 28:
-        config.model.multipliers = (2, 2, 2)
-        config.model.blocks = 3
-    coarsest = [args.size]
-    for _ in config.model.multipliers[1:]:
-        coarsest.append(-(-coarsest[-1] // 2))
-    config.model.attention = tuple(coarsest[-2:])
+        config.model.update(multipliers=(2, 2, 2), blocks=3)
     config.optim.update(lr=1e-3, lr_batch=512, warmup=375_000, clip=1.0)
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)
@@ -38,19 +31,21 @@ def get_config(arg=None):
     elif args.process == "edm":
         config.process.D = math.inf
     if args.cpu or args.quick:
-        config.model.update(
-            channels=32, multipliers=(1, 2, 2), blocks=1, attention=(7,), embedding_channels=128, dropout=0.0
-        )
+        config.model.update(channels=32, multipliers=(1, 2, 2), blocks=1, embedding_channels=128, dropout=0.0)
         config.optim.update(warmup=6_400, lr_batch=64)
         config.train.update(
             images=150_000, batch=64, ema_halflife=10_000, log_every=1_024, eval_every=16_384, sample_every=16_384,
             save_every=16_384, eval_images=256,
         )  # fmt: skip
     if args.quick:
-        config.train.update(
-            images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64, eval_images=32
-        )
-        config.train.large_batch = min(config.train.large_batch, 64)
+        config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64)
+        config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
         config.model.channels = 8
         config.sample.update(n=4, frames=4, solver="heun", steps=4)
+    # Attention at the two coarsest levels, where they are at most 32 px: its cost grows with the fourth power of the
+    # side.
+    sides = [args.size]
+    for _ in config.model.multipliers[1:]:
+        sides.append(-(-sides[-1] // 2))
+    config.model.attention = tuple(side for side in sides[-2:] if side <= 32)
     return config

@@ -37,12 +37,19 @@ def _flatten(tree):
 
 
 def save(workdir, step, items, keep=2):
-    """Saves `items`, a dict of trees of host arrays, as `step`; removes all but the newest `keep` steps."""
+    """Saves `items`, a dict of trees of host arrays, as `step`; removes all but the newest `keep` steps.
+
+    Steps from `step` on that are there already were passed over as damaged when the run was resumed, and are removed:
+    orbax would refuse to save behind them without a word.
+    """
     import orbax.checkpoint as ocp
 
     trees = {name: ocp.args.StandardSave(_flatten(tree)) for name, tree in items.items()}
     with _manager(workdir, keep) as manager:
-        manager.save(step, args=ocp.args.Composite(digest=ocp.args.JsonSave(_describe(items)), **trees))
+        for damaged in [other for other in manager.all_steps() if other >= step]:
+            manager.delete(damaged)
+        if not manager.save(step, args=ocp.args.Composite(digest=ocp.args.JsonSave(_describe(items)), **trees)):
+            raise RuntimeError(f"orbax did not save step {step} in {workdir}")
 
 
 def restore(workdir, like):
@@ -61,7 +68,7 @@ def restore(workdir, like):
         for step in steps:
             try:
                 return step, _restore_step(manager, step, like)
-            except UserError:
+            except (UserError, MemoryError, PermissionError):
                 raise
             except Exception as error:  # orbax and tensorstore raise many types for a damaged file
                 reason = (str(error).splitlines() or [type(error).__name__])[0][:120]

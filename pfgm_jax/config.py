@@ -7,6 +7,7 @@ everything derived.
 
 import json
 import math
+import os
 import pathlib
 
 import numpy as np
@@ -21,6 +22,8 @@ from pfgm_jax.models.unet import level_sizes
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
            "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
+# What None leaves to the data.
+DERIVED = ("process.sigma_max", "process.sigma_data", "process.M")
 PROCESSES = ("pfgmpp", "pfgm", "edm")
 
 
@@ -164,12 +167,22 @@ def check(config):
         require(config.model[key] % 2 == 0 and config.model[key] >= 0, f"model.{key}", "even, for sines and cosines")
     require(len(config.model.multipliers) > 0 and min(config.model.multipliers) >= 1, "model.multipliers", "each >= 1")
     require(0 <= config.model.dropout < 1, "model.dropout", "at least 0 and below 1")
-    require(config.optim.lr > 0, "optim.lr", "greater than 0")
-    require(config.optim.clip > 0, "optim.clip", "greater than 0 (inf for none)")
+    for key in ("optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std"):
+        require(flatten(config)[key] > 0, key, "greater than 0")
+    for key in ("optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call"):
+        require(flatten(config)[key] >= 0, key, "0 or more")
+    for key in ("beta1", "beta2"):
+        require(0 <= config.optim[key] < 1, f"optim.{key}", "at least 0 and below 1")
+    for key in DERIVED:
+        value = flatten(config)[key]
+        require(value is None or value > 0, key, "greater than 0, or None to take it from the data")
+    require(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2³² − 1")
+    require(0 <= config.sample.seed < 2**32, "sample.seed", "a whole number from 0 to 2³² − 1")
     for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):
         require(config.train[key] >= 1, f"train.{key}", "at least 1")
     require(config.train.ema_halflife >= 0, "train.ema_halflife", "at least 0 images")
-    require(config.sample.n >= 1, "sample.n", "at least 1")
+    for key in ("sample.n", "sample.batch", "evaluate.n"):
+        require(flatten(config)[key] >= 1, key, "at least 1")
     require(config.sample.rtol > 0 and config.sample.atol > 0, "sample.rtol", "rtol and atol are > 0")
     require(config.sample.steps >= 2 and config.sample.rho > 0, "sample.steps", "steps >= 2 and rho > 0")
     require(config.sample.frames >= 0 and config.sample.frames != 1, "sample.frames", "0 for none, or at least 2")
@@ -194,12 +207,14 @@ def derive(config, dataset):
         raise UserError(
             f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images"
         )
-    sigma_max = config.process.sigma_max
-    if sigma_max is None:
-        sigma_max = math.sqrt(facts.mean_square_norm / (2 * 0.06))
     M = config.process.M
     if M is None:
         M = process.pfgm_M(facts.mean_norm, N)
+    sigma_max, sigma_data = config.process.sigma_max, config.process.sigma_data
+    if sigma_max is None and config.process.name == "pfgm":
+        sigma_max = process.pfgm(M, N).sigma_max
+    elif sigma_max is None:
+        sigma_max = math.sqrt(facts.mean_square_norm / (2 * 0.06))
     return {
         "shape": list(dataset.shape),
         "N": N,
@@ -210,7 +225,7 @@ def derive(config, dataset):
         "std": float(facts.std),
         "mean_norm": float(facts.mean_norm),
         "largest_norm": float(facts.largest_norm),
-        "sigma_data": float(config.process.sigma_data or facts.std),
+        "sigma_data": float(facts.std if sigma_data is None else sigma_data),
         "sigma_max": float(sigma_max),
         "M": int(M),
         "lr": config.optim.lr * math.sqrt(config.train.batch / config.optim.lr_batch),
@@ -221,7 +236,7 @@ def make_process(config, derived):
     """The Process of a checked config."""
     c = config.process
     if c.name == "pfgm":
-        return process.pfgm(derived["M"], derived["N"], restrict_M=c.restrict_M, z_max=c.sigma_max)
+        return process.pfgm(derived["M"], derived["N"], restrict_M=c.restrict_M, z_max=derived["sigma_max"])
     law = dict(sigma_min=c.sigma_min, sigma_max=derived["sigma_max"], P_mean=c.P_mean, P_std=c.P_std)
     return process.edm(**law) if c.name == "edm" else process.pfgmpp(c.D, **law)
 
@@ -289,7 +304,7 @@ def load_run(workdir):
       UserError: no run there, or a config.json that this version cannot read.
     """
     path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
     try:
         record = json.loads(path.read_text())
@@ -297,7 +312,7 @@ def load_run(workdir):
         for key, value in record["config"].items():
             override(config, key, value)
         return config, record["derived"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
@@ -314,7 +329,10 @@ def override(config, key, value):
     place = config[section] if section else config
     kind = place.get_type(field)
     try:
-        place[field] = _read(value, kind) if isinstance(value, str) else tuple(value) if kind is tuple else value
+        value = _read(value, kind) if isinstance(value, str) else tuple(value) if kind is tuple else value
+        if value is None and key not in DERIVED:
+            raise ValueError
+        place[field] = value
     except (TypeError, ValueError, SyntaxError, KeyError):
         raise UserError(f"config key {key!r} takes {_KINDS[kind]}, got {value!r}") from None
 
@@ -330,5 +348,5 @@ def _read(text, kind):
     if kind is tuple:
         return tuple(int(item) for item in text.strip("()[] ").split(",") if item.strip())
     if kind in (int, float) and text.lower() == "none":
-        return None  # derived from the data; a field that has a default refuses it
+        return None
     return kind(text.replace("_", "")) if kind is int else kind(text)

@@ -8,19 +8,30 @@ import time
 import jax
 import numpy as np
 
-from pfgm_jax import data, generator, models, parallel, plots
+from pfgm_jax import config as config_lib
+from pfgm_jax import data, generator, models, plots
 from pfgm_jax.errors import UserError
 
 
 def _open(workdir, overrides):
     """The run's Generator with `overrides` of sample.* and evaluate.*."""
-    from pfgm_jax import config as config_lib
-
     made = generator.load(workdir)
     for key, value in overrides.items():
         config_lib.override(made.config, key, value)
     config_lib.check(made.config)
     return made
+
+
+def _writable(workdir, name):
+    """The folder `name` of a run, before anything long is done for it; UserError where it cannot be written."""
+    folder = pathlib.Path(workdir, name)
+    try:
+        folder.mkdir(exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return folder
 
 
 def protocol(made, stats, n):
@@ -43,24 +54,20 @@ def sample(workdir, overrides):
     made = _open(workdir, overrides)
     config = made.config.sample
     key = jax.random.key(config.seed)
+    folder = _writable(workdir, "samples")
     begun = time.perf_counter()
     images, stats = made.sample(key, config.n)
     seconds = time.perf_counter() - begun
-    folder = pathlib.Path(workdir, "samples")
-    folder.mkdir(exist_ok=True)
     stem = folder / config.solver
     lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
-    moving = None
+    plots.grid(images[:256]).save(stem.with_suffix(".png"))
+    np.savez_compressed(stem.with_suffix(".npz"), images=images)
+    lines += [f"  grid       {stem}.png", f"  images     {stem}.npz"]
     if config.frames:
-        few = min(config.n, 36)
-        _, moving = made.sample(key, few, frames=config.frames)
-    if parallel.is_main_process():
-        plots.grid(images[:256]).save(stem.with_suffix(".png"))
-        np.savez_compressed(stem.with_suffix(".npz"), images=images)
-        lines += [f"  grid       {stem}.png", f"  images     {stem}.npz"]
-        if moving is not None:
-            plots.animate(moving.trajectory, moving.sigmas, made.derived["sigma_data"], stem.with_suffix(".gif"))
-            lines.append(f"  animation  {stem}.gif")
+        # The first of the samples again, as a batch of their own: rk45 may take other steps, within its tolerance.
+        _, stats = made.sample(key, min(config.n, 36), frames=config.frames)
+        plots.animate(stats.trajectory, stats.sigmas, made.derived["sigma_data"], stem.with_suffix(".gif"))
+        lines.append(f"  animation  {stem}.gif")
     return "\n".join(lines)
 
 
@@ -74,7 +81,7 @@ def evaluate(workdir, overrides):
     from pfgm_jax.metrics import PixelScorer, controls, table
 
     made = _open(workdir, overrides)
-    config = made.config
+    config, folder = made.config, _writable(workdir, "results")
     if config.data.name != "digits":
         raise UserError(f"the pixel score is for digits; {config.data.name} needs features that see more than pixels")
     digits = data.load(config.data)
@@ -95,8 +102,6 @@ def evaluate(workdir, overrides):
     for name, images in controls(digits.train.images, digits.train.labels, held_out, held_out_labels).items():
         rows[name] = scorer.score(images)
 
-    folder = pathlib.Path(workdir, "results")
-    folder.mkdir(exist_ok=True)
     record = {"protocol": {"score": scorer.protocol, **protocols}, "scores": {k: _plain(v) for k, v in rows.items()}}
     (folder / "pixel_score.json").write_text(json.dumps(record, indent=1) + "\n")
     lines = [table(rows), scorer.protocol, *protocols.values(), f"  table      {folder}/pixel_score.json"]

@@ -21,7 +21,7 @@ class Log:
 
         self.workdir = pathlib.Path(workdir)
         self._forget_after(done)
-        self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=done + 1 if done else None)
+        self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=done + 1)
         # A terminal gets a live bar; a file gets a line now and then.
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self._bar = tqdm(total=images, initial=done, unit="img", unit_scale=True, mininterval=interval, desc="train",
@@ -32,7 +32,9 @@ class Log:
         path = self.workdir / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
-            path.write_text("".join(line + "\n" for line in lines))
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in lines))
+            temporary.replace(path)
 
     def progress(self, images, loss=None):
         """Moves the bar to `images`."""

@@ -29,18 +29,20 @@ def parse(argv):
     parser.add_argument("--workdir", help="the run directory")
     parser.add_argument("--mode", default="train", metavar="|".join(MODES), help="what to do (train)")
     parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
-    parser.add_argument("--distributed", action="store_true", help="join a multi-host job found in the environment")
     flags, rest = parser.parse_known_args(argv)
     overrides = {}
     for item in rest:
         key, equals, value = item.partition("=")
         if not key.startswith("--config.") or not equals:
-            known = ["--config", "--workdir", "--mode", "--dry_run", "--distributed"]
-            form = "; overrides are written --config.section.field=value"
-            raise UserError(f"unknown argument {item!r}{nearest(key, known) or form}")
+            hint = nearest(key, ["--config", "--workdir", "--mode", "--dry_run"])
+            if key.startswith("--config.") or not hint:
+                hint = "; overrides are written --config.section.field=value"
+            raise UserError(f"unknown argument {item!r}{hint}")
         overrides[key.removeprefix("--config.")] = value
     if flags.mode not in MODES:
         raise UserError(f"--mode={flags.mode} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}")
+    if flags.dry_run and flags.mode != "train":
+        raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
     if not flags.workdir and not flags.dry_run:
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
     return flags, overrides
@@ -75,7 +77,7 @@ def load_config(argument, overrides):
 def run(argv):
     """Does what the command line asks."""
     flags, overrides = parse(argv)
-    _start_jax(flags.distributed)
+    _keep_compiled_programs()
     if flags.mode != "train":
         from pfgm_jax.config import default, override
 
@@ -97,15 +99,11 @@ def run(argv):
         print({"sample": evaluate.sample, "evaluate": evaluate.evaluate}[flags.mode](flags.workdir, overrides))
 
 
-def _start_jax(distributed):
+def _keep_compiled_programs():
     """Before JAX is imported: compiled programs are kept between runs, where JAX's own settings say nothing else."""
     cache = pathlib.Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-    if distributed:
-        from pfgm_jax import parallel
-
-        parallel.init()
 
 
 def main():
@@ -114,6 +112,8 @@ def main():
     except UserError as error:
         print(f"pfgm_jax: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

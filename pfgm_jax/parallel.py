@@ -1,7 +1,7 @@
-"""Devices and hosts: the only module that knows how many there are.
+"""Devices: the only module that knows how many there are.
 
-A per-device function with collectives over the axis `AXIS` is mapped by `pmap`; the same code runs on one device, eight
-devices and several hosts. Arrays with a leading device axis hold one slice for each *local* device.
+A per-device function with collectives over the axis `AXIS` is mapped by `pmap`; the same code runs on one device and on
+all devices of a host.
 """
 
 import functools
@@ -9,18 +9,12 @@ import functools
 import jax
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
 
 from pfgm_jax.errors import UserError
 
 AXIS = "data"
 
 pmap = functools.partial(jax.pmap, axis_name=AXIS)
-
-
-def init():
-    """Joins this process to the others of a multi-host job, as found by JAX in the environment (TPU pods, Slurm, …)."""
-    jax.distributed.initialize()
 
 
 def device_count():
@@ -30,10 +24,6 @@ def device_count():
 def device_kind():
     """What the devices are called, such as "cpu" or "NVIDIA A100"."""
     return jax.devices()[0].device_kind
-
-
-def is_main_process():
-    return jax.process_index() == 0
 
 
 def axis_slice(size):
@@ -62,14 +52,14 @@ def check_divisible(batch, what):
 
 
 def replicate(tree):
-    """A copy of every array on every device: leading axis of local devices."""
+    """A copy of every array on every device: a leading axis of devices."""
     copy = pmap(lambda _, tree: tree, in_axes=(0, None))
-    return copy(np.arange(jax.local_device_count()), tree)
+    return copy(np.arange(device_count()), tree)
 
 
 def replicated_shapes(tree):
     """What `replicate` would give, as shapes alone."""
-    n = jax.local_device_count()
+    n = device_count()
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape), a.dtype), tree)
 
 
@@ -79,15 +69,10 @@ def unreplicate(tree):
 
 
 def shard(array):
-    """[B, ...], the same on every host -> [local devices, B / devices, ...], this host's share."""
-    parts = array.reshape((device_count(), -1) + array.shape[1:])
-    first = jax.process_index() * jax.local_device_count()
-    return parts[first : first + jax.local_device_count()]
+    """[B, ...] -> [devices, B / devices, ...]."""
+    return array.reshape((device_count(), -1) + array.shape[1:])
 
 
 def gather(array):
-    """The inverse of `shard`, as a host array [B, ...] on every host."""
-    if jax.process_count() > 1:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    array = np.asarray(array)
-    return array.reshape((array.shape[0] * array.shape[1],) + array.shape[2:])
+    """The inverse of `shard`, as a host array [B, ...]."""
+    return np.asarray(array).reshape((array.shape[0] * array.shape[1],) + array.shape[2:])

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def grid(images, columns=None, tile=32):
+def grid(images, columns=None, tile=48):
     """A PIL image of uint8 images [n, H, W, C] in rows, small ones enlarged by whole pixels to about `tile`."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
@@ -40,15 +40,15 @@ def curves(records, path):
     figure = Figure(figsize=(11 if truth else 6, 4), layout="constrained")
     axes = figure.subplots(1, 2 if truth else 1, squeeze=False)[0]
     for key, label in (("loss", "objective"), ("eval/train", "training images, EMA"), ("eval/val", "validation, EMA")):
-        points = [(record["images"], record[key]) for record in records if key in record]
+        points = [(record["images"] / 1000, record[key]) for record in records if key in record]
         if points:
             axes[0].plot(*zip(*points, strict=True), label=label, marker="." if key != "loss" else None)
-    axes[0].set(xlabel="images trained", ylabel="loss", yscale="log", title="loss")
+    axes[0].set(xlabel="thousand images trained", ylabel="loss", yscale="log", title="loss")
     axes[0].legend()
     for key in sorted(truth, key=lambda key: float(key.split("=")[1])):
-        points = [(record["images"], record[key]) for record in records if key in record]
+        points = [(record["images"] / 1000, record[key]) for record in records if key in record]
         axes[-1].plot(*zip(*points, strict=True), label=key.removeprefix("truth/"), marker=".")
     if truth:
-        axes[-1].set(xlabel="images trained", ylabel="rms error", yscale="log", title="distance to the truth")
-        axes[-1].legend(fontsize="small")
+        axes[-1].set(xlabel="thousand images trained", ylabel="rms error", yscale="log", title="distance to the truth")
+        axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)

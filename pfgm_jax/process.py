@@ -91,7 +91,8 @@ class Process:
       t_min, t_max: range of time in which samples are followed, t_max being the prior's end.
       training_law: `(process, key, y [*S]) -> (x [*S], sigma [])`, how one training pair is drawn; `from_kernel` says
         whether x given (y, σ) follows the kernel, so that y itself is a valid target.
-      sigma, scale: σ(t) and s(t); for PFGM, PFGM++ and EDM σ(t) = t and s = 1.
+      sigma, scale: σ(t) and s(t); for PFGM, PFGM++ and EDM σ(t) = t and s = 1. Everything here and every solver works
+        in σ and the unscaled x; x_t = scale(t) · x is for whoever needs the process in its own time.
       max_norm: the prior's radius is clipped to it (PFGM), `inf` for no clip.
 
     Raises:
@@ -154,9 +155,9 @@ def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, ma
         "pfgm",
         1.0,
         z_min,
-        z_max or math.sqrt(2 / math.pi) * reach,
+        math.sqrt(2 / math.pi) * reach if z_max is None else z_max,
         GeometricShell(M, sigma, tau, restrict_M),
-        max_norm=max_norm or math.sqrt(N) * reach,
+        max_norm=math.sqrt(N) * reach if max_norm is None else max_norm,
     )
 
 

@@ -44,6 +44,28 @@ class StepMetrics(clu_metrics.Collection):
     grad_norm: clu_metrics.Average.from_output("grad_norm")
 
 
+class Cadence(NamedTuple):
+    """Steps between events: every interval of the config, which is in images, as whole device calls."""
+
+    per_call: int
+    total: int
+    log: int
+    evaluate: int
+    sample: int
+    save: int
+
+
+def make_cadence(config):
+    """Intervals and length rounded to whole calls of `steps_per_call` steps, so that no call crosses an event."""
+    per_call = config.train.steps_per_call or (8 if jax.default_backend() == "cpu" else 32)
+    c, images_per_call = config.train, per_call * config.train.batch
+
+    def steps(images):
+        return max(1, round(images / images_per_call)) * per_call
+
+    return Cadence(per_call, *(steps(i) for i in (c.images, c.log_every, c.eval_every, c.sample_every, c.save_every)))
+
+
 class Task(NamedTuple):
     """What training needs to know, fixed for a run and hashable."""
 
@@ -79,7 +101,7 @@ def make_task(config, derived):
 def learning_rate(config, derived):
     """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end."""
     batch, c = config.train.batch, config.optim
-    steps = max(1, math.ceil(config.train.images / batch))
+    steps = make_cadence(config).total
     warmup = c.warmup // batch
 
     def schedule(step):
@@ -153,7 +175,7 @@ def loss_and_gradient(task, params, step, images, labels):
     indices = epoch_order(order_key, positions, n)
     if task.large_batch == 0:
         references = None
-    elif task.large_batch >= n:
+    elif task.large_batch >= n:  # never an image twice
         references = jnp.arange(n)
     else:
         # The small batch is the first rows of the large one, which is the same on every device.
@@ -199,8 +221,8 @@ def evaluate_losses(task, ema, images, labels, batches):
         mine, places = (lax.dynamic_slice_in_dim(a, first, count) for a in (batch, positions))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
         # The clean image is the target wherever it is valid, so that runs with other targets compare; elsewhere the
-        # field of the batch is.
-        references = None if task.process.training_law.from_kernel else batch
+        # field of all the evaluated images is.
+        references = None if task.process.training_law.from_kernel else batches.reshape(-1)
         each = example_losses(task, ema, images, labels, jnp.maximum(mine, 0), references, keys, train=False)
         return (sums[0] + jnp.sum(jnp.where(mine >= 0, each, 0)), sums[1] + jnp.sum(mine >= 0)), None
 

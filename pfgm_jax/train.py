@@ -1,12 +1,12 @@
 """Training: `train(config, workdir)`, from an empty folder or from the last checkpoint there."""
 
 import math
+import os
 import pathlib
 import shlex
 import signal
 import sys
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from pfgm_jax.step import (
     init_state,
     learning_rate,
     make_batches,
+    make_cadence,
     make_task,
     train_steps,
     truth_levels,
@@ -31,28 +32,6 @@ from pfgm_jax.step import (
 
 # The distance to the truth costs queries × training images × pixels multiplications; above this it is not measured.
 TRUTH_LIMIT = 5e7
-
-
-class Cadence(NamedTuple):
-    """Steps between events: every interval of the config, which is in images, as whole device calls."""
-
-    per_call: int
-    total: int
-    log: int
-    evaluate: int
-    sample: int
-    save: int
-
-
-def make_cadence(config):
-    """Intervals and length rounded to whole calls of `steps_per_call` steps, so that no call crosses an event."""
-    per_call = config.train.steps_per_call or (8 if jax.default_backend() == "cpu" else 32)
-    c, images_per_call = config.train, per_call * config.train.batch
-
-    def steps(images):
-        return max(1, round(images / images_per_call)) * per_call
-
-    return Cadence(per_call, *(steps(i) for i in (c.images, c.log_every, c.eval_every, c.sample_every, c.save_every)))
 
 
 def memory_estimate(task, state, dataset, steps):
@@ -111,8 +90,11 @@ def open_run(workdir, config, derived):
       UserError: a folder that cannot be written, or a run whose config differs (naming the keys).
     """
     workdir = pathlib.Path(workdir)
-    if (workdir / "config.json").exists():
-        different = config_lib.differences(config, config_lib.load_run(workdir)[0])
+    if os.path.exists(workdir / "config.json"):
+        recorded, facts = config_lib.load_run(workdir)
+        different = config_lib.differences(config, recorded)
+        # Another data folder may hold other images: what was derived from them is part of the run too.
+        different += [f"data ({key})" for key in derived if not different and derived[key] != facts.get(key)]
         if different:
             raise UserError(
                 f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"
@@ -125,19 +107,18 @@ def open_run(workdir, config, derived):
 
 
 def train(config, workdir):
-    """Trains the run in `workdir` to config.train.images, resuming from its last checkpoint; returns the final
-    TrainState.
+    """Trains the run in `workdir` to config.train.images from its last checkpoint on; returns the final TrainState.
 
     Writes config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/step_*.png and curves.png. SIGTERM and
     Ctrl-C save a checkpoint before they end the run.
 
     Raises:
-      UserError: a config, data file or run directory that a person has to mend.
-      FloatingPointError: the loss is not finite; the last checkpoint is kept.
+      UserError: a config, data file or run directory that a person has to mend, or a loss or weights that are not
+        finite; the last checkpoint is kept.
+      KeyboardInterrupt: after an interrupt, with the state saved.
     """
     dataset, derived, task, cadence = prepare(config)
-    if parallel.is_main_process():
-        open_run(workdir, config, derived)
+    open_run(workdir, config, derived)
     state = init_state(task, dataset.shape)
     restored = checkpoint.restore(workdir, _items(state))
     print(describe(config, derived, task, state, dataset, cadence), file=sys.stderr)
@@ -170,14 +151,14 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
     images, labels = parallel.replicate((dataset.train.images, dataset.train.labels))
     val = parallel.replicate((dataset.val.images, dataset.val.labels))
     key = jax.random.fold_in(jax.random.key(task.seed), 5)
-    eval_batches = [
-        make_batches(len(split), config.train.eval_images, task.batch, key) for split in (dataset.train, dataset.val)
-    ]
+    splits = (dataset.train, dataset.val)
+    evaluated = min(config.train.eval_images, *map(len, splits))  # as many of each, so that the gap is of images alone
+    eval_batches = [make_batches(len(split), evaluated, task.batch, key) for split in splits]
     show = generator.Generator(config, derived, None)
     rate = learning_rate(config, derived)
     know_truth = len(dataset.train) * derived["N"] <= TRUTH_LIMIT
     levels = truth_levels(task.process)
-    metrics, begun, since = None, time.perf_counter(), step
+    metrics, begun, since = None, None, step
 
     def due(every):
         return step % every == 0 or step >= cadence.total
@@ -190,37 +171,59 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
         new = jax.tree.map(lambda a: a[0], new)
         metrics = new if metrics is None else metrics.merge(new)
         seen = step * task.batch
+        if begun is None:  # the first call compiles; speed is measured from its end on
+            jax.block_until_ready(new)
+            begun, since = time.perf_counter(), step
         if due(cadence.log):
-            values = {name: float(value) for name, value in metrics.compute().items()}
+            values = {name: float(value) for name, value in metrics.compute().items()} | {"lr": rate(step)}
+            if step > since:
+                values["images_per_second"] = (step - since) * task.batch / (time.perf_counter() - begun)
             if not math.isfinite(values["loss"]):
-                raise FloatingPointError(
+                raise UserError(
                     f"the loss is {values['loss']} at step {step}; the last checkpoint is kept. Try a lower optim.lr"
                 )
-            speed = (step - since) * task.batch / (time.perf_counter() - begun)
-            log.scalars(seen, values | {"lr": rate(step), "images_per_second": speed})
+            log.scalars(seen, values)
             log.progress(seen, values["loss"])
             metrics, begun, since = None, time.perf_counter(), step
         else:
             log.progress(seen)
-        pause = time.perf_counter()
-        if due(cadence.evaluate):
-            _evaluate(task, state.ema, (images, labels), val, eval_batches, levels if know_truth else (), seen, log)
-        if due(cadence.sample):
-            show.params = parallel.unreplicate(state.ema)
-            samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n)
-            picture = plots.grid(samples)
-            if parallel.is_main_process():
-                picture.save(pathlib.Path(workdir, "samples", f"step_{step:08d}.png"))
-            log.picture(seen, "samples", picture)
-        if due(cadence.save):
-            checkpoint.save(workdir, step, _items(parallel.unreplicate(state)), config.train.keep)
-        begun += time.perf_counter() - pause  # images/s is of training alone
+        if due(cadence.evaluate) or due(cadence.save) or due(cadence.sample):
+            jax.block_until_ready(state)
+            pause = time.perf_counter()
+            if due(cadence.evaluate):
+                _evaluate(task, state.ema, (images, labels), val, eval_batches, levels if know_truth else (), seen, log)
+            if due(cadence.save):
+                _save(config, workdir, step, parallel.unreplicate(state))
+            if due(cadence.sample):
+                show.params = parallel.unreplicate(state.ema)
+                _show(config, workdir, step, seen, show, log)
+            begun += time.perf_counter() - pause  # speed is of training alone
 
     state = parallel.unreplicate(state)
-    if interrupt.asked and step < cadence.total and step % cadence.save:
-        checkpoint.save(workdir, step, _items(state), config.train.keep)
+    if step < cadence.total:
+        _save(config, workdir, step, state)
         log.say(f"interrupted: saved step {step}; the same command continues from there")
+        raise KeyboardInterrupt
     return state
+
+
+def _save(config, workdir, step, state):
+    """A checkpoint, unless the state is not finite: it would push out the last healthy one."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise UserError(f"the weights at step {step} are not finite; the last checkpoint is kept. Try a lower optim.lr")
+    checkpoint.save(workdir, step, _items(state), config.train.keep)
+
+
+def _show(config, workdir, step, seen, show, log):
+    """A grid of samples; an early network that the solver cannot follow is no reason to stop."""
+    try:
+        samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n)
+    except UserError as error:
+        log.say(f"{seen:>10,} images: no samples yet: {error}")
+        return
+    picture = plots.grid(samples)
+    picture.save(pathlib.Path(workdir, "samples", f"step_{step:08d}.png"))
+    log.picture(seen, "samples", picture)
 
 
 def _evaluate(task, ema, train_split, val_split, batches, levels, seen, log):

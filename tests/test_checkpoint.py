@@ -66,6 +66,16 @@ def test_a_digest_that_does_not_match_passes_the_step_over(tmp_path, capsys, mon
     assert "checkpoint 2" in capsys.readouterr().err
 
 
+def test_saving_goes_on_after_a_damaged_step_was_passed_over(tmp_path):
+    checkpoint.save(tmp_path, 10, TREE)
+    (tmp_path / "checkpoints" / "20").mkdir()
+    assert checkpoint.restore(tmp_path, TREE)[0] == 10
+    checkpoint.save(tmp_path, 15, shifted(TREE, 1))
+    step, items = checkpoint.restore(tmp_path, TREE)
+    assert step == 15
+    assert_equal(items, shifted(TREE, 1))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_flipped_byte_never_restores_wrong_values(tmp_path, seed):
     checkpoint.save(tmp_path, 1, TREE)

@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
-from pfgm_jax import main
+from pfgm_jax import config as config_lib
+from pfgm_jax import data, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"--config={ROOT}/configs/digits.py"
 MEDMNIST = f"--config={ROOT}/configs/medmnist.py"
-# A run of seconds: one level, eight steps.
+# A run of seconds: one level, sixteen steps in two calls.
 TINY = ["--config.model.channels=4", "--config.model.multipliers=1", "--config.model.embedding_channels=8",
-        "--config.train.images=512", "--config.train.save_every=512", "--config.train.sample_every=512",
+        "--config.train.images=1024", "--config.train.save_every=512", "--config.train.sample_every=512",
         "--config.train.eval_every=512", "--config.sample.solver=heun", "--config.sample.steps=3"]  # fmt: skip
 
 
@@ -110,11 +111,22 @@ def test_other_impossible_values(refused):
     assert "'pfgmpp'" in refused(f"{DIGITS}:process=pfgmp")
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["optim.lr=none", "train.batch=none", "optim.lr_batch=0", "sample.batch=0", "train.steps_per_call=-1", "seed=-1",
+     "optim.beta1=2", "process.sigma_max=0", "process.sigma_data=0", "process.sigma_min=90", "evaluate.n=0"],
+)  # fmt: skip
+def test_values_out_of_range(refused, override):
+    refused(f"{DIGITS}:quick", f"--config.{override}")
+
+
 def test_mistakes_in_the_flags(refused, command):
     assert "--workdir" in command(f"{DIGITS}:quick")[2]
     assert "no such file" in refused("--config=configs/digit.py")
     assert "--config=FILE" in refused()
     assert "'sample'" in refused("--mode=smaple")
+    assert "--mode=train" in refused("--mode=sample", "--dry_run")
+    assert "section.field=value" in refused(f"{DIGITS}:quick", "--config.sample.n", "100")
     assert "'--workdir'" in refused(f"{DIGITS}:quick", "--workdri=x")
 
 
@@ -166,6 +178,22 @@ def test_wrong_md5(refused, tmp_path, monkeypatch):
 def test_workdir_of_another_run_names_the_keys(refused, trained):
     err = refused(f"{DIGITS}:quick", *TINY, "--config.optim.lr=0.5", "--config.process.D=64", workdir=trained)
     assert "optim.lr" in err and "process.D" in err
+
+
+def test_workdir_of_a_run_on_other_data(refused, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_npz(tmp_path / "a" / "bloodmnist.npz")
+    write_npz(tmp_path / "b" / "bloodmnist.npz", train_images=np.full((64, 28, 28, 3), 7, np.uint8))
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    config = main.load_config(f"{MEDMNIST}:quick".removeprefix("--config="), {"data.check_md5": "False"})
+    config.data.dir = str(tmp_path / "a")
+    config_lib.save_run(workdir, config, config_lib.derive(config, data.load(config.data)))
+    err = refused(
+        f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}/b", "--config.data.check_md5=False", workdir=workdir
+    )
+    assert "data (std)" in err
 
 
 def test_unwritable_workdir(refused, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from pfgm_jax import checkpoint, data, field, parallel, process, train
 from pfgm_jax import config as config_lib
 from pfgm_jax import step as step_lib
 from pfgm_jax.data import to_unit
+from pfgm_jax.errors import UserError
 
 
 def tiny(arg="quick", **overrides):
@@ -134,6 +137,34 @@ def test_resumed_run_is_equal_bit_for_bit(uninterrupted, tmp_path, monkeypatch, 
     assert lines[0] == lines[1]
 
 
+def test_an_interrupted_run_is_saved_and_goes_on(uninterrupted, tmp_path, monkeypatch):
+    config, _, expected = uninterrupted
+
+    calls = []
+
+    def steps_then_signal(*args):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_lib.train_steps(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_steps", steps_then_signal)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, tmp_path)
+    assert len(calls) == 2
+    train.train(config, tmp_path)
+    for a, b in zip(jax.tree.leaves(final_items(config, tmp_path)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    config = tiny()
+    with pytest.raises(UserError, match="not finite"):
+        train._save(config, tmp_path, 1, {"w": np.asarray([1.0, np.inf])})
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_a_longer_run_continues_a_finished_one(uninterrupted, tmp_path):
     config = tiny(**{"train.images": 128})
     train.train(config, tmp_path)
@@ -150,7 +181,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     items = checkpoint.restore(tmp_path, train._items(step_lib.init_state(task, dataset.shape)))[1]
     items["params"]["conv_in"]["kernel"] = items["params"]["conv_in"]["kernel"] * np.nan
     checkpoint.save(tmp_path, 12, items)
-    with pytest.raises(FloatingPointError, match="learning rate|optim.lr"):
+    with pytest.raises(UserError, match="optim.lr"):
         train.train(config, tmp_path)
     assert checkpoint.restore(tmp_path, items)[0] == 12
 
@@ -270,7 +301,7 @@ def test_clipping_and_weight_decay_reach_the_optimiser():
 def test_intervals_are_whole_calls():
     config = tiny(**{"train.batch": 16, "train.steps_per_call": 4, "train.images": 1000, "train.save_every": 130,
                      "train.log_every": 1})  # fmt: skip
-    cadence = train.make_cadence(config)
+    cadence = step_lib.make_cadence(config)
     assert cadence.per_call == 4 and cadence.log == 4
     assert all(steps % 4 == 0 for steps in cadence)
     assert abs(cadence.total * 16 - 1000) <= 32 and abs(cadence.save * 16 - 130) <= 32
