@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh machine to tested: environment, install, style, tests. Arguments go to pytest ("-m slow" for the long tests).
+# From a fresh machine to tested: environment, install, style, tests. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

@@ -99,6 +99,12 @@ def open_run(workdir, config, derived):
             raise UserError(
                 f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"
             )
+        if config.optim.decay == "cosine" and recorded.train.images != config.train.images:
+            print(
+                f"the learning rate's cosine, which ended at {recorded.train.images:,} images, now ends at "
+                f"{config.train.images:,}",
+                file=sys.stderr,
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         config_lib.save_run(workdir, config, derived)
