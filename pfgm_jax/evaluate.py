@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import sys
 import time
 
 import jax
@@ -72,8 +73,9 @@ def sample(workdir, overrides):
 
 
 def evaluate(workdir, overrides):
-    """Scores a run on digits in pixel space, with controls that must fail, into results/pixel_score.json; returns a
-    table.
+    """Scores a run on digits in pixel space, beside controls that must fail; returns a table.
+
+    The figures go to results/pixel_score.json.
 
     Raises:
       UserError: a data set of other images, on which pixels are no features.
@@ -92,10 +94,12 @@ def evaluate(workdir, overrides):
 
     rows, protocols = {}, {}
     for solver in ("rk45", "heun"):
+        print(f"sampling {n} digits with {solver}", file=sys.stderr)
         config.sample.solver = solver
         images, stats = made.sample(jax.random.key(config.sample.seed), n)
         rows[f"samples, {solver}"] = scorer.score(images)
         protocols[solver] = protocol(made, stats, n)
+    print("sampling from an untrained network, and scoring all", file=sys.stderr)
     made.params = jax.device_get(jax.jit(lambda: models.init(made.model, made.shape))())
     untrained, _ = made.sample(jax.random.key(config.sample.seed), n)
     rows["untrained network"] = scorer.score(untrained)

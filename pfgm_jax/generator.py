@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from pfgm_jax import checkpoint, models, parallel, process, sampling
 from pfgm_jax import config as config_lib
@@ -100,7 +101,7 @@ class Generator:
         devices = parallel.device_count()
         batch = -(-min(self.config.sample.batch, n) // devices) * devices
         parts = []
-        for start in range(0, n, batch):
+        for start in tqdm(range(0, n, batch), desc=f"sample, {batch} at once", disable=n <= batch):
             indices = np.arange(start, start + batch)  # the last batch is filled up, so that one program serves all
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             told = labels[np.minimum(indices, n - 1)]

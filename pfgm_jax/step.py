@@ -124,9 +124,7 @@ def make_optimizer(config, derived):
 
 def init_state(task, shape):
     """The state before the first step, for images of `shape` (H, W, C): host arrays."""
-
-    # One compiled program, so that the compilation cache serves it too. It runs once: optimising it takes 10 s on a
-    # CPU.
+    # One compiled program, so that the compilation cache serves it too. It runs once and is not worth optimising.
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
     @functools.partial(jax.jit, compiler_options=quickly if jax.default_backend() == "cpu" else None)
@@ -205,7 +203,6 @@ def train_step(task, state, images, labels):
 @functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0, 4), donate_argnums=(1,))
 def train_steps(task, state, images, labels, steps):
     """`steps` steps in one device call: (state, StepMetrics over all of them), both with a device axis."""
-
     state, metrics = lax.scan(lambda state, _: train_step(task, state, images, labels), state, length=steps)
     return state, metrics.reduce()
 
