@@ -42,10 +42,10 @@ def get_config(arg=None):
         config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
         config.model.channels = 8
         config.sample.update(n=4, frames=4, solver="heun", steps=4)
-    # Attention at the two coarsest levels, where they are at most 32 px: its cost grows with the fourth power of the
-    # side.
+    # Attention at the two coarsest levels (one on a CPU), where they are at most 32 px: it costs the side's fourth power.
     sides = [args.size]
     for _ in config.model.multipliers[1:]:
         sides.append(-(-sides[-1] // 2))
-    config.model.attention = tuple(side for side in sides[-2:] if side <= 32)
+    coarsest = sides[-1:] if args.cpu or args.quick else sides[-2:]
+    config.model.attention = tuple(side for side in coarsest if side <= 32)
     return config
