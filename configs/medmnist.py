@@ -42,7 +42,7 @@ def get_config(arg=None):
         config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
         config.model.channels = 8
         config.sample.update(n=4, frames=4, solver="heun", steps=4)
-    # Attention at the two coarsest levels (one on a CPU), where they are at most 32 px: it costs the side's fourth power.
+    # Attention at the two coarsest levels (one on a CPU) of at most 32 px: it costs the side's fourth power.
     sides = [args.size]
     for _ in config.model.multipliers[1:]:
         sides.append(-(-sides[-1] // 2))
