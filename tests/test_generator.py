@@ -44,11 +44,13 @@ def test_a_sample_does_not_depend_on_the_others(generator):
     # float32 round-off of another batch shape may move a grey level at a rounding edge.
     key = jax.random.key(0)
     few, _ = generator.sample(key, 5)
+    at_once, _ = generator.sample(key, 20)
     generator.config.sample.batch = 8
-    many, stats = generator.sample(key, 20)
+    in_batches, stats = generator.sample(key, 20)
     generator.config.sample.batch = 256
-    assert many.shape[0] == 20 and stats.nfe == 7
-    assert np.abs(few.astype(int) - many[:5]).max() <= 1
+    assert in_batches.shape[0] == 20 and stats.nfe == 7
+    assert np.abs(at_once.astype(int) - in_batches).max() <= 1
+    assert np.abs(few.astype(int) - at_once[:5]).max() <= 1
 
 
 def test_trajectory_runs_from_the_prior_to_the_data(generator):
