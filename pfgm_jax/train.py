@@ -140,7 +140,8 @@ def train(config, workdir):
             state = _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt)
     finally:
         log.close()
-    plots.curves(read_metrics(workdir), pathlib.Path(workdir, "curves.png"))
+        if records := read_metrics(workdir):
+            plots.curves(records, pathlib.Path(workdir, "curves.png"))
     print(how_to_sample(workdir), flush=True)
     return state
 
