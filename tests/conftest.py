@@ -23,3 +23,12 @@ def x64():
 
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs are many memory maps each, and a process may hold only so many (65530 on Linux)."""
+    yield
+    import jax
+
+    jax.clear_caches()

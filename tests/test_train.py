@@ -33,6 +33,13 @@ def tiny(arg="quick", **overrides):
     return config
 
 
+@pytest.fixture(autouse=True)
+def forget_programs_of_each_test():
+    """No test here shares a program in memory: each makes a Task of its own, and eight devices' programs are large."""
+    yield
+    jax.clear_caches()
+
+
 def stacked(tree, devices):
     """A copy on each of the devices, placed as a mapped function would leave it: the first step compiles for all."""
     copies = jax.tree.map(lambda a: np.stack([np.asarray(a)] * len(devices)), tree)
