@@ -2,23 +2,21 @@
 
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
-Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm, D=128 (pfgmpp only), cpu (a network and
-budget that two CPU cores can train in about an hour), quick (a smoke test).
+Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
+cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
 
 EDM's schedule for 200 million images ramps the learning rate over 10 million; a run of 7.5 million would end before
 that, so the ramp here is its twentieth, as 10 is of 200.
 """
 
-import math
-
-from pfgm_jax.config import default, parse_arg
+from pfgm_jax.config import D_of, default, parse_arg
 
 
 def get_config(arg=None):
     args = parse_arg(arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, cpu=False, quick=False)
     config = default()
     config.data.update(name=args.dataset, size=args.size)
-    config.process.update(name=args.process, D=args.D)
+    config.process.update(name=args.process, D=D_of(args.process, args.D))
     config.model.update(channels=64, multipliers=(1, 2, 2, 4), blocks=2, embedding_channels=256, dropout=0.1)
     if args.size == 28:
         config.model.update(multipliers=(2, 2, 2), blocks=3)
@@ -26,10 +24,7 @@ def get_config(arg=None):
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)
     if args.process == "pfgm":
-        config.process.D = 1.0
         config.train.large_batch = 4096
-    elif args.process == "edm":
-        config.process.D = math.inf
     if args.cpu or args.quick:
         config.model.update(channels=32, multipliers=(1, 2, 2), blocks=1, embedding_channels=128, dropout=0.0)
         config.optim.update(warmup=6_400, lr_batch=64)

@@ -1,8 +1,8 @@
-"""Configuration: the defaults, their checks, what is derived from the data, and the record of a run.
+"""Configuration: the defaults, their checks, and the record of a run.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
-Fields that are None are derived from the data by `derive`; config.json in the run directory holds the config and
-everything derived.
+Fields that are None are left to the data (`build.derive`) or to the solver; config.json in the run directory holds the
+config and everything derived.
 """
 
 import json
@@ -10,21 +10,18 @@ import math
 import os
 import pathlib
 
-import numpy as np
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from pfgm_jax import __version__, models, parametrization, process, sampling
-from pfgm_jax.data.dataset import moments
+from pfgm_jax import __version__, models, sampling
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.models.unet import level_sizes
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
            "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
 # What None leaves to the data.
-DERIVED = ("process.sigma_max", "process.sigma_data", "process.M")
-PROCESSES = ("pfgmpp", "pfgm", "edm")
+DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M")
+PROCESSES = ("pfgmpp", "pfgm", "edm", "ve", "vp", "subvp", "ddpm")
 
 
 def default():
@@ -39,17 +36,21 @@ def default():
     config.data.check_md5 = True  # refuse a file in data.dir that is not the official one
 
     config.process = ConfigDict()
-    config.process.name = "pfgmpp"  # pfgmpp, pfgm, edm
-    config.process.D = 128.0  # extra dimensions, any real > 0 or inf; pfgm is 1 and edm is inf
-    config.process.sigma_min = 0.002
-    config.process.sigma_max = placeholder(float)  # None: from the data's norm
+    config.process.name = "pfgmpp"  # pfgmpp, pfgm, edm, ve, vp, subvp, ddpm
+    config.process.D = 128.0  # extra dimensions, any real > 0 or inf; 1 for pfgm and inf for all others but pfgmpp
+    config.process.sigma_min = placeholder(float)  # None: the process's own (0.002 EDM, 0.001 PFGM's z, 0.02 VE)
+    config.process.sigma_max = placeholder(float)  # None: from the data (pfgmpp, edm, pfgm's z_max, ve)
     config.process.sigma_data = placeholder(float)  # None: the data's standard deviation
-    config.process.P_mean = -1.2  # ln σ in training ~ N(P_mean, P_std²)
+    config.process.P_mean = -1.2  # pfgmpp, edm: ln σ in training ~ N(P_mean, P_std²)
     config.process.P_std = 1.2
     config.process.M = placeholder(int)  # PFGM's largest exponent; None: from the data's norm
     config.process.restrict_M = True
     config.process.gamma = 5.0  # PFGM's γ
     config.process.near = 5.0  # PFGM: below this z the field's norm gives the denoiser (5 on CIFAR-10)
+    config.process.beta_min = 0.1  # vp, subvp
+    config.process.beta_max = 20.0
+    config.process.T = 1000  # ddpm: noise levels
+    config.process.betas = "linear"  # ddpm: linear, cosine
 
     config.model = ConfigDict()
     config.model.name = "unet"
@@ -94,16 +95,20 @@ def default():
     config.sample.n = 64
     config.sample.seed = 0
     config.sample.batch = 256  # samples at once
-    config.sample.solver = "rk45"  # rk45, heun
-    config.sample.rtol = 1e-4
-    config.sample.atol = 1e-4
-    config.sample.steps = 18
-    config.sample.rho = 7.0
+    config.sample.solver = "rk45"  # see sampling.SOLVERS
+    config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same
     config.sample.frames = 48  # of the trajectory's animation; 0: none
+    for name, kind in sampling.option_kinds().items():  # rtol, steps, grid, …; None: the solver's own default
+        config.sample[name] = placeholder(kind)
 
     config.evaluate = ConfigDict()
     config.evaluate.n = 360
     return config.lock()
+
+
+def D_of(name, D=128.0):
+    """The D of the process called `name`; for pfgmpp, which takes any, D."""
+    return {"pfgmpp": D, "pfgm": 1.0}.get(name, math.inf)
 
 
 def parse_arg(arg, **defaults):
@@ -155,12 +160,17 @@ def check(config):
     one_of("model.dtype", ("float32", "bfloat16", "float64"))
     one_of("optim.decay", ("constant", "cosine"))
     one_of("sample.solver", list(sampling.SOLVERS))
+    one_of("process.betas", ("linear", "cosine"))
     require(config.process.D > 0, "process.D", "D is a number > 0, or inf")
-    if config.process.name == "pfgm":
-        require(config.process.D == 1, "process.D", "process=pfgm is D = 1; process=pfgmpp takes any D")
+    name = config.process.name
+    if name == "pfgm":
         require(config.train.large_batch > 0, "train.large_batch", "PFGM's target is the field of a large batch")
-    if config.process.name == "edm":
-        require(math.isinf(config.process.D), "process.D", "process=edm is D = inf; process=pfgmpp takes any D")
+    own = D_of(name, config.process.D)
+    require(config.process.D == own, "process.D", f"process={name} is D = {own:g}; process=pfgmpp takes any D")
+    require(0 < config.process.beta_min < config.process.beta_max, "process.beta_min", "0 < beta_min < beta_max")
+    for key, rule in (("sigma_min", ("vp", "subvp", "ddpm")), ("sigma_max", ("vp", "subvp", "ddpm"))):
+        given = config.process[key] is not None
+        require(not given or name not in rule, f"process.{key}", f"process={name} has it from beta_min, beta_max, T")
     for key in ("channels", "blocks", "embedding_channels"):
         require(config.model[key] >= 1, f"model.{key}", "at least 1")
     for key in ("channels", "noise_channels"):
@@ -183,85 +193,11 @@ def check(config):
     require(config.train.ema_halflife >= 0, "train.ema_halflife", "at least 0 images")
     for key in ("sample.n", "sample.batch", "evaluate.n"):
         require(flatten(config)[key] >= 1, key, "at least 1")
-    require(config.sample.rtol > 0 and config.sample.atol > 0, "sample.rtol", "rtol and atol are > 0")
-    require(config.sample.steps >= 2 and config.sample.rho > 0, "sample.steps", "steps >= 2 and rho > 0")
+    require(config.sample.D is None or config.sample.D > 0, "sample.D", "D is a number > 0, inf, or None")
     require(config.sample.frames >= 0 and config.sample.frames != 1, "sample.frames", "0 for none, or at least 2")
     if config.train.large_batch:
         rule = "0, or at least train.batch, which is part of it"
         require(config.train.large_batch >= config.train.batch, "train.large_batch", rule)
-
-
-def derive(config, dataset):
-    """Everything that the data decide, as plain numbers for config.json.
-
-    σ_max bounds the mismatch between the prior, which is centred at 0, and the data at σ_max, E‖y‖²/(2σ_max²), by
-    0.06 nats: EDM's 80 on CIFAR-10. PFGM's M, z_max and largest prior norm follow its formulas (`process.pfgm`).
-
-    Raises:
-      UserError: an image size that the network cannot take, or a batch larger than the training set.
-    """
-    facts = moments(dataset.train.images)
-    N = math.prod(dataset.shape)
-    level_sizes(dataset.shape[:2], len(config.model.multipliers))
-    if config.train.batch > len(dataset.train):
-        raise UserError(
-            f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images"
-        )
-    M = config.process.M
-    if M is None:
-        M = process.pfgm_M(facts.mean_norm, N)
-    sigma_max, sigma_data = config.process.sigma_max, config.process.sigma_data
-    if sigma_max is None and config.process.name == "pfgm":
-        sigma_max = process.pfgm(M, N).sigma_max
-    elif sigma_max is None:
-        sigma_max = math.sqrt(facts.mean_square_norm / (2 * 0.06))
-    return {
-        "shape": list(dataset.shape),
-        "N": N,
-        "classes": list(dataset.classes),
-        "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),
-        "train_images": len(dataset.train),
-        "mean": float(facts.mean),
-        "std": float(facts.std),
-        "mean_norm": float(facts.mean_norm),
-        "largest_norm": float(facts.largest_norm),
-        "sigma_data": float(facts.std if sigma_data is None else sigma_data),
-        "sigma_max": float(sigma_max),
-        "M": int(M),
-        "lr": config.optim.lr * math.sqrt(config.train.batch / config.optim.lr_batch),
-    }
-
-
-def make_process(config, derived):
-    """The Process of a checked config."""
-    c = config.process
-    if c.name == "pfgm":
-        return process.pfgm(derived["M"], derived["N"], restrict_M=c.restrict_M, z_max=derived["sigma_max"])
-    law = dict(sigma_min=c.sigma_min, sigma_max=derived["sigma_max"], P_mean=c.P_mean, P_std=c.P_std)
-    return process.edm(**law) if c.name == "edm" else process.pfgmpp(c.D, **law)
-
-
-def make_parametrization(config, derived):
-    if config.process.name == "pfgm":
-        return parametrization.PoissonField(config.process.gamma, config.process.near)
-    return parametrization.EDM(derived["sigma_data"])
-
-
-def make_model(config, derived):
-    c = config.model
-    return models.NETWORKS[c.name](
-        out_channels=derived["shape"][-1] + make_parametrization(config, derived).extra_channels,
-        channels=c.channels,
-        multipliers=tuple(c.multipliers),
-        blocks=c.blocks,
-        attention=tuple(c.attention),
-        embedding=c.embedding,
-        noise_channels=c.noise_channels,
-        embedding_channels=c.embedding_channels,
-        num_labels=len(derived["classes"]) if c.conditional else 0,
-        dropout=c.dropout,
-        dtype=np.dtype(c.dtype) if c.dtype != "bfloat16" else "bfloat16",
-    )
 
 
 def flatten(config):
@@ -330,7 +266,7 @@ def override(config, key, value):
     kind = place.get_type(field)
     try:
         value = _read(value, kind) if isinstance(value, str) else tuple(value) if kind is tuple else value
-        if value is None and key not in DERIVED:
+        if value is None and key not in DERIVED and not key.startswith("sample."):
             raise ValueError
         place[field] = value
     except (TypeError, ValueError, SyntaxError, KeyError):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, plots
+from pfgm_jax import data, generator, models, plots, sampling
 from pfgm_jax.errors import UserError
 
 
@@ -37,13 +37,17 @@ def _writable(workdir, name):
 
 def protocol(made, stats, n):
     """How samples were made, for every figure and file."""
-    config = made.config
-    tolerance = f"rtol {config.sample.rtol:g}, atol {config.sample.atol:g}"
-    detail = tolerance if config.sample.solver == "rk45" else f"{config.sample.steps} steps, ρ {config.sample.rho:g}"
+    config, solver = made.config, made.config.sample.solver
+    options = sampling.find(solver)[1] | generator.solver_options(config, solver)
+    detail = ", ".join(f"{name} {value}" for name, value in options.items() if name != "frames" and value is not None)
+    calls = f"{stats.nfe:g} function evaluations"
+    if stats.sample_nfe.min() < stats.sample_nfe.max():
+        calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
+    sampled = "" if config.sample.D is None else f", sampled with D = {config.sample.D:g}"
     return (
-        f"{n} samples, {made.process.name} D = {made.process.D:g}, "
+        f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}, "
         f"EMA weights after {made.step * config.train.batch:,} images, "
-        f"{config.sample.solver} ({detail}), {stats.nfe:g} function evaluations, seed {config.sample.seed}"
+        f"{solver} ({detail}), {calls}, seed {config.sample.seed}"
     )
 
 
@@ -54,6 +58,8 @@ def sample(workdir, overrides):
     """
     made = _open(workdir, overrides)
     config = made.config.sample
+    options = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    sampling.check_options(config.solver, options)
     key = jax.random.key(config.seed)
     folder = _writable(workdir, "samples")
     begun = time.perf_counter()

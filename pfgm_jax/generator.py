@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import checkpoint, models, parallel, process, sampling
+from pfgm_jax import build, checkpoint, models, parallel, process, sampling
 from pfgm_jax import config as config_lib
 from pfgm_jax.data.dataset import to_uint8
-from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.errors import UserError
 from pfgm_jax.parametrization import denoiser
 
 
 @functools.lru_cache(maxsize=32)
-def _sampler(flow, parametrization, model, solver, options, shape):
-    """The compiled program from keys to samples, mapped over devices.
+def _sampler(trained, flow, parametrization, model, solver, options, shape):
+    """The compiled program from keys to samples, mapped over devices, for a network of `trained`, sampled by `flow`.
 
     `(params, keys, labels) -> (x [b, *S], trajectory [b, T, *S], the other SolveStats)`.
     """
@@ -24,11 +24,61 @@ def _sampler(flow, parametrization, model, solver, options, shape):
     def per_device(params, keys, labels):
         x = process.prior(flow, keys, shape)
         network = lambda x, noise: model.apply({"params": params}, x, noise, labels)
-        denoise = denoiser(parametrization, flow, network)
-        x, stats = sampling.SOLVERS[solver](flow, denoise, x, axis_name=parallel.AXIS, **dict(options))
+        denoise = denoiser(parametrization, trained, network)
+        solver_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        options_ = dict(options, keys=solver_keys, axis_name=parallel.AXIS)
+        x, stats = sampling.SOLVERS[solver](flow, denoise, x, **options_)
         return x, jnp.swapaxes(stats.trajectory, 0, 1), stats._replace(trajectory=())
 
     return parallel.pmap(per_device, in_axes=(None, 0, 0))
+
+
+def sampling_process(config, trained, D=None):
+    """The process to sample with: the trained one, with `D`, or else sample.D, in place of its own if given."""
+    D = config.sample.D if D is None else D
+    return trained if D is None else process.with_D(trained, D)
+
+
+def solver_options(config, solver):
+    """What the sample section says to the solver: {option: value}, without those left to its default."""
+    _, defaults = sampling.find(solver)
+    given = {name: config.sample[name] for name in defaults if name != "frames"}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_sampling(config, trained):
+    """Raises UserError if the config's solver is not defined for the process, or not with its options."""
+    solver = config.sample.solver
+    sampling.check(solver, sampling_process(config, trained), solver_options(config, solver))
+
+
+def _over_devices(stats):
+    """SolveStats with a device axis -> of the whole batch, on the host: devices may take steps of their own."""
+    stats = jax.tree.map(np.asarray, stats._replace(sample_nfe=()))
+    return stats._replace(
+        nfe=stats.nfe.max(),
+        steps=stats.steps.max(),
+        rejected=stats.rejected.max(),
+        completed=stats.completed.all(),
+        finite=stats.finite.all(),
+        # The highest level is where the first of them stopped.
+        sigma=stats.sigma.max(),
+        sigmas=stats.sigmas[0],
+    )
+
+
+def _require_completed(solver, stats):
+    """Raises UserError for a solve that stopped on its way."""
+    if not stats.finite:
+        raise UserError(
+            f"{solver} stopped at σ = {stats.sigma:.4g}, where the network returned NaN or inf; its weights or the "
+            "sample.* settings are unusable"
+        )
+    if not stats.completed:
+        raise UserError(
+            f"{solver} came only to σ = {stats.sigma:.4g} within its step limit of {stats.steps + stats.rejected}; "
+            "raise max_steps, rtol or atol"
+        )
 
 
 class Generator:
@@ -43,9 +93,9 @@ class Generator:
 
     def __init__(self, config, derived, params, step=0):
         self.config, self.derived, self.params, self.step = config, derived, params, step
-        self.process = config_lib.make_process(config, derived)
-        self.parametrization = config_lib.make_parametrization(config, derived)
-        self.model = config_lib.make_model(config, derived)
+        self.process = build.make_process(config, derived)
+        self.parametrization = build.make_parametrization(config, derived)
+        self.model = build.make_model(config, derived)
 
     @property
     def shape(self):
@@ -57,46 +107,44 @@ class Generator:
         network = lambda x, noise: self.model.apply({"params": self.params}, x, noise, labels)
         return denoiser(self.parametrization, self.process, network)(x, sigma)
 
-    def sample(self, key, n, labels=None, solver=None, **options):
+    def sample(self, key, n, labels=None, solver=None, D=None, **options):
         """Draws n images.
 
-        Sample i depends on (key, i): asking for more keeps the first ones (up to the step control of rk45, which a
-        batch shares).
+        Sample i depends on (key, i): asking for more keeps the first ones, up to what a batch shares: the step control
+        of rk45 and tsit5, unless per_sample, and the step size of predictor_corrector's corrector.
 
         Args:
           key: a PRNG key, `jax.random.key(0)`.
           n: how many.
           labels: [n] classes for a conditional network; None draws them with the training set's frequencies.
-          solver: "rk45" or "heun"; None takes the run's sample.solver.
-          options: of the solver: rtol, atol, steps, rho, frames; unset ones come from the run's sample section.
+          solver: a name in `sampling.SOLVERS`; None takes the run's sample.solver.
+          D: sample with another D than the one trained with; None takes the run's sample.D, and the trained one where
+            that is None too.
+          options: of the solver, such as rtol, steps, grid, frames; unset ones come from the run's sample section.
 
         Returns:
-          (uint8 [n, H, W, C], SolveStats as NumPy arrays: nfe and steps are means over batches, the trajectory float
-          [T, n, H, W, C]).
+          (uint8 [n, H, W, C], SolveStats as NumPy arrays: nfe, steps and rejected are means over batches, sample_nfe
+          [n], the trajectory float [T, n, H, W, C]).
 
         Raises:
-          UserError: an unknown solver or option, labels that do not fit, or a solve that did not reach the data.
+          UserError: an unknown solver or option, a solver that the process does not admit, labels that do not fit, or a
+            solve that did not reach the data.
         """
-        x, stats = self.sample_unit(key, n, labels, solver, **options)
+        x, stats = self.sample_unit(key, n, labels, solver, D, **options)
         return to_uint8(x), stats
 
-    def sample_unit(self, key, n, labels=None, solver=None, **options):
+    def sample_unit(self, key, n, labels=None, solver=None, D=None, **options):
         """As `sample`, but float images in the unit scale [-1, 1], not clipped."""
         solver = solver or self.config.sample.solver
-        defaults = {"rtol", "atol", "steps", "rho"}
-        _, taken = sampling.find(solver, {"frames", "max_steps"} | defaults)
-        for name in options:
-            if name not in taken:
-                raise UserError(
-                    f"solver {solver} has no option {name!r}{nearest(name, taken)}; it takes {', '.join(sorted(taken))}"
-                )
-        options = {name: self.config.sample[name] for name in taken & defaults} | options
+        sampling.check_options(solver, options)
+        options = solver_options(self.config, solver) | options
+        flow = sampling_process(self.config, self.process, D)
         if n < 1:
             raise UserError(f"n must be at least 1, got {n}")
         labels = self._labels(key, n, labels)
 
         program = _sampler(
-            self.process, self.parametrization, self.model, solver, tuple(sorted(options.items())), self.shape
+            self.process, flow, self.parametrization, self.model, solver, tuple(sorted(options.items())), self.shape
         )
         devices = parallel.device_count()
         batch = -(-min(self.config.sample.batch, n) // devices) * devices
@@ -106,18 +154,18 @@ class Generator:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
             told = labels[np.minimum(indices, n - 1)]
             x, trajectory, stats = program(self.params, parallel.shard(keys), parallel.shard(told))
-            parts.append((parallel.gather(x), parallel.gather(trajectory), parallel.unreplicate(stats)))
-        images, trajectories, every = zip(*parts, strict=True)
+            x, trajectory, nfe = (parallel.gather(a) for a in (x, trajectory, stats.sample_nfe))
+            stats = _over_devices(stats)
+            _require_completed(solver, stats)
+            parts.append((x, trajectory, nfe, stats))
+        images, trajectories, sample_nfe, every = zip(*parts, strict=True)
         images = np.concatenate(images)[:n]
-        if not all(stats.completed for stats in every):
-            raise UserError(f"{solver} did not reach the data within its step limit; raise max_steps, rtol or atol")
-        if not np.isfinite(images).all():
-            raise UserError("the samples are not finite; the network's weights or the sample.* settings are unusable")
+        mean = lambda name: float(np.mean([getattr(stats, name) for stats in every]))
         return images, every[0]._replace(
-            nfe=float(np.mean([stats.nfe for stats in every])),
-            steps=float(np.mean([stats.steps for stats in every])),
-            rejected=float(np.mean([stats.rejected for stats in every])),
-            completed=True,
+            nfe=mean("nfe"),
+            steps=mean("steps"),
+            rejected=mean("rejected"),
+            sample_nfe=np.concatenate(sample_nfe)[:n],
             trajectory=np.concatenate(trajectories)[:n].swapaxes(0, 1),
         )
 
@@ -145,7 +193,7 @@ def load(workdir):
       UserError: no run there, no checkpoint yet, or a checkpoint of another network.
     """
     config, derived = config_lib.load_run(workdir)
-    model = config_lib.make_model(config, derived)
+    model = build.make_model(config, derived)
     restored = checkpoint.restore(workdir, {"ema": jax.eval_shape(lambda: models.init(model, derived["shape"]))})
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")

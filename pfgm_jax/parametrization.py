@@ -55,6 +55,64 @@ class EDM:
 
 
 @dataclasses.dataclass(frozen=True)
+class Epsilon:
+    """The noise itself, ε = (x − E[y | x, σ]) / σ: DDPM (arXiv 2006.11239, eq. 14), VP and sub-VP (arXiv 2011.13456).
+
+    The network sees x_t = s(t) x, the process's own variable, and `time_scale · t + time_shift`. The loss is the mean
+    squared error of ε.
+
+    Attributes:
+      time_scale, time_shift: 999 and 0 for t in [0, 1] (VP, sub-VP), 1 and −1 for DDPM's t = 1 … T.
+    """
+
+    time_scale: float = 999.0
+    time_shift: float = 0.0
+    extra_channels = 0
+
+    def inputs(self, process, x, sigma):
+        t = process.time(sigma)
+        return _per_image(process.scale(t), x) * x, self.time_scale * t + self.time_shift
+
+    def target(self, process, x, sigma, posterior_mean):
+        return (x - posterior_mean) / _per_image(sigma, x)
+
+    def outputs(self, raw):
+        return raw
+
+    def to_denoiser(self, process, output, x, sigma):
+        return x - _per_image(sigma, x) * output
+
+    def weight(self, x):
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """σ times the score, (E[y | x, σ] − x) / σ: variance-exploding SDEs (arXiv 2011.13456, appendix A).
+
+    x is not rescaled and the embedding takes ln(σ/2), which is the published ln σ: there images lie in [0, 1]. The loss
+    is ½ Σ over pixels. At finite D the same network output is σ times a velocity, and no score.
+    """
+
+    extra_channels = 0
+
+    def inputs(self, process, x, sigma):
+        return x, jnp.log(sigma / 2)
+
+    def target(self, process, x, sigma, posterior_mean):
+        return (posterior_mean - x) / _per_image(sigma, x)
+
+    def outputs(self, raw):
+        return raw
+
+    def to_denoiser(self, process, output, x, sigma):
+        return x + _per_image(sigma, x) * output
+
+    def weight(self, x):
+        return math.prod(x.shape[1:]) / 2
+
+
+@dataclasses.dataclass(frozen=True)
 class PoissonField:
     """PFGM's negative normalised field (arXiv 2209.11178, algorithm 1 and eq. 5), for any finite D with r = σ√D.
 

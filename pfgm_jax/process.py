@@ -10,8 +10,8 @@ space with D more dimensions, r being the norm of the extra coordinates:
     x = y + σ g √(D / χ²_D),        g ~ N(0, I_N), one χ²_D draw per sample,                                  (2)
 
 so D = 1 is PFGM (arXiv 2209.11178, where σ is called z), D → ∞ is the Gaussian of diffusion models (EDM,
-arXiv 2206.00364), and any real D > 0 lies between. With a schedule, x_t = s(t) (y + σ(t) n); everything below works
-in the unscaled variable x = x_t / s(t) and in σ. Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
+arXiv 2206.00364), and any real D > 0 lies between. With a schedule (`schedule.py`), x_t = s(t) (y + σ(t) n);
+everything below works in σ and the unscaled variable x = x_t / s(t). Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from scipy.special import betaln, gammaln
 
+from pfgm_jax import schedule
 from pfgm_jax.errors import UserError
 
 # Above this many degrees of freedom the Student-t and the Gaussian agree to N/D < 1e-12, and D σ² would soon overflow
@@ -40,7 +41,7 @@ class LogNormal:
     def __call__(self, process, key, y):
         key_sigma, key_noise = jax.random.split(key)
         sigma = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key_sigma, (), y.dtype))
-        return y + sigma * kernel_noise(key_noise, y.shape, process.D, y.dtype), sigma
+        return kernel_draw(process, key_noise, y, sigma), sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,22 @@ class GeometricShell:
         return y + radius * direction / jnp.linalg.norm(direction.ravel()), z
 
 
-def identity(t):
-    return t
+@dataclasses.dataclass(frozen=True)
+class UniformTime:
+    """Training law of score-based SDEs and DDPM: t ~ U[low, high], a whole number on a discrete schedule; then σ(t)."""
 
+    low: float
+    high: float
+    from_kernel = True
 
-def one(t):
-    return jnp.ones_like(t)
+    def __call__(self, process, key, y):
+        key_t, key_noise = jax.random.split(key)
+        if process.schedule.discrete:
+            t = jax.random.randint(key_t, (), self.low, self.high + 1)
+        else:
+            t = jax.random.uniform(key_t, (), y.dtype, self.low, self.high)
+        sigma = process.sigma(t).astype(y.dtype)
+        return kernel_draw(process, key_noise, y, sigma), sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +102,8 @@ class Process:
       t_min, t_max: range of time in which samples are followed, t_max being the prior's end.
       training_law: `(process, key, y [*S]) -> (x [*S], sigma [])`, how one training pair is drawn; `from_kernel` says
         whether x given (y, σ) follows the kernel, so that y itself is a valid target.
-      sigma, scale: σ(t) and s(t); for PFGM, PFGM++ and EDM σ(t) = t and s = 1. Everything here and every solver works
-        in σ and the unscaled x; x_t = scale(t) · x is for whoever needs the process in its own time.
+      schedule: σ(t), s(t) and t(σ), see `schedule.py`. Everything here and every solver works in σ and the unscaled x;
+        x_t = scale(t) · x is for whoever needs the process in its own time.
       max_norm: the prior's radius is clipped to it (PFGM), `inf` for no clip.
 
     Raises:
@@ -104,31 +115,56 @@ class Process:
     t_min: float
     t_max: float
     training_law: Callable
-    sigma: Callable = identity
-    scale: Callable = one
+    schedule: object = schedule.Identity()
     max_norm: float = math.inf
 
     def __post_init__(self):
         if not self.D > 0:
             raise UserError(f"process.D must be a number > 0 or inf, got {self.D}")
-        if not 0 < self.t_min < self.t_max < math.inf:
+        if not 0 < self.t_min < self.t_max < math.inf or not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise UserError(
-                f"process {self.name} needs 0 < smallest σ < largest σ < inf, got {self.t_min} and {self.t_max}"
+                f"process {self.name} needs 0 < smallest σ < largest σ < inf, got times {self.t_min} to {self.t_max}, "
+                f"σ {self.sigma_min} to {self.sigma_max}"
             )
+
+    def sigma(self, t):
+        """σ(t)."""
+        return self.schedule.sigma(t)
+
+    def scale(self, t):
+        """s(t)."""
+        return self.schedule.scale(t)
+
+    def time(self, sigma):
+        """t(σ), the inverse of `sigma`."""
+        return self.schedule.time(sigma)
 
     @property
     def sigma_min(self):
-        with jax.ensure_compile_time_eval():  # a schedule in jnp is a number inside jit too
-            return float(self.sigma(self.t_min))
+        return self._number(self.t_min)
 
     @property
     def sigma_max(self):
-        with jax.ensure_compile_time_eval():
-            return float(self.sigma(self.t_max))
+        return self._number(self.t_max)
+
+    def _number(self, t):
+        with jax.ensure_compile_time_eval():  # a schedule in jnp is a number inside jit too
+            return float(self.sigma(t))
 
     @property
     def is_gaussian(self):
         return self.D >= GAUSSIAN_D
+
+
+def with_D(process, D):
+    """The process with another D and the same σ, to sample at D' what was trained at D (arXiv 2302.04265, section 4).
+
+    The flow in σ is the same at every D, so D' changes the prior, and at D' = ∞ admits the samplers that draw noise.
+    The clip of PFGM's prior belongs to D = 1 and is dropped.
+    """
+    if D == process.D:
+        return process
+    return dataclasses.replace(process, name=f"{process.name}, sampled", D=float(D), max_norm=math.inf)
 
 
 def edm(sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
@@ -139,6 +175,36 @@ def edm(sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
 def pfgmpp(D, sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
     """PFGM++ (arXiv 2302.04265) with EDM's σ through r = σ√D (its section 4): D = 1 is PFGM's field, D = inf is EDM."""
     return Process("pfgmpp", float(D), sigma_min, sigma_max, LogNormal(P_mean, P_std))
+
+
+def ve(sigma_min=0.02, sigma_max=100.0, t_min=1e-5):
+    """Variance-exploding SDE (arXiv 2011.13456, eq. 31): σ from σ_min to σ_max, geometric in t ~ U[t_min, 1].
+
+    The published σ of 0.01 to 50 are for images in [0, 1]; in [−1, 1] they are twice that. σ_max is to be the largest
+    distance between two images of the data (arXiv 2006.09011, technique 1; `data.diameter`).
+    """
+    return Process("ve", math.inf, t_min, 1.0, UniformTime(t_min, 1.0), schedule.Geometric(sigma_min, sigma_max))
+
+
+def vp(beta_min=0.1, beta_max=20.0, t_min=1e-3):
+    """Variance-preserving SDE (arXiv 2011.13456, eq. 32): trained on t ~ U[1e-5, 1], sampled down to t_min."""
+    return Process("vp", math.inf, t_min, 1.0, UniformTime(1e-5, 1.0), schedule.VP(beta_min, beta_max))
+
+
+def subvp(beta_min=0.1, beta_max=20.0, t_min=1e-3):
+    """Sub-VP SDE (arXiv 2011.13456, eq. 33): trained on t ~ U[1e-5, 1], sampled down to t_min."""
+    return Process("subvp", math.inf, t_min, 1.0, UniformTime(1e-5, 1.0), schedule.SubVP(beta_min, beta_max))
+
+
+def ddpm(steps=1000, kind="linear"):
+    """DDPM (arXiv 2006.11239) on its grid of T = `steps` levels; `kind` "linear" or "cosine" (arXiv 2102.09672).
+
+    Raises:
+      UserError: fewer than 20 steps of the linear kind, whose last β would reach 1, or fewer than 2.
+    """
+    if steps < 2 or (kind == "linear" and steps <= 20):
+        raise UserError(f"ddpm needs more than 20 noise levels (2 for the cosine kind), got {steps}")
+    return Process("ddpm", math.inf, 1, steps, UniformTime(1, steps), schedule.Discrete(steps, kind))
 
 
 def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, max_norm=None):
@@ -180,6 +246,11 @@ def kernel_noise(key, shape, D, dtype=None):
     return noise * jnp.exp(0.5 * (math.log(D / 2) - log_half_chi2))
 
 
+def kernel_draw(process, key, y, sigma):
+    """One draw x ~ p(x | y, σ) around one image y [*S], sigma []."""
+    return y + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
+
+
 def perturb(process, keys, y, sigma):
     """Draws x ~ p(x | y, σ), the kernel around each image.
 
@@ -191,11 +262,7 @@ def perturb(process, keys, y, sigma):
     Returns:
       [B, *S], in the unscaled variable x_t / s(t).
     """
-
-    def one_example(key, y, sigma):
-        return y + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
-
-    return jax.vmap(one_example)(keys, y, jnp.asarray(sigma, y.dtype))
+    return jax.vmap(kernel_draw, (None, 0, 0, 0))(process, keys, y, jnp.asarray(sigma, y.dtype))
 
 
 def training_pairs(process, keys, y):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from pfgm_jax import checkpoint, data, generator, parallel, plots
+from pfgm_jax import build, checkpoint, data, generator, parallel, plots
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.log import Log, read_metrics
@@ -52,7 +52,7 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
         f"norm {derived['mean_norm']:.1f} (largest {derived['largest_norm']:.1f}); licence {dataset.licence}",
         f"process    {p.name}: D = {p.D:g}, N = {derived['N']}, σ from {p.sigma_max:.4g} to {p.sigma_min:g}"
         + (f", M = {derived['M']}, largest prior norm {p.max_norm:.0f}" if config.process.name == "pfgm" else "")
-        + (f", σ_data = {derived['sigma_data']:.3f}" if config.process.name != "pfgm" else ""),
+        + (f", σ_data = {derived['sigma_data']:.3f}" if config.process.name in ("pfgmpp", "edm") else ""),
         f"network    {config.model.name}: {counts:,} parameters, {config.model.dtype}",
         f"training   {cadence.total} steps × {config.train.batch} = {cadence.total * config.train.batch:,} images "
         f"({cadence.total * config.train.batch / len(dataset.train):.0f} epochs), learning rate {derived['lr']:.2e} "
@@ -70,8 +70,10 @@ def prepare(config):
     config_lib.check(config)
     parallel.check_divisible(config.train.batch, "--config.train.batch")
     dataset = data.load(config.data)
-    derived = config_lib.derive(config, dataset)
-    return dataset, derived, make_task(config, derived), make_cadence(config)
+    derived = build.derive(config, dataset)
+    task = make_task(config, derived)
+    generator.check_sampling(config, task.process)
+    return dataset, derived, task, make_cadence(config)
 
 
 def dry_run(config):

@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from configs import digits, medmnist
+from pfgm_jax import build, data, models
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, models
 from pfgm_jax.errors import UserError
 
 DIGITS = ["", "process=pfgm", "process=edm", "D=2048", "quick", "process=pfgm,quick"]
@@ -16,7 +16,7 @@ MEDMNIST = [f"dataset=bloodmnist,size={size}{extra}" for size in (28, 64, 128, 2
 
 def parameters(config, shape):
     derived = {"shape": shape, "classes": ["a", "b"], "sigma_data": 0.5}
-    tree = jax.eval_shape(lambda: models.init(config_lib.make_model(config, derived), shape))
+    tree = jax.eval_shape(lambda: models.init(build.make_model(config, derived), shape))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -76,10 +76,10 @@ def test_sigma_max_bounds_the_priors_mismatch():
     # E‖y‖²/(2σ_max²) = 0.06 nats; uniform images at ±1 have ‖y‖² = N, so σ_max = √(N/0.12).
     config = digits.get_config()
     dataset = data.load(config.data)
-    derived = config_lib.derive(config, dataset)
+    derived = build.derive(config, dataset)
     square = float(((dataset.train.images / 127.5 - 1) ** 2).sum(axis=(1, 2, 3)).mean())
     assert derived["sigma_max"] == pytest.approx(math.sqrt(square / 0.12))
-    assert config_lib.make_process(config, derived).sigma_max == pytest.approx(derived["sigma_max"])
+    assert build.make_process(config, derived).sigma_max == pytest.approx(derived["sigma_max"])
     with pytest.raises(UserError, match="more than the 1437"):
         config.train.batch = 4096
-        config_lib.derive(config, dataset)
+        build.derive(config, dataset)

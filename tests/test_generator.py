@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from pfgm_jax import config as config_lib
-from pfgm_jax import data, models
+from pfgm_jax import build, data, models
 from pfgm_jax.errors import UserError
 from pfgm_jax.generator import Generator
 
@@ -16,7 +15,7 @@ def make(conditional=False, process="pfgmpp"):
     config = digits.get_config(f"process={process}")
     config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8, conditional=conditional)
     config.sample.update(solver="heun", steps=4)
-    derived = config_lib.derive(config, data.load(config.data))
+    derived = build.derive(config, data.load(config.data))
     made = Generator(config, derived, None)
     params = models.init(made.model, made.shape)
     noise = np.random.default_rng(0)

@@ -7,12 +7,13 @@ import pfgm_jax
 
 LAYERS = [
     {"errors"},
-    {"process", "parallel"},
+    {"schedule", "parallel"},
+    {"process"},
     {"field"},
     {"parametrization", "models", "sampling"},
     {"losses", "data", "checkpoint", "log", "plots"},
     {"metrics"},
-    {"config"},
+    {"config", "build"},
     {"generator", "step"},
     {"train", "evaluate"},
     {"main"},

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
+from pfgm_jax import build, data, main
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"--config={ROOT}/configs/digits.py"
@@ -189,7 +189,7 @@ def test_workdir_of_a_run_on_other_data(refused, tmp_path):
     workdir.mkdir()
     config = main.load_config(f"{MEDMNIST}:quick".removeprefix("--config="), {"data.check_md5": "False"})
     config.data.dir = str(tmp_path / "a")
-    config_lib.save_run(workdir, config, config_lib.derive(config, data.load(config.data)))
+    config_lib.save_run(workdir, config, build.derive(config, data.load(config.data)))
     err = refused(
         f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}/b", "--config.data.check_md5=False", workdir=workdir
     )

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from configs import digits
-from pfgm_jax import checkpoint, data, field, parallel, process, train
+from pfgm_jax import build, checkpoint, data, field, parallel, process, train
 from pfgm_jax import config as config_lib
 from pfgm_jax import step as step_lib
 from pfgm_jax.data import to_unit
@@ -267,7 +267,7 @@ def test_learning_rate_warms_up_decays_and_follows_the_batch():
     config = tiny(**{"optim.warmup": 160, "optim.lr": 1e-3, "optim.lr_batch": 64, "optim.decay": "cosine",
                      "train.images": 1600, "optim.lr_end": 0.1})  # fmt: skip
     dataset = data.load(config.data)
-    derived = config_lib.derive(config, dataset)
+    derived = build.derive(config, dataset)
     assert derived["lr"] == pytest.approx(1e-3 * math.sqrt(16 / 64))
     rate = step_lib.learning_rate(config, derived)
     assert float(rate(0)) == pytest.approx(derived["lr"] / 10)
@@ -296,7 +296,7 @@ def test_ema_follows_edms_half_life_with_ramp():
 
 def test_clipping_and_weight_decay_reach_the_optimiser():
     config = tiny(**{"optim.clip": 1.0, "optim.weight_decay": 0.1, "optim.warmup": 0, "optim.decay": "constant"})
-    derived = config_lib.derive(config, data.load(config.data))
+    derived = build.derive(config, data.load(config.data))
     params, gradient = {"w": jnp.asarray([2.0, 0.0])}, {"w": jnp.asarray([0.0, 300.0])}
     tx = step_lib.make_optimizer(config, derived)
     updates, opt_state = tx.update(gradient, tx.init(params), params)

@@ -4,11 +4,22 @@ A new source is one file here and one entry in SOURCES.
 """
 
 from pfgm_jax.data import digits, medmnist
-from pfgm_jax.data.dataset import Dataset, Moments, Split, moments, to_uint8, to_unit
+from pfgm_jax.data.dataset import Dataset, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.order import epoch_order
 from pfgm_jax.errors import UserError, nearest
 
-__all__ = ["SOURCES", "Dataset", "Moments", "Split", "epoch_order", "load", "moments", "to_uint8", "to_unit"]
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "Moments",
+    "Split",
+    "diameter",
+    "epoch_order",
+    "load",
+    "moments",
+    "to_uint8",
+    "to_unit",
+]
 
 SOURCES = {"digits": digits.load, **dict.fromkeys(medmnist.NAMES, medmnist.load)}
 

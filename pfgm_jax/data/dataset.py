@@ -106,3 +106,30 @@ def moments(images: np.ndarray) -> Moments:
         mean_square_norm=total_squares / (255**2 * n),
         largest_norm=math.sqrt(squares.max()) / 255,
     )
+
+
+def diameter(images: np.ndarray, starts=16) -> float:
+    """The largest distance between two of the uint8 images [n, ...], in unit scale.
+
+    Searched from the `starts` images farthest from the mean: from each to the image farthest from it, and on from
+    there, as long as the distance grows. That takes a few passes over the data, and can miss the largest of all pairs
+    by little, never exceed it.
+    """
+    flat = images.reshape(len(images), -1)
+    rows = max(1, 2**24 // flat.shape[1])
+    chunks = [flat[i : i + rows] for i in range(0, len(flat), rows)]
+
+    def squares_to(points):
+        """Squared distances [n, k] in units of u / 127.5, summed in float64."""
+        norms = np.square(points).sum(axis=1)
+        return np.concatenate(
+            [np.square(c, dtype=np.float64).sum(axis=1)[:, None] + norms - 2 * (c @ points.T) for c in chunks]
+        )
+
+    ends = np.argsort(squares_to(flat.mean(axis=0, keepdims=True))[:, 0])[-starts:]
+    largest = -1.0
+    while True:
+        squares = squares_to(flat[ends].astype(np.float64))
+        if squares.max() <= largest:
+            return math.sqrt(largest) / 127.5
+        largest, ends = float(squares.max()), np.unique(squares.argmax(axis=0))

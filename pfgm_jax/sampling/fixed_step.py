@@ -1,67 +1,95 @@
-"""Fixed-step solution of the flow dx/dσ = (x − E[y | x, σ]) / σ."""
+"""Fixed-step solution of the flow dx/dσ = (x − E[y | x, σ]) / σ by Euler's and Heun's methods."""
+
+import math
 
 import jax.numpy as jnp
-from jax import lax
 
-from pfgm_jax.errors import UserError
-from pfgm_jax.sampling.stats import SolveStats
-
-
-def edm_grid(steps, sigma_max, sigma_min, rho=7.0):
-    """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ for i < n = `steps`, then 0 (EDM eq. 5); [n + 1].
-
-    Raises:
-      UserError: fewer than 2 steps, or ρ not > 0.
-    """
-    if steps < 2 or not rho > 0:
-        raise UserError(f"the EDM grid needs steps >= 2 and rho > 0, got steps={steps} and rho={rho}")
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return jnp.append((high + jnp.arange(steps) / (steps - 1) * (low - high)) ** rho, 0.0)
+from pfgm_jax.sampling.grids import levels
+from pfgm_jax.sampling.march import march, to_the_mean
+from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_normal
 
 
-def heun(process, denoise, x, *, steps=18, rho=7.0, frames=0, axis_name=None):
-    """EDM's deterministic sampler (arXiv 2206.00364, algorithm 1): Heun's method, the last step to σ = 0 by Euler.
+def euler(
+    process, denoise, x, *, keys=None, steps=50, grid="edm", rho=7.0, last_denoise=True, frames=0, axis_name=None
+):
+    """Euler's method in σ, x' = d + (σ'/σ) (x − d) with d = E[y | x, σ]; on the time grid it is DDIM.
 
     Args:
-      process: gives σ_max and σ_min.
+      process: gives the grid.
       denoise: posterior mean `(x [B, *S], sigma [B]) -> [B, *S]`.
       x: [B, *S] draws of the prior at σ_max, unscaled.
-      steps: n of `edm_grid`; n steps cost 2n − 1 evaluations.
-      rho: ρ of the grid.
-      frames: any number > 0 keeps the states at all levels but 0.
-      axis_name: not needed, steps do not depend on the batch; every solver takes it.
+      keys: not needed; every solver takes them.
+      steps: levels n of the grid; n evaluations.
+      grid, rho: see `grids.levels`.
+      last_denoise: end with E[y | x, σ_min], one step from σ_min to 0; without it, n − 1 evaluations.
+      frames: number of states to keep, evenly spread over the steps.
+      axis_name: mapped axis whose devices share the batch.
 
     Returns:
       (samples [B, *S], SolveStats).
 
     Raises:
-      UserError: fewer than 2 steps, or ρ not > 0.
+      UserError: an unknown grid, or fewer than 2 steps.
     """
-    del axis_name
-    sigmas = edm_grid(steps, process.sigma_max, process.sigma_min, rho).astype(x.dtype)
+    del keys
 
-    def slope(x, sigma):
-        return (x - denoise(x, jnp.full(x.shape[:1], sigma))) / sigma
+    def step(denoise, x, memory, at):
+        d = denoise(x, at.sigma)
+        return d + at.sigma_next / at.sigma * (x - d), memory
 
-    def step(carry, levels):
-        x, calls = carry
-        sigma, sigma_next = levels
-        d = slope(x, sigma)
-        d_next = slope(x + (sigma_next - sigma) * d, sigma_next)
-        return (x + (sigma_next - sigma) * (d + d_next) / 2, calls + 2), x if frames else None
+    last = to_the_mean if last_denoise else None
+    sigmas = levels(process, grid, steps, rho)
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, axis_name=axis_name)
 
-    (x, calls), trajectory = lax.scan(step, (x, 0), (sigmas[:-2], sigmas[1:-1]))
-    if frames:
-        trajectory = jnp.concatenate([trajectory, x[None]])
-    else:
-        trajectory = jnp.zeros((0,) + x.shape, x.dtype)
-    x = denoise(x, jnp.full(x.shape[:1], sigmas[-2]))  # the Euler step from σ_min to 0
-    stats = SolveStats(
-        nfe=calls + 1,
-        steps=jnp.asarray(steps),
-        rejected=jnp.asarray(0),
-        completed=jnp.asarray(True),
-        sigmas=sigmas[:-1] if frames else sigmas[:0],
-        trajectory=trajectory,
-    )
-    return x, stats
+
+def heun(
+    process, denoise, x, *, keys=None, steps=18, grid="edm", rho=7.0, S_churn=0.0, S_min=0.0, S_max=math.inf,
+    S_noise=1.0, last_denoise=True, frames=0, axis_name=None,
+):  # fmt: skip
+    """EDM's sampler (arXiv 2206.00364, algorithm 2; algorithm 1 where S_churn = 0): Heun's method, also called improved
+    Euler, with a last step to σ = 0 by Euler.
+
+    With churn each step first lifts σ to σ̂ = σ (1 + γ), γ = min(S_churn/n, √2 − 1), by fresh Gaussian noise, where
+    S_min ≤ σ ≤ S_max.
+
+    Args:
+      process, denoise, x, grid, rho, last_denoise, frames, axis_name: as for `euler`.
+      keys: [B] PRNG keys, one per sample, for churn.
+      steps: levels n of the grid; 2n − 1 evaluations, 2n − 2 without the last.
+      S_churn, S_min, S_max, S_noise: EDM's names; S_churn > 0 needs D = ∞.
+
+    Returns:
+      (samples [B, *S], SolveStats).
+
+    Raises:
+      UserError: an unknown grid, fewer than 2 steps, or churn at finite D.
+    """
+    if S_churn:
+        require_gaussian(
+            process, "heun with S_churn > 0", "Gaussian noise on top of a Student-t kernel is no such kernel"
+        )
+        require_keys(keys, "heun with S_churn > 0")
+    gamma = min(S_churn / steps, math.sqrt(2) - 1)
+
+    def lift(x, sigma, index):
+        if not S_churn:
+            return x, sigma
+        sigma_hat = jnp.where((S_min <= sigma) & (sigma <= S_max), sigma * (1 + gamma), sigma)
+        # σ̂² − σ², in a form that float32 does not cancel.
+        extra = jnp.sqrt((sigma_hat - sigma) * (sigma_hat + sigma))
+        return x + extra * S_noise * standard_normal(keys, index, x), sigma_hat
+
+    def step(denoise, x, memory, at):
+        x, sigma = lift(x, at.sigma, at.index)
+        slope = (x - denoise(x, sigma)) / sigma
+        h = at.sigma_next - sigma
+        predicted = x + h * slope
+        slope_next = (predicted - denoise(predicted, at.sigma_next)) / at.sigma_next
+        return x + h * (slope + slope_next) / 2, memory
+
+    def last(denoise, x, sigma):
+        return denoise(*lift(x, sigma, steps - 1))
+
+    last = last if last_denoise else None
+    sigmas = levels(process, grid, steps, rho)
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, axis_name=axis_name)

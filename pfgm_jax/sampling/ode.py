@@ -1,78 +1,147 @@
-"""Adaptive solution of the flow dx/dσ = (x − E[y | x, σ]) / σ by diffrax."""
+"""Adaptive solution of the flow by diffrax, in time u = ln σ: dx/du = x − E[y | x, e^u]."""
 
+import functools
 import math
 
 import diffrax
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pfgm_jax.errors import UserError
 from pfgm_jax.sampling.stats import SolveStats
 
-# A step of Dopri5 takes six evaluations, its seventh stage being the next step's first (FSAL); the very first stage
-# is one more.
+# A step of Dopri5 or Tsit5 takes six evaluations, its seventh stage being the next step's first (FSAL); the very first
+# stage is one more.
 _CALLS_PER_STEP = 6
 # The first step in ln σ. Near the prior the flow is close to dx/du = x, whose own scale is 1; the control takes over
 # from there.
 _FIRST_STEP = 0.1
+# A step in ln σ smaller than this is no step in float32. The control comes here where `denoise` is not finite.
+_SMALLEST_STEP = 1e-6
 
 
-def rk45(process, denoise, x, *, rtol=1e-4, atol=1e-4, max_steps=1000, last_denoise=True, frames=0, axis_name=None):
-    """Dormand-Prince 5(4) with PID step control in time u = ln σ, where the flow is dx/du = x − E[y | x, e^u].
-
-    One step size serves the whole batch, its error norm being the root mean square over all pixels of all samples.
+def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=False, fixed_steps=0, max_steps=1000,
+         last_denoise=True, frames=0, axis_name=None):  # fmt: skip
+    """Dormand-Prince 5(4), the solver of PFGM and of score-based probability flows, with error control.
 
     Args:
       process: gives σ_max and σ_min.
       denoise: posterior mean `(x [B, *S], sigma [B]) -> [B, *S]`.
       x: [B, *S] draws of the prior at σ_max, unscaled.
+      keys: not needed; every solver takes them.
       rtol, atol: tolerances of the local error.
+      per_sample: every sample takes steps of its own, by its own error, so that it does not depend on the batch;
+        `denoise` is still called for the whole batch at once, as long as any sample is under way. Without it one step
+        size serves all, its error norm being the root mean square over all pixels of all samples.
+      fixed_steps: this many equal steps in ln σ instead of error control; 0 for control.
       max_steps: limit on steps, accepted and rejected.
       last_denoise: end with E[y | x, σ_min], one Euler step from σ_min to 0.
       frames: number of states to keep from σ_max to σ_min, evenly spaced in ln σ.
-      axis_name: mapped axis over whose devices the batch is spread: all devices then take the same steps, so that
-        samples do
-        not depend on the number of devices.
+      axis_name: mapped axis over whose devices the batch is spread: with a shared step size all devices then take the
+        same steps, so that samples do not depend on the number of devices.
 
     Returns:
       (samples [B, *S], SolveStats).
+
+    Raises:
+      UserError: a tolerance or limit that is not positive.
     """
+    del keys
+    solver = diffrax.Dopri5()
+    return _solve(
+        solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, axis_name
+    )
+
+
+def tsit5(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=False, fixed_steps=0, max_steps=1000,
+          last_denoise=True, frames=0, axis_name=None):  # fmt: skip
+    """Tsitouras 5(4), as many evaluations a step and often a smaller error: arguments, returns and errors of `rk45`."""
+    del keys
+    solver = diffrax.Tsit5()
+    return _solve(
+        solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, axis_name
+    )
+
+
+def _solve(
+    solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, axis_name
+):
+    if not (rtol > 0 and atol > 0 and max_steps >= 1 and fixed_steps >= 0):
+        raise UserError(
+            f"an adaptive solver needs rtol > 0, atol > 0, max_steps >= 1 and fixed_steps >= 0, "
+            f"got {rtol}, {atol}, {max_steps} and {fixed_steps}"
+        )
+    start, end = math.log(process.sigma_max), math.log(process.sigma_min)
+    times = jnp.linspace(start, end, frames, dtype=x.dtype)
 
     def velocity(log_sigma, x, _):
         return x - denoise(x, jnp.full(x.shape[:1], jnp.exp(log_sigma), x.dtype))
 
     def norm(error):
         mean_square = jnp.mean(jnp.square(error))
-        if axis_name is not None:
+        if axis_name is not None and not per_sample:
             mean_square = lax.pmean(mean_square, axis_name)
+        # NaN counts as an infinite error: the step is refused and repeated smaller, down to the smallest.
+        mean_square = jnp.where(jnp.isnan(mean_square), jnp.inf, mean_square)
         # A square root has no finite slope at 0, where diffrax starts; the guard keeps derivatives of the solve finite.
         return jnp.where(mean_square > 0, jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1)), 0)
 
-    start, end = math.log(process.sigma_max), math.log(process.sigma_min)
-    times = jnp.linspace(start, end, frames, dtype=x.dtype)
+    if fixed_steps:
+        control, first, limit = diffrax.ConstantStepSize(), (end - start) / fixed_steps, fixed_steps + 1
+    else:
+        # A batch waits for its slowest sample. Some proportional control (PI) refuses fewer steps of that one.
+        coefficients = dict(pcoeff=0.2, icoeff=0.8) if per_sample else {}
+        control = diffrax.PIDController(
+            rtol=rtol, atol=atol, norm=norm, dtmin=_SMALLEST_STEP, force_dtmin=False, **coefficients
+        )
+        first, limit = -_FIRST_STEP, max_steps
     saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times)] if frames else [])
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        diffrax.Dopri5(),
-        t0=start,
-        t1=end,
-        dt0=-_FIRST_STEP,
-        y0=x,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=norm),
-        saveat=diffrax.SaveAt(subs=saved),
-        max_steps=max_steps,
-        throw=False,
-    )
-    x = solution.ys[0][-1]
-    trajectory = solution.ys[1] if frames else jnp.zeros((0,) + x.shape, x.dtype)
+    integrate = functools.partial(
+        diffrax.diffeqsolve, solver=solver, t0=start, t1=end, dt0=first, stepsize_controller=control,
+        saveat=diffrax.SaveAt(subs=saved), max_steps=limit, throw=False,
+    )  # fmt: skip
+    if per_sample:
+        one = _batched(denoise)
+        term = diffrax.ODETerm(lambda log_sigma, x, _: x - one(x, jnp.exp(log_sigma).astype(x.dtype)))
+        solution = jax.vmap(lambda x: integrate(term, y0=x))(x)
+        x, reached = solution.ys[0][:, -1], solution.ts[0][:, -1]
+        trajectory = jnp.swapaxes(solution.ys[1], 0, 1) if frames else None
+    else:
+        solution = integrate(diffrax.ODETerm(velocity), y0=x)
+        x, reached = solution.ys[0][-1], solution.ts[0][-1]
+        trajectory = solution.ys[1] if frames else None
     if last_denoise:
         x = denoise(x, jnp.full(x.shape[:1], process.sigma_min, x.dtype))
+
     steps, rejected = solution.stats["num_accepted_steps"], solution.stats["num_rejected_steps"]
+    sample_nfe = 1 + _CALLS_PER_STEP * (steps + rejected) + int(last_denoise)
     stats = SolveStats(
-        nfe=1 + _CALLS_PER_STEP * (steps + rejected) + int(last_denoise),
-        steps=steps,
-        rejected=rejected,
-        completed=solution.result == diffrax.RESULTS.successful,
+        nfe=jnp.max(sample_nfe),
+        sample_nfe=jnp.broadcast_to(sample_nfe, x.shape[:1]),
+        steps=jnp.max(steps),
+        rejected=jnp.max(rejected),
+        completed=jnp.all(solution.result == diffrax.RESULTS.successful),
+        finite=jnp.all(solution.result != diffrax.RESULTS.dt_min_reached),
+        sigma=jnp.exp(jnp.max(reached)),
         sigmas=jnp.exp(times),
-        trajectory=trajectory,
+        trajectory=jnp.zeros((0,) + x.shape, x.dtype) if trajectory is None else trajectory,
     )
     return x, stats
+
+
+def _batched(denoise):
+    """`denoise` of one sample, (x [*S], sigma []) -> [*S], which under vmap is one call for the whole batch."""
+
+    @jax.custom_batching.custom_vmap
+    def one(x, sigma):
+        return denoise(x[None], sigma[None])[0]
+
+    @one.def_vmap
+    def whole_batch(axis_size, in_batched, x, sigma):
+        x, sigma = (
+            a if b else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, b in zip((x, sigma), in_batched, strict=True)
+        )
+        return denoise(x, sigma), True
+
+    return one

@@ -10,16 +10,23 @@ class SolveStats(NamedTuple):
 
     Attributes:
       nfe: [] number of times `denoise` was called on the batch.
-      steps: [] accepted steps.
-      rejected: [] steps that the error control refused and repeated.
-      completed: [] whether the end was reached within the step limit.
+      sample_nfe: [B] evaluations that each sample needed; below `nfe` where every sample takes steps of its own.
+      steps: [] accepted steps, of the sample with the most.
+      rejected: [] steps that the error control refused and repeated, of the sample with the most.
+      completed: [] whether the end was reached.
+      finite: [] False where the solve stopped because `denoise` returned NaN or inf.
+      sigma: [] the level where it stopped: the last one if `completed`, the one of the first NaN or inf if not
+        `finite`, else how far the step limit let it come.
       sigmas: [T] noise levels of the trajectory, T = 0 where none was asked for.
       trajectory: [T, B, *S] states at those levels, unscaled, from the prior to the data.
     """
 
     nfe: jax.Array
+    sample_nfe: jax.Array
     steps: jax.Array
     rejected: jax.Array
     completed: jax.Array
+    finite: jax.Array
+    sigma: jax.Array
     sigmas: jax.Array
     trajectory: jax.Array

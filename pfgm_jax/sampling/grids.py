@@ -1,0 +1,57 @@
+"""Noise levels σ_0 > … > σ_(n−1) > 0 that fixed steps visit, from a process's σ_max to its σ_min."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.schedule import Identity
+
+
+def edm_grid(process, steps, rho=7.0):
+    """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ for i < n = `steps` (EDM eq. 5), [n]."""
+    if not rho > 0:
+        raise UserError(f"the EDM grid needs rho > 0, got {rho}")
+    high, low = process.sigma_max ** (1 / rho), process.sigma_min ** (1 / rho)
+    return (high + np.arange(steps) / (steps - 1) * (low - high)) ** rho
+
+
+def log_grid(process, steps):
+    """Evenly spaced in ln σ, [steps]: PFGM's grid, geometric in z (arXiv 2209.11178, section 3.3)."""
+    return np.geomspace(process.sigma_max, process.sigma_min, steps)
+
+
+def time_grid(process, steps):
+    """σ at evenly spaced times of the process's own, [steps]; on a discrete schedule at the nearest whole numbers.
+
+    Raises:
+      UserError: more steps than a discrete schedule has levels.
+    """
+    t = np.linspace(process.t_max, process.t_min, steps)
+    if process.schedule.discrete:
+        if steps > process.schedule.steps:
+            raise UserError(f"{process.name} has {process.schedule.steps} noise levels, fewer than {steps} steps")
+        t = np.round(t)
+    with jax.ensure_compile_time_eval():
+        return np.asarray(process.sigma(jnp.asarray(t)), np.float64)
+
+
+GRIDS = {"edm": edm_grid, "log": log_grid, "time": time_grid}
+
+
+def levels(process, grid, steps, rho=7.0):
+    """[steps] float64 levels of the grid called `grid`: "edm" (with ρ), "log" or "time".
+
+    None is "time", the grid of DDPM, DDIM and the published SDE samplers; "edm" where the time is σ itself, as steps of
+    equal σ would skip the small ones.
+
+    Raises:
+      UserError: an unknown grid, fewer than 2 steps, or more than a discrete process has.
+    """
+    if grid is None:
+        grid = "edm" if isinstance(process.schedule, Identity) else "time"
+    if grid not in GRIDS:
+        raise UserError(f"unknown grid {grid!r}{nearest(grid, GRIDS)}; there are {', '.join(GRIDS)}")
+    if steps < 2:
+        raise UserError(f"a grid needs steps >= 2, got {steps}")
+    return edm_grid(process, steps, rho) if grid == "edm" else GRIDS[grid](process, steps)
