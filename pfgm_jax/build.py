@@ -56,8 +56,8 @@ def _given(**options):
     return {name: value for name, value in options.items() if value is not None}
 
 
-# name: (how to make the process of a config `c` = config.process and the derived numbers `d`, and its parametrisation).
-_MAKERS = {
+# name: (its Process, the parametrisation it was published with), from c = config.process and d = the derived numbers.
+PROCESSES = {
     "pfgmpp": (
         lambda c, d: process.pfgmpp(c.D, P_mean=c.P_mean, P_std=c.P_std, **_range(c, d)),
         lambda c, d: parametrization.EDM(d["sigma_data"]),
@@ -85,12 +85,12 @@ def _range(c, d):
 
 def make_process(config, derived):
     """The Process of a checked config."""
-    return _MAKERS[config.process.name][0](config.process, derived)
+    return PROCESSES[config.process.name][0](config.process, derived)
 
 
 def make_parametrization(config, derived):
     """The parametrisation that the process was published with."""
-    return _MAKERS[config.process.name][1](config.process, derived)
+    return PROCESSES[config.process.name][1](config.process, derived)
 
 
 def make_model(config, derived):

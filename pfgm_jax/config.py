@@ -13,7 +13,7 @@ import pathlib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from pfgm_jax import __version__, models, sampling
+from pfgm_jax import __version__, build, models, sampling
 from pfgm_jax.errors import UserError, nearest
 
 # What may change when a run is continued or used; any other difference is another run.
@@ -21,7 +21,6 @@ MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eva
            "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M")
-PROCESSES = ("pfgmpp", "pfgm", "edm", "ve", "vp", "subvp", "ddpm")
 
 
 def default():
@@ -154,7 +153,7 @@ def check(config):
         hint = f"one of {', '.join(options)}{nearest(value, options)}"
         require(value in options, key, hint)
 
-    one_of("process.name", PROCESSES)
+    one_of("process.name", list(build.PROCESSES))
     one_of("model.name", list(models.NETWORKS))
     one_of("model.embedding", ("positional", "fourier"))
     one_of("model.dtype", ("float32", "bfloat16", "float64"))
