@@ -21,6 +21,8 @@ MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eva
            "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M")
+# What may be None: that, and what a solver has a default for.
+OPTIONAL = (*DERIVED, "sample.D", *(f"sample.{name}" for name in sampling.option_kinds()))
 
 
 def default():
@@ -264,8 +266,11 @@ def override(config, key, value):
     place = config[section] if section else config
     kind = place.get_type(field)
     try:
-        value = _read(value, kind) if isinstance(value, str) else tuple(value) if kind is tuple else value
-        if value is None and key not in DERIVED and not key.startswith("sample."):
+        if isinstance(value, str):
+            value = None if key in OPTIONAL and value.lower() == "none" else _read(value, kind)
+        elif kind is tuple:
+            value = tuple(value)
+        if value is None and key not in OPTIONAL:
             raise ValueError
         place[field] = value
     except (TypeError, ValueError, SyntaxError, KeyError):
@@ -282,6 +287,4 @@ def _read(text, kind):
         return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
     if kind is tuple:
         return tuple(int(item) for item in text.strip("()[] ").split(",") if item.strip())
-    if kind in (int, float) and text.lower() == "none":
-        return None
     return kind(text.replace("_", "")) if kind is int else kind(text)

@@ -35,11 +35,17 @@ def _writable(workdir, name):
     return folder
 
 
+# Of a solver's options, those that belong to every protocol; others where they are set.
+_ALWAYS_TOLD = ("rtol", "atol", "steps", "grid", "rho", "eta", "variance", "predictor", "corrector_steps", "snr")
+
+
 def protocol(made, stats, n):
     """How samples were made, for every figure and file."""
     config, solver = made.config, made.config.sample.solver
-    options = sampling.find(solver)[1] | generator.solver_options(config, solver)
-    detail = ", ".join(f"{name} {value}" for name, value in options.items() if name != "frames" and value is not None)
+    given = generator.solver_options(config, solver)
+    options = sampling.find(solver)[1] | given
+    told = [name for name in options if name in given or (name in _ALWAYS_TOLD and options[name] is not None)]
+    detail = ", ".join(f"{name} {options[name]}" for name in told)
     calls = f"{stats.nfe:g} function evaluations"
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"

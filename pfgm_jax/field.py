@@ -59,7 +59,9 @@ def posterior_mean(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=N
     Raises:
       UserError: shapes that do not match, chunk < 1, or D not > 0.
     """
-    return x - displacement(x, sigma, points, D, chunk=chunk, allowed=allowed, axis_name=axis_name)
+    # Not x − displacement, which would round at the size of x: far from the data that is more than the mean itself.
+    sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
+    return (sums.pivot + sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
 def poisson_field(x, sigma, points, D, **options):
@@ -77,6 +79,12 @@ def poisson_field(x, sigma, points, D, **options):
 
 def displacement(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=None):
     """x − E[y | x, σ] without cancellation, σ times the flow's velocity; arguments as for `posterior_mean`."""
+    sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
+    return x - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
+
+
+def _total(x, sigma, points, D, chunk, allowed, axis_name):
+    """`Sums` of all points, whole or streamed, over all devices of the axis."""
     if x.shape[1:] != points.shape[1:] or not len(points):
         raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
     if not D > 0:
@@ -92,7 +100,7 @@ def displacement(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=Non
         parts = lax.all_gather(sums, axis_name)
         first, rest = jax.tree.map(lambda a: a[0], parts), jax.tree.map(lambda a: a[1:], parts)
         sums, _ = lax.scan(lambda a, b: (_merge(flat, sigma, D, a, b), None), first, rest)
-    return (flat - sums.pivot - sums.moment / sums.weight[:, None]).reshape(x.shape)
+    return sums
 
 
 def exact_denoiser(points, D, chunk=None):

@@ -3,15 +3,25 @@
 import math
 
 import jax
+import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from configs import digits, medmnist
-from pfgm_jax import build, data, models
+from pfgm_jax import build, data, generator, models, parametrization, sampling
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError
 
+PROCESSES = ["pfgmpp", "pfgm", "edm", "ve", "vp", "subvp", "ddpm"]
 DIGITS = ["", "process=pfgm", "process=edm", "D=2048", "quick", "process=pfgm,quick"]
 MEDMNIST = [f"dataset=bloodmnist,size={size}{extra}" for size in (28, 64, 128, 224) for extra in ("", ",cpu", ",quick")]
+
+
+def fake_dataset(shape=(28, 28, 3), n=64):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+    split = data.Split(images, np.arange(n, dtype=np.int32) % 2)
+    return data.Dataset("fake", split, split, split, ("a", "b"), "none", "none")
 
 
 def parameters(config, shape):
@@ -83,3 +93,162 @@ def test_sigma_max_bounds_the_priors_mismatch():
     with pytest.raises(UserError, match="more than the 1437"):
         config.train.batch = 4096
         build.derive(config, dataset)
+
+
+# ---- every process
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("file", [digits, medmnist], ids=["digits", "medmnist"])
+def test_every_process_makes_a_run(file, name):
+    config = file.get_config(f"process={name}")
+    config_lib.check(config)
+    dataset = data.load(config.data) if file is digits else fake_dataset()
+    config.train.update(batch=64)
+    derived = build.derive(config, dataset)
+    process = build.make_process(config, derived)
+    assert process.name == name and process.sigma_max == pytest.approx(derived["sigma_max"])
+    assert process.D == {"pfgmpp": 128, "pfgm": 1}.get(name, math.inf) == config_lib.D_of(name)
+    kinds = {"pfgm": "PoissonField", "ve": "Score", "pfgmpp": "EDM", "edm": "EDM"}
+    chosen = build.make_parametrization(config, derived)
+    assert type(chosen).__name__ == kinds.get(name, "Epsilon")
+    if name in ("vp", "subvp", "ddpm"):
+        assert chosen == parametrization.Epsilon(*((1, -1) if name == "ddpm" else (999, 0)))
+        assert derived["sigma_max"] == pytest.approx({"ddpm": 157.407}.get(name, 152.166), abs=0.01)
+    generator.check_sampling(config, process)  # the default solver samples it
+
+
+def test_there_are_no_other_processes():
+    assert list(build.PROCESSES) == PROCESSES
+
+
+def test_process_options_reach_the_process():
+    def make(name, **fields):
+        config = digits.get_config(f"process={name}")
+        config.process.update(fields)
+        config_lib.check(config)
+        return build.make_process(config, build.derive(config, fake_dataset((8, 8, 1), 1437)))
+
+    vp = make("vp", beta_min=0.5, beta_max=8.0)
+    assert vp.sigma_max == pytest.approx(math.sqrt(math.exp(0.5 + 7.5 / 2) - 1), rel=1e-5)
+    subvp = make("subvp", beta_min=0.5, beta_max=8.0)
+    assert subvp.sigma_max == pytest.approx(2 * math.sinh((0.5 + 7.5 / 2) / 2), rel=1e-5)
+    ddpm = make("ddpm", T=50, betas="cosine")
+    assert (ddpm.t_max, ddpm.schedule.steps, ddpm.schedule.kind) == (50, 50, "cosine")
+    ve = make("ve", sigma_min=0.1, sigma_max=9.0)
+    assert (ve.sigma_max, ve.sigma_min) == (pytest.approx(9), pytest.approx(0.1 * 90**1e-5))
+    with pytest.raises(UserError, match="more than 20 noise levels"):
+        make("ddpm", T=7)
+    with pytest.raises(UserError, match="fewer than 1000 steps"):
+        config = digits.get_config("process=ddpm")
+        config.sample.solver = "ancestral"  # its 1000 steps are more than there are levels
+        generator.check_sampling(config, make("ddpm", T=50))
+
+
+def test_the_largest_sigma_of_ve_is_the_datas_diameter():
+    config = digits.get_config("process=ve")
+    dataset = data.load(config.data)
+    images = dataset.train.images.reshape(1437, 64) / 127.5 - 1
+    derived = build.derive(config, dataset)
+    assert derived["sigma_max"] == pytest.approx(pdist(images).max(), rel=1e-6)  # t = 1 in float32
+    assert build.make_process(config, derived).sigma_max == derived["sigma_max"]
+    config.process.sigma_max = 3.5
+    assert build.derive(config, dataset)["sigma_max"] == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize(
+    "arg, changes, words",
+    [
+        ("process=vp", {"process.D": "128"}, ["process.D=128", "D = inf", "process=pfgmpp takes any D"]),
+        ("process=ve", {"process.D": "1"}, ["D = inf"]),
+        ("process=ddpm", {"process.D": "2048"}, ["D = inf"]),
+        ("process=pfgm", {"process.D": "inf"}, ["D = 1"]),
+        ("", {"process.name": "subvp"}, ["process.D=128", "D = inf"]),
+        ("process=subpv", {}, ["did you mean 'subvp'", *PROCESSES]),
+        ("", {"sample.solver": "ancestrel"}, ["did you mean 'ancestral'", *sampling.SOLVERS]),
+        ("", {"process.betas": "cosin"}, ["linear, cosine", "did you mean 'cosine'"]),
+        ("process=vp", {"process.sigma_min": "0.01"}, ["process.sigma_min=0.01", "beta_min"]),
+        ("process=subvp", {"process.sigma_max": "80"}, ["process.sigma_max=80", "beta_max"]),
+        ("process=ddpm", {"process.sigma_max": "80"}, ["process.sigma_max=80", "T"]),
+        ("process=vp", {"process.beta_min": "0"}, ["0 < beta_min < beta_max"]),
+        ("process=vp", {"process.beta_max": "0.1"}, ["0 < beta_min < beta_max"]),
+        ("", {"sample.D": "0"}, ["sample.D=0"]),
+        ("", {"sample.D": "nan"}, ["sample.D=nan"]),
+    ],
+)
+def test_impossible_processes_and_solvers(arg, changes, words):
+    with pytest.raises(UserError) as caught:
+        config = digits.get_config(arg)
+        for key, text in changes.items():
+            config_lib.override(config, key, text)
+        config_lib.check(config)
+    assert "\n" not in str(caught.value)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+# ---- what a solver takes
+
+
+def test_every_solver_option_is_a_field_that_may_be_None():
+    config = config_lib.default()
+    fields = set(config.sample) - {"n", "seed", "batch", "solver", "frames", "D"}
+    taken = [set(sampling.find(solver)[1]) - {"frames"} for solver in sampling.SOLVERS]
+    assert fields == set().union(*taken)
+    for name in fields:
+        assert config.sample[name] is None
+        config_lib.override(config, f"sample.{name}", "None")
+        assert config.sample[name] is None
+    config_lib.check(config)
+    for solver in sampling.SOLVERS:  # None is the solver's own default: it is told nothing
+        assert generator.solver_options(config, solver) == {}
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("steps", "18", 18), ("steps", "None", None), ("steps", "none", None), ("rtol", "1e-3", 1e-3),
+        ("grid", "log", "log"), ("grid", "None", None), ("per_sample", "True", True), ("last_denoise", "None", None),
+        ("clip", "inf", math.inf),
+        ("D", "inf", math.inf), ("D", "None", None), ("variance", "small", "small"), ("eta", "1", 1.0),
+    ],
+)  # fmt: skip
+def test_sample_options_take_their_type_or_None(key, text, value):
+    config = config_lib.default()
+    config_lib.override(config, f"sample.{key}", "None")
+    config_lib.override(config, f"sample.{key}", text)
+    assert config.sample[key] == value and type(config.sample[key]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "key, text, kind",
+    [
+        ("steps", "2.5", "a whole number"), ("steps", "many", "a whole number"), ("rtol", "small", "a number"),
+        ("per_sample", "maybe", "True or False"), ("D", "big", "a number"), ("snr", "", "a number"),
+        # These have no default but their own.
+        ("n", "None", "a whole number"), ("batch", "none", "a whole number"), ("seed", "None", "a whole number"),
+        ("frames", "None", "a whole number"),
+    ],
+)  # fmt: skip
+def test_sample_options_of_another_type(key, text, kind):
+    with pytest.raises(UserError, match=f"'sample.{key}' takes {kind}, got '{text}'$"):
+        config_lib.override(config_lib.default(), f"sample.{key}", text)
+
+
+def test_only_what_is_set_reaches_the_solver():
+    config = config_lib.default()
+    config.sample.update(steps=7, rtol=0.1, grid="log", snr=0.2)
+    assert generator.solver_options(config, "heun") == {"steps": 7, "grid": "log"}
+    assert generator.solver_options(config, "rk45") == {"rtol": 0.1}
+    assert generator.solver_options(config, "predictor_corrector") == {"steps": 7, "grid": "log", "snr": 0.2}
+
+
+def test_sample_options_come_back_from_config_json(tmp_path):
+    config = digits.get_config("process=ddpm")
+    for name, text in dict(D="inf", clip="inf", grid="log", steps="20", per_sample="true").items():
+        config_lib.override(config, f"sample.{name}", text)
+    config_lib.save_run(tmp_path, config, {})
+    again, _ = config_lib.load_run(tmp_path)
+    assert again.to_dict() == config.to_dict() and again.sample.rtol is None
+    assert config_lib.differences(again, digits.get_config("process=ddpm")) == []  # sampling is no other run
+    again.process.T = 50
+    assert config_lib.differences(again, config) == ["process.T"]

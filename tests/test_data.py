@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial.distance import pdist
 
 from pfgm_jax import data
-from pfgm_jax.data import epoch_order, medmnist, moments, to_uint8, to_unit
+from pfgm_jax.data import diameter, epoch_order, medmnist, moments, to_uint8, to_unit
 from pfgm_jax.errors import UserError, nearest
 
 ALL_BYTES = np.arange(256, dtype=np.uint8)
@@ -69,6 +70,45 @@ def test_moments_of_known_images():
     assert moments(black_and_white) == (0.0, 1.0, 2.0, 4.0, 2.0)
     with pytest.raises(ValueError, match="empty"):
         moments(black_and_white[:0])
+
+
+# --- diameter --------------------------------------------------------------------------------------------
+
+
+def largest_of_all_pairs(images):
+    return pdist(images.reshape(len(images), -1) / 127.5 - 1).max()
+
+
+def test_diameter_of_the_digits_is_that_of_all_pairs():
+    digits = data.load(config())
+    for split in (digits.train, digits.val, digits.test):
+        assert diameter(split.images) == pytest.approx(largest_of_all_pairs(split.images), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (4, 4, 3), (16, 16, 1)])
+def test_diameter_never_exceeds_the_largest_of_all_pairs(shape):
+    # Noise is the hard case: in many dimensions all pairs are about as far apart, and the search may miss the farthest.
+    rng, found = np.random.default_rng(0), []
+    for n in (2, 3, 10, 100, 400):
+        for _ in range(5):
+            images = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+            found.append(diameter(images) / largest_of_all_pairs(images))
+    assert max(found) < 1 + 1e-12 and min(found) > 0.97
+    assert np.mean(np.array(found) > 1 - 1e-12) > 0.7
+
+
+def test_diameter_of_known_images():
+    extremes = np.stack([np.full((3, 4, 1), 0), np.full((3, 4, 1), 255), np.full((3, 4, 1), 128)]).astype(np.uint8)
+    assert diameter(extremes) == pytest.approx(2 * math.sqrt(12), rel=1e-15)
+    assert diameter(extremes[:1]) == 0
+    assert diameter(np.repeat(extremes, 50, axis=0)) == pytest.approx(2 * math.sqrt(12), rel=1e-15)
+
+
+def test_diameter_over_several_chunks():
+    # 2²⁴ values make a chunk; the ends of the diameter are in the first and in the last.
+    images = np.full((40, 1024, 512, 1), 100, np.uint8)  # 32 rows a chunk
+    images[1], images[39] = 0, 255
+    assert diameter(images, starts=4) == pytest.approx(2 * math.sqrt(1024 * 512), rel=1e-12)
 
 
 # --- epoch order -----------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """The Generator: the same seed gives the same samples, whatever the batch; labels and options are checked."""
 
+import math
+
 import jax
 import numpy as np
 import pytest
 
 from configs import digits
-from pfgm_jax import build, data, models
+from pfgm_jax import build, data, models, process, sampling
 from pfgm_jax.errors import UserError
 from pfgm_jax.generator import Generator
 
@@ -103,5 +105,136 @@ def test_unknown_solver_and_option(generator):
 
 
 def test_step_limit_is_an_error(generator):
-    with pytest.raises(UserError, match="step limit"):
+    with pytest.raises(
+        UserError, match="rk45 came only to σ = .* within its step limit of 2; raise max_steps, rtol or"
+    ) as e:
         generator.sample(jax.random.key(0), 2, solver="rk45", max_steps=2)
+    # Two steps of at most a few units of ln σ each: some way down, but not far.
+    reached = float(str(e.value).split("σ = ")[1].split()[0])
+    assert 0.01 * generator.process.sigma_max < reached < generator.process.sigma_max
+
+
+@pytest.mark.parametrize("solver", ["rk45", "heun"])
+def test_weights_of_nan_are_an_error(generator, solver):
+    poor = Generator(generator.config, generator.derived, jax.tree.map(lambda p: p * np.nan, generator.params))
+    with pytest.raises(UserError, match=f"{solver} stopped at σ = .* NaN or inf") as caught:
+        poor.sample(jax.random.key(0), 2, solver=solver)
+    # At once: the first call of the network is at σ_max.
+    reached = float(str(caught.value).split("σ = ")[1].split(",")[0])
+    assert reached == pytest.approx(generator.process.sigma_max, rel=1e-3)
+    assert "\n" not in str(caught.value)
+
+
+# ---- another D, and solvers that draw noise
+
+
+def keys_of(key, n):
+    """The keys of samples 0 … n − 1."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(n))
+
+
+@pytest.mark.parametrize("D", [2.0, math.inf])
+def test_another_D_changes_the_prior_alone(generator, D):
+    key = jax.random.key(5)
+    _, stats = generator.sample(key, 8, D=D, frames=2)
+    again, own = generator.sample(key, 8, D=D, frames=2)
+    flow = process.with_D(generator.process, D)
+    x = process.prior(flow, keys_of(key, 8), generator.shape)
+    # The whole batch starts at the other prior, passes the same levels, and follows the network as it was trained.
+    np.testing.assert_allclose(stats.trajectory[0], x, rtol=1e-5, atol=1e-5)
+    _, at_128 = generator.sample(key, 8, D=128, frames=2)
+    assert np.abs(at_128.trajectory[0] - stats.trajectory[0]).max() > 1
+    np.testing.assert_array_equal(stats.sigmas, at_128.sigmas)
+    np.testing.assert_array_equal(stats.trajectory, own.trajectory)
+    expected, _ = jax.jit(lambda x: sampling.SOLVERS["heun"](generator.process, generator.denoise, x, steps=4))(x)
+    # A grey level is 1/127.5; other batch shapes round otherwise.
+    assert np.abs(again / 127.5 - 1 - np.clip(expected, -1, 1)).max() < 2 / 127.5
+
+
+def test_D_of_the_run_and_of_the_call(generator):
+    key = jax.random.key(5)
+    usual, _ = generator.sample(key, 4)
+    np.testing.assert_array_equal(generator.sample(key, 4, D=128)[0], usual)
+    at_2, _ = generator.sample(key, 4, D=2.0)
+    assert (at_2 != usual).any()
+    generator.config.sample.D = 2.0
+    try:
+        np.testing.assert_array_equal(generator.sample(key, 4)[0], at_2)
+        np.testing.assert_array_equal(generator.sample(key, 4, D=128)[0], usual)
+    finally:
+        generator.config.sample.D = None
+    for D in [0, math.nan]:
+        with pytest.raises(UserError, match="D must be a number > 0"):
+            generator.sample(key, 4, D=D)
+
+
+@pytest.mark.parametrize("solver", ["ancestral", "euler_maruyama", "predictor_corrector"])
+def test_solvers_that_draw_noise_are_for_gaussian_processes(generator, solver):
+    with pytest.raises(UserError) as caught:
+        generator.sample(jax.random.key(0), 2, solver=solver, steps=3)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in (solver, "D = inf only", "D = 128", "score only for the Gaussian", "rk45", "ddim"):
+        assert word in message
+
+
+def test_ddim_is_for_every_D_but_its_noise_is_not(generator):
+    images, stats = generator.sample(jax.random.key(0), 2, solver="ddim", steps=3)
+    assert images.shape == (2, 8, 8, 1) and stats.nfe == 3
+    with pytest.raises(UserError, match="ddim with eta > 0 is for D = inf only"):
+        generator.sample(jax.random.key(0), 2, solver="ddim", steps=3, eta=1.0)
+
+
+def test_noise_at_another_D_than_the_trained_one():
+    # PFGM's network is told r = σ√D of its own D = 1, which at the D = ∞ of the sampler would be no number.
+    made = make(process="pfgm")
+    with pytest.raises(UserError, match="D = inf only"):
+        made.sample(jax.random.key(0), 4, solver="ancestral", steps=4)
+    images, stats = made.sample(jax.random.key(0), 4, solver="ancestral", steps=4, D=math.inf)
+    assert images.shape == (4, 8, 8, 1) and stats.nfe == 4 and stats.finite
+
+
+@pytest.mark.parametrize("name, solver", [("vp", "euler_maruyama"), ("ddpm", "ancestral")])
+def test_a_sample_has_noise_of_its_own(name, solver):
+    made, options = make(process=name), dict(solver=solver, steps=5)
+    key = jax.random.key(7)
+    images, stats = made.sample(key, 16, **options)
+    few, _ = made.sample(key, 3, **options)
+    np.testing.assert_array_equal(made.sample(key, 16, **options)[0], images)
+    assert stats.nfe == 5 and (stats.sample_nfe == 5).all()
+    # float32 round-off of another batch shape may move a grey level at a rounding edge.
+    assert np.abs(few.astype(int) - images[:3]).max() <= 1
+    assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
+    assert (made.sample(jax.random.key(8), 16, **options)[0] != images).mean() > 0.3
+
+
+# ---- a step size for every sample
+
+
+def test_per_sample_steps_do_not_depend_on_the_batch():
+    made = make(conditional=True)
+    made.params = jax.tree.map(lambda p: 3 * p, made.params)  # a field wild enough that some samples need more steps
+    made.config.sample.batch = 8
+    key, labels, options = jax.random.key(0), np.arange(16) % 10, dict(solver="rk45", per_sample=True)
+    few, few_stats = made.sample(key, 3, labels[:3], **options)
+    batches, stats = made.sample(key, 16, labels, **options)
+    made.config.sample.batch = 256
+    at_once, at_once_stats = made.sample(key, 16, labels, **options)
+    assert few_stats.sample_nfe.shape == (3,) and stats.sample_nfe.shape == at_once_stats.sample_nfe.shape == (16,)
+    # The same compiled program, once with five idle places.
+    np.testing.assert_array_equal(few_stats.sample_nfe, stats.sample_nfe[:3])
+    np.testing.assert_array_equal(few, batches[:3])
+    # Another batch shape is rounded otherwise: a grey level at a rounding edge, and another step where the error of one
+    # was at the tolerance.
+    assert np.abs(batches.astype(int) - at_once).max() <= 1
+    assert np.mean(stats.sample_nfe == at_once_stats.sample_nfe) >= 0.75
+    # Six evaluations a step, the very first, and the last. What a batch waits for is the most.
+    assert (stats.sample_nfe % 6 == 2).all()
+    assert at_once_stats.sample_nfe.min() < at_once_stats.sample_nfe.mean() < at_once_stats.sample_nfe.max()
+    assert at_once_stats.nfe == at_once_stats.sample_nfe.max()
+    assert stats.nfe == np.mean([stats.sample_nfe[:8].max(), stats.sample_nfe[8:].max()])
+
+
+def test_a_shared_step_size_costs_every_sample_the_same(generator):
+    _, stats = generator.sample(jax.random.key(0), 3, solver="rk45", frames=6, rtol=1e-3, atol=1e-3)
+    assert stats.sample_nfe.shape == (3,) and (stats.sample_nfe == stats.nfe).all()

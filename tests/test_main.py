@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
-from pfgm_jax import build, data, main
+from pfgm_jax import build, data, main, train
 from pfgm_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -229,6 +229,72 @@ def test_sampling_takes_only_its_own_overrides(refused, trained):
     assert "train.batch" in refused("--mode=sample", "--config.train.batch=8", workdir=trained)
     assert "'sample.solver'" in refused("--mode=sample", "--config.sample.sovler=heun", workdir=trained)
     assert "'heun'" in refused("--mode=sample", "--config.sample.solver=huen", workdir=trained)
+
+
+def test_options_of_another_solver(refused, trained):
+    err = refused("--mode=sample", "--config.sample.solver=heun", "--config.sample.rtol=1e-3", workdir=trained)
+    assert "solver heun has no option 'rtol'" in err and "steps" in err
+    err = refused("--mode=sample", "--config.sample.solver=rk45", "--config.sample.steps=9", workdir=trained)
+    assert "solver rk45 has no option 'steps'" in err and "max_steps" in err
+    assert "whole number" in refused("--mode=sample", "--config.sample.steps=2.5", workdir=trained)
+    assert "takes a whole number" in refused("--mode=sample", "--config.sample.n=None", workdir=trained)
+
+
+def test_solvers_that_a_trained_process_does_not_admit(refused, trained):
+    before = sorted(trained.rglob("*"))
+    err = refused("--mode=sample", "--config.sample.solver=ancestral", workdir=trained)
+    assert "ancestral is for D = inf only" in err and "D = 128" in err and "rk45" in err
+    assert sorted(trained.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arg, overrides, words",
+    [
+        ("quick", ["sample.solver=ancestral"], "ancestral is for D = inf only"),
+        ("process=pfgm,quick", ["sample.solver=euler_maruyama"], "euler_maruyama is for D = inf only"),
+        ("quick", ["sample.solver=ddim", "sample.eta=0.5"], "ddim with eta > 0 is for D = inf only"),
+        ("process=vp,quick", ["sample.solver=ancestral", "sample.D=4"], "this process has D = 4"),
+        ("process=ddpm,quick", ["sample.solver=euler_maruyama"], "use ancestral or ddim"),
+        ("process=ddpm,quick", ["sample.solver=ancestral", "process.T=50"], "50 noise levels, fewer than 1000 steps"),
+        ("quick", ["sample.solver=heun", "sample.steps=1"], "steps >= 2"),
+        ("quick", ["sample.solver=heun", "sample.grid=lgo"], "did you mean 'log'"),
+        ("process=vp,quick", ["process.sigma_max=80"], "process.sigma_max"),
+        ("process=vp,quick", ["process.D=128"], "process=pfgmpp takes any D"),
+        ("process=vpp,quick", [], "'vp'"),
+    ],
+)
+def test_training_refuses_samples_that_it_could_not_draw(refused, arg, overrides, words):
+    assert words in refused(f"{DIGITS}:{arg}", *(f"--config.{item}" for item in overrides))
+
+
+@pytest.mark.parametrize(
+    "process, solver",
+    [("ve", "predictor_corrector"), ("vp", "euler_maruyama"), ("subvp", "tsit5"), ("edm", "ancestral")],
+)
+def test_a_run_of_every_process_can_be_prepared(process, solver):
+    config = main.load_config(f"{DIGITS}:process={process},quick".removeprefix("--config="), {"sample.solver": solver})
+    _, derived, task, _ = train.prepare(config)
+    assert task.process.name == process and task.process.sigma_max == pytest.approx(derived["sigma_max"])
+
+
+def test_ddpm_from_training_to_samples(command, tmp_path):
+    workdir = tmp_path / "run"
+    code, _, err = command(
+        f"{DIGITS}:process=ddpm,quick", *TINY, "--config.sample.solver=ancestral", "--config.process.T=50",
+        "--config.train.images=512", "--config.train.large_batch=0", f"--workdir={workdir}",
+    )  # fmt: skip
+    assert code == 0 and "ddpm: D = inf" in err and "no samples yet" not in err
+    code, out, _ = command("--mode=sample", f"--workdir={workdir}", "--config.sample.n=8", "--config.sample.frames=0")
+    assert code == 0 and "ancestral" in out and "3 function evaluations" in out and "steps 3" in out
+    assert np.load(workdir / "samples" / "ancestral.npz")["images"].shape == (8, 8, 8, 1)
+
+
+def test_sampling_at_another_D_says_so(command, trained):
+    code, out, _ = command(
+        "--mode=sample", f"--workdir={trained}", "--config.sample.n=8", "--config.sample.frames=0",
+        "--config.sample.solver=ancestral", "--config.sample.D=inf", "--config.sample.steps=4",
+    )  # fmt: skip
+    assert code == 0 and "D = 128, sampled with D = inf" in out and "4 function evaluations" in out
 
 
 def test_no_traceback_from_a_fresh_process(tmp_path):

@@ -12,7 +12,20 @@ from scipy.special import polygamma
 
 from pfgm_jax import process as processes
 from pfgm_jax.errors import UserError
-from pfgm_jax.process import GeometricShell, LogNormal, Process, edm, kernel_noise, pfgm, pfgm_M, pfgmpp
+from pfgm_jax.process import (
+    GeometricShell,
+    Process,
+    ddpm,
+    edm,
+    kernel_noise,
+    pfgm,
+    pfgm_M,
+    pfgmpp,
+    subvp,
+    ve,
+    vp,
+    with_D,
+)  # fmt: skip
 
 DIMENSIONS = [0.5, 1, 3.5, 128, 1e6, math.inf]
 DRAWS = 20_000
@@ -201,35 +214,48 @@ def test_prior_radius_of_pfgm_is_at_least_one():
 # ---- schedules
 
 
-def vp(t_min=1e-3):
-    def integral(t):
-        return 0.1 * t + 19.9 * t**2 / 2
+@pytest.mark.parametrize(
+    "process, low, high",
+    [
+        # sqrt(e^B − 1) at B(1e-3) = 1.1e-4 and B(1) = 10.05; 2 sinh(B/2) there; DDPM's σ_1 and σ_1000.
+        (vp(), 0.010486, 152.167),
+        (vp(t_min=1e-5), 0.00100050, 152.167),
+        (subvp(), 1.0995e-4, 152.164),
+        (ve(), 0.02 * 5000**1e-5, 100.0),
+        (ve(0.01, 50.0), 0.01 * 5000**1e-5, 50.0),
+        (ddpm(), 0.01000050, 157.407),
+        (ddpm(kind="cosine"), 0.00642541, 20291.17),
+    ],
+    ids=lambda p: p.name if isinstance(p, Process) else None,
+)
+def test_ranges_of_sigma_are_the_published_ones(process, low, high):
+    assert process.is_gaussian and math.isinf(process.max_norm)
+    assert isinstance(process.sigma_min, float) and isinstance(process.sigma_max, float)
+    assert process.sigma_min == pytest.approx(low, rel=1e-5)
+    assert process.sigma_max == pytest.approx(high, rel=1e-5)
+    # Inside a compiled program they are numbers too.
+    assert jax.jit(lambda: process.sigma_max * jnp.ones(()))() == pytest.approx(high, rel=1e-5)
 
-    return Process(
-        "vp",
-        math.inf,
-        t_min,
-        1.0,
-        LogNormal(),
-        sigma=lambda t: jnp.sqrt(jnp.expm1(integral(t))),
-        scale=lambda t: jnp.exp(-integral(t) / 2),
-    )
 
-
-def test_a_process_with_a_schedule_of_its_own():
-    process = vp()
-    # Published: σ from 0.0105 (t = 1e-3) to 152.17, variance preserved for data of variance 1.
-    assert process.sigma_min == pytest.approx(0.0105, abs=5e-5)
-    assert process.sigma_max == pytest.approx(152.17, abs=5e-3)
-    assert vp(1e-5).sigma_min == pytest.approx(0.00100, abs=5e-6)
-    assert isinstance(process.sigma_max, float)
-    assert jax.jit(lambda: process.sigma_max * jnp.ones(()))() == pytest.approx(152.17, abs=5e-3)
-    t = jnp.linspace(1e-3, 1, 7)
+def test_processes_with_a_time_of_their_own():
+    assert (vp().t_min, vp().t_max, subvp().t_min, subvp().t_max) == (1e-3, 1, 1e-3, 1)
+    assert (ve().t_min, ve().t_max) == (1e-5, 1) and (ddpm(200).t_min, ddpm(200).t_max) == (1, 200)
+    process, t = vp(0.2, 12.0), jnp.linspace(1e-3, 1, 7)
+    # Data of variance 1 keep it.
     np.testing.assert_allclose(process.scale(t) ** 2 * (1 + process.sigma(t) ** 2), 1, rtol=1e-5)
+    np.testing.assert_allclose(process.time(process.sigma(t)), t, rtol=1e-5)
+
+
+@pytest.mark.parametrize("process", [vp(), subvp(), ve(), ddpm()], ids=lambda p: p.name)
+def test_prior_of_the_gaussian_processes(process):
     x = np.asarray(prior(process, jax.random.split(jax.random.key(0), 2000), (10,)), np.float64)
-    assert follows(x.ravel(), stats.norm(0, 152.17).cdf)
+    assert follows(x.ravel(), stats.norm(0, process.sigma_max).cdf)
+    # In the process's own variable: 1 for VP, DDPM and, but for e^(−B), sub-VP; σ_max for VE.
+    own = float(process.scale(jnp.asarray(process.t_max))) * x.std()
+    expected = process.sigma_max if process.name == "ve" else 1
+    assert own == pytest.approx(expected, rel=5 / math.sqrt(2 * x.size) + 1e-4)
     log_density = processes.log_prior(process, jnp.asarray(x[:3], jnp.float32))
-    np.testing.assert_allclose(log_density, gaussian_log_density(x[:3], 152.17), rtol=1e-5)
+    np.testing.assert_allclose(log_density, gaussian_log_density(x[:3], process.sigma_max), rtol=1e-5)
 
 
 def test_schedule_of_the_named_processes():
@@ -287,6 +313,42 @@ def test_log_normal_law(process):
     assert abs(stats.spearmanr(radius, sigma).statistic) < 5 / math.sqrt(DRAWS)
 
 
+@pytest.mark.parametrize("process", [vp(), subvp(), ve(0.02, 30.0), vp(0.5, 8.0)], ids=lambda p: p.name)
+def test_uniform_time_law(process):
+    y = jnp.full((DRAWS, 3), 0.25)
+    keys = jax.random.split(jax.random.key(8), DRAWS)
+    x, sigma = (np.asarray(a) for a in training_pairs(process, keys, y))
+    t = np.asarray(process.time(jnp.asarray(sigma)), np.float64)
+    assert 1e-5 - 1e-6 < t.min() < 1e-3 and t.max() < 1 + 1e-6
+    assert follows(t, stats.uniform(1e-5, 1 - 1e-5).cdf)
+    assert not follows(t, stats.uniform(0.03, 0.97).cdf)  # the comparison sees a difference
+    # x is the kernel around y; float32 holds x to 6e-8 of its size 0.25, against σ of 1e-6 and up: so of those above
+    # 1e-4, which t, and not x, decides.
+    noise = ((x.astype(np.float64) - 0.25) / sigma[:, None])[sigma > 1e-4]
+    assert len(noise) > 0.95 * DRAWS and follows(noise[:, 1], stats.norm.cdf)
+    assert follows(np.sum(noise**2, axis=1), stats.chi2(3).cdf)
+    assert abs(stats.spearmanr(noise[:, 0], sigma[sigma > 1e-4]).statistic) < 5 / math.sqrt(len(noise))
+    again = training_pairs(process, keys, y)
+    for a, b in zip((x, sigma), again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (training_pairs(process, jax.random.split(jax.random.key(9), DRAWS), y)[1] != sigma).mean() > 0.99
+
+
+@pytest.mark.parametrize("process", [ddpm(25), ddpm(40, "cosine")], ids=["linear", "cosine"])
+def test_ddpm_is_trained_at_every_level_alike(process):
+    y = jnp.full((DRAWS, 3), 0.25)
+    x, sigma = (np.asarray(a) for a in training_pairs(process, jax.random.split(jax.random.key(8), DRAWS), y))
+    levels, counts = np.unique(sigma, return_counts=True)
+    steps = process.schedule.steps
+    np.testing.assert_allclose(levels, process.sigma(jnp.arange(1, steps + 1)), rtol=1e-6)
+    assert len(levels) == steps and stats.chisquare(counts).pvalue > FIVE_SIGMA
+    noise = (x.astype(np.float64) - 0.25) / sigma[:, None]
+    assert follows(noise[:, 1], stats.norm.cdf) and follows(np.sum(noise**2, axis=1), stats.chi2(3).cdf)
+    # Both ends of the thousand levels are drawn: of 20 000 draws each has 20, and none of one has chance e^-20.
+    _, sigma = training_pairs(ddpm(), jax.random.split(jax.random.key(8), DRAWS), y)
+    assert sigma.min() == pytest.approx(0.0100005, rel=1e-5) and sigma.max() == pytest.approx(157.407, rel=1e-5)
+
+
 def algorithm_2(rng, n, N, M, sigma=0.01, tau=0.03, restrict_M=True):
     """PFGM's algorithm 2 as published, in NumPy: (radius, z) of n samples."""
     m = rng.uniform(0, M, n)
@@ -336,6 +398,38 @@ def test_small_z_takes_fewer_shells():
     assert 0.48 < noise_z[m > 0.701].min() < 0.52
 
 
+# ---- another D
+
+
+@pytest.mark.parametrize("process", [pfgmpp(128), edm(), vp(), ddpm(40)], ids=lambda p: p.name)
+@pytest.mark.parametrize("D", [2.0, math.inf])
+def test_another_D_changes_the_prior_alone(process, D):
+    other = with_D(process, D)
+    assert (other.D, other.t_min, other.t_max) == (D, process.t_min, process.t_max)
+    assert (other.sigma_min, other.sigma_max) == (process.sigma_min, process.sigma_max)
+    assert other.schedule == process.schedule and other.training_law == process.training_law
+    assert with_D(process, process.D) is process and with_D(other, D) is other
+
+
+def test_the_prior_at_another_D():
+    x = np.asarray(prior(with_D(vp(), 2.0), jax.random.split(jax.random.key(2), DRAWS), (2, 2, 3)), np.float64)
+    squared = np.sum((x.reshape(DRAWS, 12) / vp().sigma_max) ** 2, axis=1)
+    assert follows(squared / 12, stats.f(12, 2).cdf)
+
+
+def test_another_D_leaves_the_clip_of_pfgm_behind():
+    process = pfgm(M=291, N=3072)
+    other = with_D(process, 2.0)
+    assert math.isinf(other.max_norm) and other.sigma_max == process.sigma_max and "sampled" in other.name
+    norm = np.linalg.norm(prior(other, jax.random.split(jax.random.key(3), 500), (3072,)), axis=1)
+    assert follows((norm / process.sigma_max) ** 2 / 3072, stats.f(3072, 2).cdf)
+    assert norm.max() > process.max_norm
+    assert with_D(process, 1).max_norm == process.max_norm
+    for D in [0, -1, math.nan]:
+        with pytest.raises(UserError, match="D must be a number > 0"):
+            with_D(process, D)
+
+
 # ---- mistakes
 
 
@@ -357,3 +451,20 @@ def test_geometric_shell_z_is_never_zero():
         Process("tiny", 1.0, 1e-3, 1.0, law), jax.random.split(jax.random.key(0), 100), jnp.zeros((100, 3))
     )
     assert (np.asarray(z) >= np.float32(1e-10)).all()
+
+
+@pytest.mark.parametrize("steps, kind", [(1, "cosine"), (0, "linear"), (20, "linear"), (-5, "cosine")])
+def test_ddpm_needs_some_levels(steps, kind):
+    with pytest.raises(UserError, match=f"more than 20 noise levels.*got {steps}$"):
+        ddpm(steps, kind)
+    assert ddpm(21).sigma_max > ddpm(21).sigma_min > 0 and math.isfinite(ddpm(2, "cosine").sigma_max)
+
+
+def test_a_schedule_that_does_not_rise_is_refused():
+    with pytest.raises(UserError, match="process ve needs 0 < smallest σ < largest σ") as caught:
+        ve(20.0, 10.0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="smallest σ < largest σ"):
+        vp(t_min=0.0)
+    with pytest.raises(UserError, match="smallest σ < largest σ"):
+        ve(t_min=2.0)

@@ -11,7 +11,8 @@ b = (d₁ − d₂) h/h₂ and h² d''/2 = c = (a − b) h/(h₁ + h₂), it is 
 methods hold at every D.
 
 (1) departs from the published third-order step in one place. There the last term is (w₂/h − ½)·(−c) = w₃ c/2, half of
-what the expansion asks for, which makes the method second order; with w₃ c it is third order.
+what the expansion asks for, which makes the method second order; with w₃ c it is third order, given a start that is
+("rk4"). On the log grid that is better at any number of steps; on EDM's grid of 20 steps the published weight errs less.
 """
 
 import jax.numpy as jnp

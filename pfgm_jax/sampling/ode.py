@@ -88,7 +88,8 @@ def _solve(
         return jnp.where(mean_square > 0, jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1)), 0)
 
     if fixed_steps:
-        control, first, limit = diffrax.ConstantStepSize(), (end - start) / fixed_steps, fixed_steps + 1
+        control = _EqualSteps(None if per_sample else axis_name)
+        first, limit = (end - start) / fixed_steps, fixed_steps + 1
     else:
         # A batch waits for its slowest sample. Some proportional control (PI) refuses fewer steps of that one.
         coefficients = dict(pcoeff=0.2, icoeff=0.8) if per_sample else {}
@@ -97,18 +98,23 @@ def _solve(
         )
         first, limit = -_FIRST_STEP, max_steps
     saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times)] if frames else [])
-    integrate = functools.partial(
-        diffrax.diffeqsolve, solver=solver, t0=start, t1=end, dt0=first, stepsize_controller=control,
-        saveat=diffrax.SaveAt(subs=saved), max_steps=limit, throw=False,
-    )  # fmt: skip
+
+    def integrate(velocity, x):
+        # Without a first stage given, diffrax computes it again in every step until it has accepted one.
+        first_stage = (jnp.asarray(False), velocity(jnp.asarray(start, x.dtype), x, None))
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(velocity), solver, start, end, first, x, solver_state=first_stage,
+            stepsize_controller=control, saveat=diffrax.SaveAt(subs=saved), max_steps=limit, throw=False,
+        )  # fmt: skip
+
     if per_sample:
-        one = _batched(denoise)
-        term = diffrax.ODETerm(lambda log_sigma, x, _: x - one(x, jnp.exp(log_sigma).astype(x.dtype)))
-        solution = jax.vmap(lambda x: integrate(term, y0=x))(x)
+        one = _batched(denoise, x)
+        velocity_of_one = lambda log_sigma, x, _: x - one(x, jnp.exp(log_sigma).astype(x.dtype))
+        solution = jax.vmap(lambda x: integrate(velocity_of_one, x))(x)
         x, reached = solution.ys[0][:, -1], solution.ts[0][:, -1]
         trajectory = jnp.swapaxes(solution.ys[1], 0, 1) if frames else None
     else:
-        solution = integrate(diffrax.ODETerm(velocity), y0=x)
+        solution = integrate(velocity, x)
         x, reached = solution.ys[0][-1], solution.ts[0][-1]
         trajectory = solution.ys[1] if frames else None
     if last_denoise:
@@ -130,18 +136,40 @@ def _solve(
     return x, stats
 
 
-def _batched(denoise):
-    """`denoise` of one sample, (x [*S], sigma []) -> [*S], which under vmap is one call for the whole batch."""
+class _EqualSteps(diffrax.ConstantStepSize):
+    """Equal steps that stop, on all devices of the axis together, where `denoise` is not finite."""
+
+    axis_name: str | None
+
+    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+        _, t0_next, t1_next, jump, controller_state, result = super().adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+        )
+        finite = jnp.all(jnp.isfinite(y_error))  # every stage is part of it
+        if self.axis_name is not None:
+            finite = lax.pmin(finite.astype(int), self.axis_name) > 0
+        result = diffrax.RESULTS.where(finite, result, diffrax.RESULTS.dt_min_reached)
+        return finite, jnp.where(finite, t0_next, t0), t1_next, jump, controller_state, result
+
+
+def _batched(denoise, x):
+    """`denoise` of one sample, (x [*S], sigma []) -> [*S], to be mapped over the batch `x`: one call for all of it.
+
+    What `denoise` closes over, such as a network's weights, becomes an argument: a function with a rule of its own for
+    vmap must not hold traced values.
+    """
+    traced = jax.make_jaxpr(denoise)(x, x.reshape(len(x), -1)[:, 0])
 
     @jax.custom_batching.custom_vmap
-    def one(x, sigma):
-        return denoise(x[None], sigma[None])[0]
+    def one(held, x, sigma):
+        return x  # for its shape alone, as every call is under vmap
 
     @one.def_vmap
-    def whole_batch(axis_size, in_batched, x, sigma):
+    def whole_batch(axis_size, in_batched, held, x, sigma):
         x, sigma = (
-            a if b else jnp.broadcast_to(a, (axis_size, *a.shape)) for a, b in zip((x, sigma), in_batched, strict=True)
+            a if b else jnp.broadcast_to(a, (axis_size, *a.shape))
+            for a, b in zip((x, sigma), in_batched[1:], strict=True)
         )
-        return denoise(x, sigma), True
+        return jax.core.eval_jaxpr(traced.jaxpr, held, x, sigma)[0], True
 
-    return one
+    return functools.partial(one, traced.consts)

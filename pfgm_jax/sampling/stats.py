@@ -14,7 +14,8 @@ class SolveStats(NamedTuple):
       steps: [] accepted steps, of the sample with the most.
       rejected: [] steps that the error control refused and repeated, of the sample with the most.
       completed: [] whether the end was reached.
-      finite: [] False where the solve stopped because `denoise` returned NaN or inf.
+      finite: [] False where the solve stopped because `denoise` returned NaN or inf; an adaptive solver finds out by
+        refusing ever smaller steps, and would also stop so at a jump that its tolerance does not let it cross.
       sigma: [] the level where it stopped: the last one if `completed`, the one of the first NaN or inf if not
         `finite`, else how far the step limit let it come.
       sigmas: [T] noise levels of the trajectory, T = 0 where none was asked for.
