@@ -71,8 +71,8 @@ def _require_completed(solver, stats):
     """Raises UserError for a solve that stopped on its way."""
     if not stats.finite:
         raise UserError(
-            f"{solver} stopped at σ = {stats.sigma:.4g}, where the network returned NaN or inf (or jumps): its weights or "
-            "the sample.* settings are unusable"
+            f"{solver} stopped at σ = {stats.sigma:.4g}, where the network returned NaN or inf (or jumps): its weights "
+            "or the sample.* settings are unusable"
         )
     if not stats.completed:
         raise UserError(
