@@ -5,8 +5,8 @@
 Trains `configs/digits.py:process=…` for every process that has no finished run in the work directory (two to four
 minutes each on two CPU cores), samples `sets` times 360 digits with every solver that the process admits, and scores
 them as the demo does: figures are means over the sets, relative to 360 held-out digits. Seconds are those of the
-fastest of them, the first of which compiles, for 360 images at once. Writes table.md, results.json and processes.png (quality against
-evaluations) into the work directory. docs/processes.md holds a run's table and what it says.
+fastest of them, the first of which compiles, for 360 images at once. Writes table.md, results.json and processes.png
+(quality against evaluations) into the work directory. docs/processes.md holds a run's table and what it says.
 """
 
 import argparse
@@ -99,7 +99,8 @@ def picture(rows, path):
         for i, name in enumerate(names):
             points = [(row["nfe"], row["score"][key]) for row in rows if row["process"] == name]
             ax.scatter(*zip(*points, strict=True), label=name, color=f"C{i}", marker="osD^v<>"[i % 7], s=28, alpha=0.8)
-        ax.set(xscale="log", xlabel="function evaluations a sample", title=f"{key} (1: as good as held-out digits)")
+        ax.set(xscale="log", xlabel="function evaluations a sample", title=key)
+    axes[0].set_ylabel("1: as good as held-out digits")
     axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=110)
 

@@ -170,14 +170,14 @@ def test_a_sample_with_its_own_steps_does_not_depend_on_its_batch(x64, solver):
 
 
 @pytest.mark.parametrize("solver, D", [("rk45", 1), ("rk45", math.inf), ("tsit5", 128)])
-def test_own_steps_cost_at_most_half_more_calls(solver, D):
+def test_own_steps_cost_at_most_a_quarter_more_calls(solver, D):
     # The batch waits for its slowest sample; without any slack for that it needs up to 1.5 times the calls.
     process, denoise = pfgmpp(D), oracles.denoiser(CHARGES, D)
     x = draw(process, 256, (4,), seed=0)
     _, shared = solve(solver, process, denoise, x)
     _, own = solve(solver, process, denoise, x, per_sample=True)
     assert shared.completed and own.completed
-    assert np.mean(own.sample_nfe) < own.nfe <= 1.5 * shared.nfe
+    assert np.mean(own.sample_nfe) < own.nfe <= 1.25 * shared.nfe
 
 
 @pytest.mark.parametrize("options", [{}, dict(per_sample=True), dict(fixed_steps=12)])

@@ -40,7 +40,7 @@ def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=Fal
         `denoise` is still called for the whole batch at once, as long as any sample is under way. Without it one step
         size serves all, its error norm being the root mean square over all pixels of all samples.
       fixed_steps: this many equal steps in ln σ instead of error control; 0 for control.
-      max_steps: limit on steps, accepted and rejected.
+      max_steps: limit on steps, accepted and rejected, of the error control.
       last_denoise: end with E[y | x, σ_min], one Euler step from σ_min to 0.
       frames: number of states to keep from σ_max to σ_min, evenly spaced in ln σ.
       axis_name: mapped axis over whose devices the batch is spread: with a shared step size all devices then take the

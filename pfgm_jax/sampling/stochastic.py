@@ -133,8 +133,8 @@ def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor
       process, denoise, x, grid, rho, frames, axis_name: as for `fixed_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n (1 + corrector_steps) evaluations.
-      predictor: "reverse_diffusion", x + (σ² − σ'²) score + √(σ² − σ'²) n; "ancestral", equation (1);
-        "euler_maruyama", equation (2).
+      predictor: "reverse_diffusion", x + (σ² − σ'²) score + √(σ² − σ'²) n in the unscaled x (the published step for VE;
+        for VP the published one expands it in x_t); "ancestral", equation (1); "euler_maruyama", equation (2).
       corrector_steps: Langevin steps before each predictor step.
       snr: their signal-to-noise ratio (0.16 CIFAR-10, 0.17 CelebA-64, 0.075 LSUN).
 
