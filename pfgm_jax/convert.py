@@ -229,9 +229,11 @@ def _score_sde(model, wanted, state):
 
 
 def _ncsnv2(model, wanted, state):
-    """NCSNv2: stages res1 … and refine1 …, the latter from the lowest stage up."""
-    named = lambda prefix: sorted({name.split(".")[0] for name in state if re.match(prefix + r"\d", name)})
-    stages, refines = named("res"), named("refine")[::-1]
+    """NCSNv2: stages res1 … downwards, and refine1 … upwards."""
+    named = lambda prefix: {name.split(".")[0] for name in state if re.match(prefix + r"\d", name)}
+    # The network for 256 px has res31 above res4 and refine31, which works on its output, below refine3.
+    stages = sorted(named("res"))
+    refines = sorted(named("refine"), key=lambda name: (name[:7], -len(name)))[::-1]
     blocks = {"norm1": "normalize1", "norm2": "normalize2", "skip": "shortcut"}
     top = {"conv_in": "begin_conv", "norm_out": "normalizer", "conv_out": "end_conv"}
 

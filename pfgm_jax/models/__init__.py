@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from pfgm_jax.models.adm import ADM
 from pfgm_jax.models.ncsnv2 import NCSNv2
-from pfgm_jax.models.presets import PRESETS
+from pfgm_jax.models.presets import PRESETS, preset
 from pfgm_jax.models.unet import UNet
 
-__all__ = ["ADM", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "init"]
+__all__ = ["ADM", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "init", "preset"]
 
 NETWORKS = {"unet": UNet, "adm": ADM, "ncsnv2": NCSNv2}
 

@@ -1,26 +1,26 @@
-"""Networks by name: fields of config.model, for `config.model.update(**PRESETS["ncsnpp"])`.
+"""Networks by name: fields of config.model, for `config.model.update(**preset("ncsnpp"))`.
 
 Each sets all the fields that its network has but `conditional`, `remat` and `dtype`, so that one may follow another.
 """
 
+from pfgm_jax.errors import UserError, nearest
+
 # DDPM++ and NCSN++ as EDM has them for 32 px (arXiv 2206.00364, table 7).
 _DDPMPP = dict(
-    name="unet", channels=128, multipliers=(2, 2, 2), blocks=4, attention=(16,), encoder="standard", decoder="standard",
-    resample_filter=(1, 1), keep_width=True, embedding="positional", log_noise=False, noise_channels=128,
-    embedding_channels=512, dropout=0.13,
+    name="unet", channels=128, multipliers=(2, 2, 2), blocks=4, attention=(16,), encoder="standard",
+    decoder="standard", resample_filter=(1, 1), keep_width=True, embedding="positional", log_noise=False,
+    noise_channels=128, embedding_channels=512, dropout=0.13,
 )  # fmt: skip
 _NCSNPP = _DDPMPP | dict(encoder="residual", resample_filter=(1, 3, 3, 1), embedding="fourier", noise_channels=256)
-# As score_sde and PFGM have them (arXiv 2011.13456, appendix H; arXiv 2209.11178, appendix C). PFGM's NCSN++ takes ln z.
+# As score_sde and PFGM have them (arXiv 2011.13456, appendix H; arXiv 2209.11178, appendix C).
 _SONG = dict(multipliers=(1, 2, 2, 2), dropout=0.1)
 _DEEP = _SONG | dict(blocks=8)
 # Small enough for the few thousand images of a medical data set.
 _MEDICAL = _DDPMPP | dict(
-    channels=64, multipliers=(1, 2, 2, 4), blocks=2, keep_width=False, noise_channels=64, embedding_channels=256,
+    channels=64, multipliers=(1, 2, 2, 4), blocks=2, keep_width=False, noise_channels=0, embedding_channels=256,
     dropout=0.1,
 )  # fmt: skip
-_CPU = _MEDICAL | dict(
-    channels=32, multipliers=(1, 2, 2), blocks=1, noise_channels=32, embedding_channels=128, dropout=0.0
-)
+_CPU = _MEDICAL | dict(channels=32, multipliers=(1, 2, 2), blocks=1, embedding_channels=128, dropout=0.0)
 
 PRESETS = {
     "ddpmpp": _DDPMPP,
@@ -29,6 +29,7 @@ PRESETS = {
     "ncsnpp_song": _NCSNPP | _SONG,
     "ddpmpp_deep": _DDPMPP | _DEEP,
     "ncsnpp_deep": _NCSNPP | _DEEP,
+    # PFGM gives the network z itself; its NCSN++ takes ln z.
     "ncsnpp_pfgm": _NCSNPP | _SONG | dict(log_noise=True),
     # EDM's for 64 px (arXiv 2206.00364, table 7).
     "adm": dict(
@@ -49,3 +50,14 @@ PRESETS = {
     "cpu_128": _CPU | dict(attention=(32,)),
     "cpu_224": _CPU | dict(attention=()),
 }  # fmt: skip
+
+
+def preset(name):
+    """Fields of config.model for the network called `name`.
+
+    Raises:
+      UserError: no such name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown network {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
