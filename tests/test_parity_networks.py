@@ -104,8 +104,8 @@ def test_weights_that_do_not_fit():
 @pytest.mark.parametrize(
     "preset, size, changes, count",
     [
-        # The published code's own counts, but for the bias of EDM's label layer (noise_channels numbers), which the next
-        # layer's takes in, and for score_sde's frequencies, which are not trained.
+        # The published code's own counts, less score_sde's frequencies, which are not trained. The bias of EDM's label
+        # layer (noise_channels numbers) is here in the next layer's.
         ("ddpmpp", 32, {}, 55_732_739),
         ("ddpmpp", 32, dict(num_labels=10, augment_channels=9), 55_735_299),
         ("ncsnpp", 32, dict(num_labels=10, augment_channels=9), 56_400_643),
