@@ -12,7 +12,7 @@ import sys
 
 from pfgm_jax.errors import UserError, nearest
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "export")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,6 +45,8 @@ def parse(argv):
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
     if not flags.workdir and not flags.dry_run:
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
+    if (flags.workdir or "").startswith("pretrained:"):
+        raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
     return flags, overrides
 
 
@@ -94,9 +96,10 @@ def run(argv):
         else:
             train.train(config, flags.workdir)
     else:
-        from pfgm_jax import evaluate
+        from pfgm_jax import evaluate, export
 
-        print({"sample": evaluate.sample, "evaluate": evaluate.evaluate}[flags.mode](flags.workdir, overrides))
+        modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "export": export.export}
+        print(modes[flags.mode](flags.workdir, overrides))
 
 
 def _keep_compiled_programs():

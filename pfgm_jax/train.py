@@ -96,7 +96,7 @@ def open_run(workdir, config, derived):
         recorded, facts = config_lib.load_run(workdir)
         different = config_lib.differences(config, recorded)
         # Another data folder may hold other images: what was derived from them is part of the run too.
-        different += [f"data ({key})" for key in derived if not different and derived[key] != facts.get(key)]
+        different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
         if different:
             raise UserError(
                 f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"

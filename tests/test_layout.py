@@ -11,11 +11,12 @@ LAYERS = [
     {"process"},
     {"field"},
     {"parametrization", "models", "sampling"},
-    {"losses", "data", "checkpoint", "log", "plots"},
+    {"losses", "data", "checkpoint", "weights", "log", "plots"},
     {"metrics"},
     {"config", "build"},
     {"generator", "step"},
     {"train", "evaluate"},
+    {"export"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent
