@@ -3,30 +3,30 @@
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
 Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
-cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
+model=ddpmpp|ncsnpp|adm|… (a network of `models.PRESETS`; without, one that fits the size), cpu (a network and budget
+that two CPU cores can train in about an hour), quick (a smoke test).
 
 EDM's schedule for 200 million images ramps the learning rate over 10 million; a run of 7.5 million would end before
 that, so the ramp here is its twentieth, as 10 is of 200.
 """
 
 from pfgm_jax.config import D_of, default, parse_arg
+from pfgm_jax.models import preset
 
 
 def get_config(arg=None):
-    args = parse_arg(arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, cpu=False, quick=False)
+    args = parse_arg(arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, model="", cpu=False, quick=False)
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
-    config.model.update(channels=64, multipliers=(1, 2, 2, 4), blocks=2, embedding_channels=256, dropout=0.1)
-    if args.size == 28:
-        config.model.update(multipliers=(2, 2, 2), blocks=3)
+    kind = "cpu" if args.cpu or args.quick else "medical"
+    config.model.update(**preset(args.model or f"{kind}_{args.size}"))
     config.optim.update(lr=1e-3, lr_batch=512, warmup=375_000, clip=1.0)
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)
     if args.process == "pfgm":
         config.train.large_batch = 4096
     if args.cpu or args.quick:
-        config.model.update(channels=32, multipliers=(1, 2, 2), blocks=1, embedding_channels=128, dropout=0.0)
         config.optim.update(warmup=6_400, lr_batch=64)
         config.train.update(
             images=150_000, batch=64, ema_halflife=10_000, log_every=1_024, eval_every=16_384, sample_every=16_384,
@@ -37,10 +37,4 @@ def get_config(arg=None):
         config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
         config.model.channels = 8
         config.sample.update(n=4, frames=4, solver="heun", steps=4)
-    # Attention at the two coarsest levels (one on a CPU) of at most 32 px: it costs the side's fourth power.
-    sides = [args.size]
-    for _ in config.model.multipliers[1:]:
-        sides.append(-(-sides[-1] // 2))
-    coarsest = sides[-1:] if args.cpu or args.quick else sides[-2:]
-    config.model.attention = tuple(side for side in coarsest if side <= 32)
     return config

@@ -1,5 +1,6 @@
 """From a config and its data to the objects of a run: derived numbers, process, parametrisation, network."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,6 @@ import numpy as np
 from pfgm_jax import models, parametrization, process
 from pfgm_jax.data.dataset import diameter, moments
 from pfgm_jax.errors import UserError
-from pfgm_jax.models.unet import level_sizes
 
 
 def derive(config, dataset):
@@ -22,7 +22,6 @@ def derive(config, dataset):
     """
     facts = moments(dataset.train.images)
     N = math.prod(dataset.shape)
-    level_sizes(dataset.shape[:2], len(config.model.multipliers))
     if config.train.batch > len(dataset.train):
         raise UserError(
             f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images"
@@ -49,6 +48,7 @@ def derive(config, dataset):
         derived["sigma_max"] = math.sqrt(facts.mean_square_norm / (2 * 0.06))
     # The others have a σ_max of their own, which may depend on M.
     derived["sigma_max"] = make_process(config, derived).sigma_max
+    make_model(config, derived).check_size(dataset.shape[:2])
     return derived
 
 
@@ -94,19 +94,20 @@ def make_parametrization(config, derived):
     return PROCESSES[config.process.name][1](config.process, derived)
 
 
+def unused_model_fields(config):
+    """Names in config.model of which its network makes no use."""
+    attributes = {field.name for field in dataclasses.fields(models.NETWORKS[config.model.name])}
+    return [key for key in config.model if {"conditional": "num_labels"}.get(key, key) not in attributes]
+
+
 def make_model(config, derived):
     """The network of a checked config."""
-    c = config.model
+    c, apart = config.model, {"name", "conditional", "dtype", *unused_model_fields(config)}
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in c.items() if key not in apart}
+    if c.conditional:
+        options["num_labels"] = len(derived["classes"])
     return models.NETWORKS[c.name](
         out_channels=derived["shape"][-1] + make_parametrization(config, derived).extra_channels,
-        channels=c.channels,
-        multipliers=tuple(c.multipliers),
-        blocks=c.blocks,
-        attention=tuple(c.attention),
-        embedding=c.embedding,
-        noise_channels=c.noise_channels,
-        embedding_channels=c.embedding_channels,
-        num_labels=len(derived["classes"]) if c.conditional else 0,
-        dropout=c.dropout,
         dtype=np.dtype(c.dtype) if c.dtype != "bfloat16" else "bfloat16",
+        **options,
     )

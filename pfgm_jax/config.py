@@ -52,16 +52,24 @@ def default():
     config.process.betas = "linear"  # ddpm: linear, cosine
 
     config.model = ConfigDict()
-    config.model.name = "unet"
+    # Published and other networks by name: config.model.update(**models.preset("ncsnpp")).
+    config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2
     config.model.channels = 128
     config.model.multipliers = (2, 2, 2)
     config.model.blocks = 4
     config.model.attention = (16,)
-    config.model.embedding = "positional"  # positional, fourier
+    config.model.head_channels = 64  # adm: channels of an attention head
+    config.model.encoder = "standard"  # unet: standard, skip, residual
+    config.model.decoder = "standard"  # unet: standard, skip
+    config.model.resample_filter = (1, 1)  # unet: (1, 1), or (1, 3, 3, 1) for NCSN++
+    config.model.keep_width = False  # unet: blocks that resample keep their input's width, as published
+    config.model.embedding = "positional"  # unet: positional, fourier
+    config.model.log_noise = False  # unet: features of the noise level's logarithm
     config.model.noise_channels = 0  # features of the noise level; 0: as many as channels
     config.model.embedding_channels = 512
     config.model.conditional = False  # tell the network the class
     config.model.dropout = 0.13
+    config.model.remat = False  # keep less for the backward pass, and compute it again
     config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
 
     config.optim = ConfigDict()
@@ -156,6 +164,8 @@ def check(config):
     one_of("process.name", list(build.PROCESSES))
     one_of("model.name", list(models.NETWORKS))
     one_of("model.embedding", ("positional", "fourier"))
+    one_of("model.encoder", ("standard", "skip", "residual"))
+    one_of("model.decoder", ("standard", "skip"))
     one_of("model.dtype", ("float32", "bfloat16", "float64"))
     one_of("optim.decay", ("constant", "cosine"))
     one_of("sample.solver", list(sampling.SOLVERS))
@@ -170,12 +180,29 @@ def check(config):
     for key, rule in (("sigma_min", ("vp", "subvp", "ddpm")), ("sigma_max", ("vp", "subvp", "ddpm"))):
         given = config.process[key] is not None
         require(not given or name not in rule, f"process.{key}", f"process={name} has it from beta_min, beta_max, T")
-    for key in ("channels", "blocks", "embedding_channels"):
+    for key in ("channels", "blocks", "embedding_channels", "head_channels"):
         require(config.model[key] >= 1, f"model.{key}", "at least 1")
     for key in ("channels", "noise_channels"):
         require(config.model[key] % 2 == 0 and config.model[key] >= 0, f"model.{key}", "even, for sines and cosines")
     require(len(config.model.multipliers) > 0 and min(config.model.multipliers) >= 1, "model.multipliers", "each >= 1")
     require(0 <= config.model.dropout < 1, "model.dropout", "at least 0 and below 1")
+    taps = tuple(config.model.resample_filter)
+    good = len(taps) > 0 and len(taps) % 2 == 0 and taps == taps[::-1] and sum(taps) > 0
+    require(good, "model.resample_filter", "an even number of taps, the same from both ends, like 1,1 or 1,3,3,1")
+    for key in build.unused_model_fields(config):
+        # Numbers that only differ from network to network may stay; asking for what there is not may not.
+        asked = key in (
+            "conditional",
+            "remat",
+            "encoder",
+            "decoder",
+            "resample_filter",
+            "keep_width",
+            "embedding",
+            "log_noise",
+        )
+        unchanged = not asked or config.model[key] == default().model[key]
+        require(unchanged, f"model.{key}", f"the network {config.model.name} has no such option")
     for key in ("optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std"):
         require(flatten(config)[key] > 0, key, "greater than 0")
     for key in ("optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call"):

@@ -1,13 +1,16 @@
-"""Networks, each `(x [B, H, W, C], noise [B], labels, dropout_keys) -> [B, H, W, out_channels]`."""
+"""Networks, each `(x [B, H, W, C], noise [B], labels, dropout_keys, augment) -> [B, H, W, out_channels]`."""
 
 import jax
 import jax.numpy as jnp
 
+from pfgm_jax.models.adm import ADM
+from pfgm_jax.models.ncsnv2 import NCSNv2
+from pfgm_jax.models.presets import PRESETS, preset
 from pfgm_jax.models.unet import UNet
 
-__all__ = ["NETWORKS", "UNet", "init"]
+__all__ = ["ADM", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "init", "preset"]
 
-NETWORKS = {"unet": UNet}
+NETWORKS = {"unet": UNet, "adm": ADM, "ncsnv2": NCSNv2}
 
 
 def init(model, shape, key=None):

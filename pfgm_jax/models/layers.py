@@ -1,5 +1,6 @@
 """Layers of the U-Nets: embeddings of the noise level, convolutions, resampling, attention, dropout by example."""
 
+import functools
 import math
 import zlib
 
@@ -8,31 +9,72 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pfgm_jax.errors import UserError
+
 # Xavier-uniform as in DDPM and EDM; `last` starts a block as the identity.
 xavier = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 last = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+# Uniform within ±1/√fan_in, as in ADM and NCSNv2; for biases `fan_in_bias`.
+fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def positional_embedding(noise, channels, max_period=10_000.0):
-    """[B] -> [B, channels]: sines and cosines at frequencies from 1 to 1/max_period (DDPM, score_sde)."""
+def fan_in_bias(inputs):
+    """Initialiser of biases, uniform within ±1/√inputs, `inputs` being the numbers that go into an output."""
+    limit = 1 / math.sqrt(inputs)
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -limit, limit)
+
+
+def positional_embedding(noise, channels, max_period=10_000.0, endpoint=True):
+    """[B] -> [B, channels]: sines and cosines at frequencies from 1 to 1/max_period (DDPM, score_sde).
+
+    Without `endpoint` the lowest frequency stops one step above 1/max_period (ADM).
+    """
     half = channels // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=noise.dtype) / max(half - 1, 1))
+    steps = max(half - 1, 1) if endpoint else half
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=noise.dtype) / steps)
     angles = noise[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
 class FourierEmbedding(nn.Module):
-    """[B] -> [B, channels]: sines and cosines at fixed random frequencies ~ N(0, scale²) (NCSN++, arXiv 2011.13456)."""
+    """[B] -> [B, channels]: sines and cosines at fixed random frequencies ~ N(0, scale²) (NCSN++, arXiv 2011.13456).
+
+    Converted weights bring their frequencies as the parameter `frequencies` [channels/2], which gets no gradient.
+    """
 
     channels: int
     scale: float = 16.0
 
     @nn.compact
     def __call__(self, noise):
-        # Drawn from a constant key, so that the frequencies belong to the architecture and are not trained.
-        frequencies = self.scale * jax.random.normal(jax.random.key(0), (self.channels // 2,), noise.dtype)
+        if self.has_variable("params", "frequencies"):
+            frequencies = lax.stop_gradient(self.get_variable("params", "frequencies")).astype(noise.dtype)
+        else:
+            # Drawn from a constant key, so that the frequencies belong to the architecture and are not trained.
+            frequencies = self.scale * jax.random.normal(jax.random.key(0), (self.channels // 2,), noise.dtype)
         angles = 2 * math.pi * noise[:, None] * frequencies
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
+def one_hot(labels, num_labels, like):
+    """[B] -> [B, num_labels] of the embedding's type and batch; a row of zeros for −1 and where labels are None."""
+    labels = jnp.full(len(like), -1) if labels is None else labels
+    return jax.nn.one_hot(labels, num_labels, dtype=like.dtype)
+
+
+def check_augment(augment, channels, like):
+    """Augmentation labels [B, channels] for a network that takes them, zeros where None, or None for one that doesn't.
+
+    Raises:
+      UserError: labels of another width, or for a network that takes none.
+    """
+    if augment is None:
+        return jnp.zeros((len(like), channels), like.dtype) if channels else None
+    if augment.shape[-1] != channels:
+        raise UserError(
+            f"this network takes {channels} augmentation labels an image (augment_channels), got {augment.shape[-1]}"
+        )
+    return augment
 
 
 class Dropout(nn.Module):
@@ -53,11 +95,11 @@ class Dropout(nn.Module):
         return jnp.where(jax.vmap(keep)(keys), x / (1 - self.rate), 0)
 
 
-def group_norm(x, dtype, name):
+def group_norm(x, dtype, name, epsilon=1e-6):
     """Group normalisation over at most 32 groups of at least 4 channels (EDM), with statistics in float32 or better."""
     channels = x.shape[-1]
     groups = next(g for g in range(max(1, min(32, channels // 4)), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, param_dtype=param_dtype(dtype), name=name)(x)
+    return nn.GroupNorm(groups, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype(dtype), name=name)(x)
 
 
 def param_dtype(dtype):
@@ -65,34 +107,38 @@ def param_dtype(dtype):
     return jnp.promote_types(jnp.float32, dtype)
 
 
-@jax.custom_vjp
-def _conv_canonical(x, kernel):
-    return _same_conv(x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_canonical(x, kernel, dilation):
+    return _same_conv(x, kernel, dilation)
 
 
-def _same_conv(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+def _same_conv(x, kernel, dilation):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", rhs_dilation=dilation, dimension_numbers=numbers)
 
 
-def _conv_canonical_backward(residuals, g):
+def _conv_canonical_backward(dilation, residuals, g):
     x, kernel = residuals
-    grad_x = _same_conv(g, jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2))
+    grad_x = _same_conv(g, jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2), dilation)
     # The kernel's gradient is a convolution of x by g over the batch: channels play the batch, the batch the channels.
-    padding = [((side - 1) // 2,) * 2 for side in kernel.shape[:2]]
+    # Its pixels are the kernel's, `dilation` apart.
+    padding = [((side - 1) // 2 * d,) * 2 for side, d in zip(kernel.shape, dilation, strict=False)]
     grad_kernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         g.transpose(1, 2, 0, 3),
-        (1, 1),
+        dilation,
         padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return grad_x, grad_kernel.transpose(1, 2, 0, 3)
 
 
-_conv_canonical.defvjp(lambda x, kernel: (_same_conv(x, kernel), (x, kernel)), _conv_canonical_backward)
+_conv_canonical.defvjp(
+    lambda x, kernel, dilation: (_same_conv(x, kernel, dilation), (x, kernel)), _conv_canonical_backward
+)
 
 
-def canonical_conv(x, kernel, strides, padding, **_):
+def canonical_conv(x, kernel, strides, padding, rhs_dilation=(1, 1), **_):
     """`nn.Conv`'s convolution (odd kernel, stride 1, SAME) whose gradients are convolutions in NHWC/HWIO order too.
 
     XLA's CPU compiler brings convolutions into the order that its fast routine needs only in a program's outermost
@@ -100,36 +146,112 @@ def canonical_conv(x, kernel, strides, padding, **_):
     It has no forward-mode derivative: it is for training alone.
     """
     del strides, padding
-    return _conv_canonical(x, kernel)
+    return _conv_canonical(x, kernel, tuple(rhs_dilation))
 
 
 def convolution(canonical):
     return canonical_conv if canonical else lax.conv_general_dilated
 
 
-def downsample(x):
-    """Mean over 2×2 pixels, [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C]; at an odd edge over the pixels that exist."""
-    return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+BOX = (1, 1)  # the filter of plain averaging and of nearest-neighbour upsampling
 
 
-def upsample(x, size):
-    """Nearest neighbour, twice each side, cut to `size` = (H, W), which may be odd."""
-    x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+def downsample(x, taps=BOX):
+    """Half of each side, rounded up, [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C], through a separable FIR filter.
+
+    Args:
+      x: images.
+      taps: filter of even length, applied as taps/Σ taps: (1, 1) is the mean over 2×2 pixels, (1, 3, 3, 1) NCSN++'s
+        (arXiv 2011.13456, appendix H). Beyond the image lie zeros, as published; an odd side is first made even by
+        repeating its last row, so that (1, 1) takes the mean over the pixels that exist.
+    """
+    if tuple(taps) == BOX:
+        return nn.avg_pool(x, (2, 2), (2, 2), "SAME", count_include_pad=False)
+    return _filter_and_halve(pad_edges(_make_even(x), len(taps) // 2 - 1), taps)
+
+
+def upsample(x, size, taps=BOX):
+    """Twice each side, cut to `size` = (H, W), which may be odd: zeros between the pixels, filtered by 2 taps/Σ taps.
+
+    (1, 1) is nearest neighbour.
+    """
+    if tuple(taps) == BOX:
+        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    else:
+        for axis in (1, 2):
+            x = _double(x, taps, axis)
     return x[:, : size[0], : size[1]]
 
 
+def downsampled_conv(conv, x, taps):
+    """`conv`, a SAME convolution, then `downsample`, with zeros around the input only and not between the two.
+
+    The fused form of StyleGAN2 (arXiv 1912.04958), which the residual encoder of NCSN++ uses.
+    """
+    return _filter_and_halve(conv(pad_edges(_make_even(x), len(taps) // 2 - 1)), taps)
+
+
+def pad_edges(x, width):
+    """`width` zeros around each image."""
+    return jnp.pad(x, ((0, 0), (width, width), (width, width), (0, 0)))
+
+
+def _make_even(x):
+    return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+
+
+def _filter_and_halve(x, taps):
+    """Every second pixel of the filtered image, where the filter lies inside it."""
+    # Sums of slices, which fuse; grouped convolutions are slow on CPUs.
+    for axis in (1, 2):
+        out = (x.shape[axis] - len(taps)) // 2 + 1
+        slices = (lax.slice_in_dim(x, k, k + 2 * out - 1, 2, axis) for k in range(len(taps)))
+        x = sum(tap / sum(taps) * part for tap, part in zip(taps, slices, strict=True))
+    return x
+
+
+def _double(x, taps, axis):
+    """Twice as long along `axis`: each phase of the output sees every second tap."""
+    length, n = len(taps), x.shape[axis]
+    reach = length // 4 + 1
+    pads = [(reach, reach) if i == axis else (0, 0) for i in range(x.ndim)]
+    padded = jnp.pad(x, pads)
+    phases = []
+    for phase in (0, 1):
+        # Output 2m + phase takes tap `first` − 2d of the pixel m + d.
+        first = phase + length // 2 - 1
+        shifts = [d for d in range(-reach, reach + 1) if 0 <= first - 2 * d < length]
+        parts = (2 * taps[first - 2 * d] / sum(taps) * lax.slice_in_dim(padded, reach + d, reach + d + n, 1, axis)
+                 for d in shifts)  # fmt: skip
+        phases.append(sum(parts))
+    shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
+    return jnp.stack(phases, axis=axis + 1).reshape(shape)
+
+
 class Attention(nn.Module):
-    """Self-attention over all pixels with one head, as a residual (DDPM++)."""
+    """Self-attention over all pixels, as a residual.
+
+    Attributes:
+      dtype: of the computation.
+      heads: their number; they share the channels.
+      epsilon: of the group normalisation.
+      scale: of the sum with the input: √½ in DDPM++ and NCSN++, 1 in ADM.
+    """
 
     dtype: jnp.dtype
+    heads: int = 1
+    epsilon: float = 1e-6
+    scale: float = math.sqrt(0.5)
+    inits: tuple = ((xavier, nn.initializers.zeros), (last, nn.initializers.zeros))  # of weight and bias, in and out
 
     @nn.compact
     def __call__(self, x):
         B, H, W, C = x.shape
         kwargs = dict(dtype=self.dtype, param_dtype=param_dtype(self.dtype))
-        h = group_norm(x, self.dtype, "norm").reshape(B, H * W, C)
-        qkv = nn.Dense(3 * C, kernel_init=xavier, name="qkv", **kwargs)(h).reshape(B, H * W, 3, 1, C)
+        first, second = (dict(kernel_init=weight, bias_init=bias) for weight, bias in self.inits)
+        h = group_norm(x, self.dtype, "norm", self.epsilon).reshape(B, H * W, C)
+        qkv = nn.Dense(3 * C, name="qkv", **first, **kwargs)(h).reshape(B, H * W, 3, self.heads, C // self.heads)
         # The library's attention computes its softmax in float32.
         h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        h = nn.Dense(C, kernel_init=last, name="proj", **kwargs)(h.reshape(B, H * W, C))
-        return (x + h.reshape(x.shape)) * math.sqrt(0.5)
+        h = nn.Dense(C, name="proj", **second, **kwargs)(h.reshape(B, H * W, C))
+        return (x + h.reshape(x.shape)) * self.scale

@@ -1,0 +1,63 @@
+"""Networks by name: fields of config.model, for `config.model.update(**preset("ncsnpp"))`.
+
+Each sets all the fields that its network has but `conditional`, `remat` and `dtype`, so that one may follow another.
+"""
+
+from pfgm_jax.errors import UserError, nearest
+
+# DDPM++ and NCSN++ as EDM has them for 32 px (arXiv 2206.00364, table 7).
+_DDPMPP = dict(
+    name="unet", channels=128, multipliers=(2, 2, 2), blocks=4, attention=(16,), encoder="standard",
+    decoder="standard", resample_filter=(1, 1), keep_width=True, embedding="positional", log_noise=False,
+    noise_channels=128, embedding_channels=512, dropout=0.13,
+)  # fmt: skip
+_NCSNPP = _DDPMPP | dict(encoder="residual", resample_filter=(1, 3, 3, 1), embedding="fourier", noise_channels=256)
+# As score_sde and PFGM have them (arXiv 2011.13456, appendix H; arXiv 2209.11178, appendix C).
+_SONG = dict(multipliers=(1, 2, 2, 2), dropout=0.1)
+_DEEP = _SONG | dict(blocks=8)
+# Small enough for the few thousand images of a medical data set.
+_MEDICAL = _DDPMPP | dict(
+    channels=64, multipliers=(1, 2, 2, 4), blocks=2, keep_width=False, noise_channels=0, embedding_channels=256,
+    dropout=0.1,
+)  # fmt: skip
+_CPU = _MEDICAL | dict(channels=32, multipliers=(1, 2, 2), blocks=1, embedding_channels=128, dropout=0.0)
+
+PRESETS = {
+    "ddpmpp": _DDPMPP,
+    "ncsnpp": _NCSNPP,
+    "ddpmpp_song": _DDPMPP | _SONG,
+    "ncsnpp_song": _NCSNPP | _SONG,
+    "ddpmpp_deep": _DDPMPP | _DEEP,
+    "ncsnpp_deep": _NCSNPP | _DEEP,
+    # PFGM gives the network z itself; its NCSN++ takes ln z.
+    "ncsnpp_pfgm": _NCSNPP | _SONG | dict(log_noise=True),
+    # EDM's for 64 px (arXiv 2206.00364, table 7).
+    "adm": dict(
+        name="adm", channels=192, multipliers=(1, 2, 3, 4), blocks=3, attention=(32, 16, 8), head_channels=64,
+        noise_channels=192, embedding_channels=768, dropout=0.1,
+    ),
+    # Below 96 px, to 128 and to 256 (arXiv 2006.09011, appendix A).
+    "ncsnv2": dict(name="ncsnv2", channels=128, multipliers=(1, 2, 2, 2)),
+    "ncsnv2_128": dict(name="ncsnv2", channels=128, multipliers=(1, 2, 2, 4, 4)),
+    "ncsnv2_256": dict(name="ncsnv2", channels=128, multipliers=(1, 2, 2, 2, 4, 4)),
+    # Attention at the two coarsest levels of at most 32 px (one on a CPU): it costs the side's fourth power.
+    "medical_28": _MEDICAL | dict(multipliers=(2, 2, 2), blocks=3, attention=(14, 7)),
+    "medical_64": _MEDICAL | dict(attention=(16, 8)),
+    "medical_128": _MEDICAL | dict(attention=(32, 16)),
+    "medical_224": _MEDICAL | dict(attention=(28,)),
+    "cpu_28": _CPU | dict(attention=(7,)),
+    "cpu_64": _CPU | dict(attention=(16,)),
+    "cpu_128": _CPU | dict(attention=(32,)),
+    "cpu_224": _CPU | dict(attention=()),
+}  # fmt: skip
+
+
+def preset(name):
+    """Fields of config.model for the network called `name`.
+
+    Raises:
+      UserError: no such name.
+    """
+    if name not in PRESETS:
+        raise UserError(f"unknown network {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    return dict(PRESETS[name])
