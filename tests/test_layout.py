@@ -11,7 +11,7 @@ LAYERS = [
     {"process"},
     {"field"},
     {"parametrization", "models", "sampling"},
-    {"losses", "data", "checkpoint", "log", "plots"},
+    {"losses", "data", "checkpoint", "foreign", "log", "plots"},
     {"metrics"},
     {"config", "build"},
     {"generator", "step"},
