@@ -1,7 +1,7 @@
 """Checkpoints of other people's PyTorch code, read without running anything in them.
 
-`read(path)` gives plain containers and NumPy arrays; `state_dict(tree)` the arrays of one network by dotted name. A pickle
-is a program, and the official ones carry Python source as well. Here a small machine of our own reads them
+`read(path)` gives plain containers and NumPy arrays; `state_dict(tree)` the arrays of one network by dotted name.
+A pickle is a program, and the official ones carry Python source as well. Here a small machine of our own reads them
 (`machine.py`), knows an allow-list of names (`names.py`), and refuses every other by its name.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.foreign import files
-from pfgm_jax.foreign.limits import MAX_DEPTH, MAX_FILE, MAX_NAMES, Refusal, short
+from pfgm_jax.foreign.limits import MAX_DEPTH, MAX_FILE, MAX_NAME, MAX_NAMES, Refusal, short
 
 __all__ = ["read", "state_dict"]
 
@@ -97,37 +97,28 @@ def _is_module(tree):
 
 
 def _walk(module):
-    arrays, visited = {}, 0
+    arrays, entries = {}, 0
 
     def visit(module, prefix, depth):
-        nonlocal visited
-        visited += 1  # modules may be shared, and so name exponentially many arrays
-        if visited + len(arrays) > MAX_NAMES or depth > MAX_DEPTH or not _is_module(module):
-            raise UserError(
-                f"{short(prefix) or 'the tree'} is no network: too many modules, or something else in place of one"
-            )
-        state = module["state"]
-        own = dict(_part(state, "_parameters", prefix))
-        own.update((k, v) for k, v in _part(state, "_buffers", prefix) if k not in _transient(state))
-        for name, value in own.items():
-            if not isinstance(value, np.ndarray):
-                raise UserError(f"{short(f'{prefix}{name}')} is no array but a {type(value).__name__}")
-            arrays[f"{prefix}{name}"] = value
-        for name, child in _part(state, "_modules", prefix):
-            visit(child, f"{prefix}{name}.", depth + 1)
+        nonlocal entries
+        if depth > MAX_DEPTH or len(prefix) > MAX_NAME or not _is_module(module):
+            raise UserError(f"{short(prefix) or 'the tree'} is no network: too deep, or no module there")
+        parts = [module["state"].get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise UserError(f"{short(prefix) or 'the tree'} is no network: its _parameters or the like are no dict")
+        entries += 1 + sum(map(len, parts))  # modules may be shared, and so name exponentially many arrays
+        if entries > MAX_NAMES:
+            raise UserError(f"{short(prefix) or 'the tree'} is no network: it has more than {MAX_NAMES} parts")
+        transient = module["state"].get("_non_persistent_buffers_set")
+        transient = transient if isinstance(transient, set | list | tuple) else ()
+        for name, value in [*parts[0].items(), *((k, v) for k, v in parts[1].items() if k not in transient)]:
+            if value is not None:  # what the module does without
+                if not isinstance(value, np.ndarray) or len(str(name)) > MAX_NAME:
+                    raise UserError(f"{short(f'{prefix}{name}')} is no array but a {type(value).__name__}")
+                arrays[f"{prefix}{name}"] = value
+        for name, child in parts[2].items():
+            if child is not None:
+                visit(child, f"{prefix}{name}.", depth + 1)
 
     visit(module, "", 0)
     return arrays
-
-
-def _part(state, part, prefix):
-    """The entries of one of a module's dicts; None stands for one that the module does without."""
-    entries = state.get(part, {})
-    if not isinstance(entries, dict):
-        raise UserError(f"{short(prefix) or 'the tree'} is no network: its {part} are no dict")
-    return [(name, value) for name, value in entries.items() if value is not None]
-
-
-def _transient(state):
-    names = state.get("_non_persistent_buffers_set", ())
-    return names if isinstance(names, set | list | tuple) else ()

@@ -9,6 +9,7 @@ MAX_ITEMS = 2_000_000  # operations of pickles, and members of containers that a
 MAX_DEPTH = 100  # containers inside containers, so that a reader of the result may recurse
 MAX_MEMBERS = 100_000  # of a zip archive
 MAX_NAMES = 100_000  # of a state dict
+MAX_NAME = 1000  # characters of one
 MAX_DIMENSIONS = 32
 MAX_LINE = 4096  # bytes of an argument that ends with its line (protocol 0)
 MAX_LONG = 256  # bytes of an integer: printing larger ones is an error in Python
@@ -39,5 +40,5 @@ class Budget:
 
 def short(value, length=80):
     """`value` as printable ASCII on one line, of at most `length` characters: what a message may quote from a file."""
-    text = str(value[:length] if isinstance(value, str) else value).encode("unicode_escape").decode("ascii")
+    text = str(value[: length + 1] if isinstance(value, str) else value).encode("unicode_escape").decode("ascii")
     return text if len(text) <= length else text[: length - 3] + "..."

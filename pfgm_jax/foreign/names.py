@@ -21,7 +21,7 @@ PLAIN_ONLY = "only tensors and plain containers are read"
 
 @dataclass(eq=False, slots=True)
 class Name:
-    """A global name; `make(machine, *arguments)` is our constructor, `dtype` the meaning of a storage class or dtype."""
+    """A global name; `make(machine, *arguments)` is our constructor, `dtype` what a storage or dtype stands for."""
 
     text: str
     make: Callable | None = None
@@ -167,6 +167,15 @@ def _persistent_object(machine, meta):
     return record
 
 
+def _record(text):
+    def make(machine, *arguments):
+        if arguments:
+            raise Refusal(f"the file calls {short(text)} with arguments; {PLAIN_ONLY}")
+        return Record(text)
+
+    return make
+
+
 def _reconstruct(machine, cls, base, state=None):
     """Objects by pickle's protocols 0 and 1."""
     if _of(cls, Name).make is None or _of(base, Name).text not in ("builtins.object", "builtins.dict"):
@@ -282,5 +291,5 @@ def find(module, name):
     if text in _NAMES_ONLY:
         return Name(text)
     if _CLASSES.fullmatch(text):
-        return Name(text, lambda machine: Record(text))
+        return Name(text, _record(text))
     raise Refusal(f"the file asks for {short(text)}; {PLAIN_ONLY}")

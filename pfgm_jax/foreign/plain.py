@@ -25,7 +25,8 @@ def plain(value, budget):
 class _Plain:
     def __init__(self, budget):
         self.budget = budget
-        self.done = {}  # {id: (result, height)}; None while under way. The root keeps the values, and so the ids, alive.
+        # {id: (result, height)}; None while under way. The root keeps the values alive, and so their ids unique.
+        self.done = {}
 
     def convert(self, value, depth):
         """(result, how many containers deep it is). Height as well as depth: what is shared is walked only once."""
