@@ -2,6 +2,8 @@
 
 import builtins
 import collections
+import copy
+import io
 import os
 import pathlib
 import pickle
@@ -23,6 +25,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 A = np.arange(24, dtype=np.float32).reshape(4, 6)
 WRITERS = [ff.zipped, ff.legacy, ff.dumps]
 TOUCH = "import os, pathlib; pathlib.Path(os.environ['MARKER']).touch()"
+DEEP = 30_000  # deeper than any recursion
 LOAD_BYTES = b"ctorch.storage\n_load_from_bytes\n"
 
 
@@ -195,8 +198,8 @@ def test_endless_objects_are_refused(refused, monkeypatch):
 
 
 def test_deep_and_circular_objects_are_refused(refused):
-    assert "more than 100 deep" in refused(opcodes(b"]" + b"\x85" * 10**5))
-    assert "more than 100 deep" in refused(opcodes(b"(" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"l"))
+    assert "more than 100 deep" in refused(opcodes(b"]" + b"\x85" * DEEP))
+    assert "more than 100 deep" in refused(opcodes(b"(" + b"]" * DEEP + b"a" * (DEEP - 1) + b"l"))
     # Each is first met at no depth at all, and is deep only through the one before.
     ladder = b"]q\x00" + b"".join(b"(h\x00" + b"lq\x00" for _ in range(500))
     assert "more than 100 deep" in refused(opcodes(b"(", ladder, b"l"))
@@ -216,6 +219,20 @@ def test_shared_objects_cost_nothing(tmp_path):
 def test_keys_that_would_take_for_ever_to_hash_are_refused(refused):
     assert "a tuple for a key" in refused(opcodes(b"})", b"2\x86" * 60, b"K\x01s"))
     assert "a tuple for a key" in refused(opcodes(b"cbuiltins\nset\n)", b"2\x86" * 60, b"\x85\x85R"))
+
+
+def test_long_names_and_keys_are_refused(refused, tmp_path):
+    """Where a file says often what is long, copies of names take memory, and comparisons of keys time."""
+    assert "only short strings" in refused(ff.dumps({"a" * 1001: 1}))
+    (tmp_path / "file").write_bytes(ff.dumps({"a" * 1000: 1}))
+    assert foreign.read(tmp_path / "file") == {"a" * 1000: 1}
+    for text_length in (201, 10**6):
+        long = [text("torch.nn.modules"), text("a" * text_length), b"\x93"]
+        assert "asks for torch.nn.modules.aaa" in refused(opcodes(*long))
+    assert "the name of its device" in refused(ff.dumps(ff.Call("torch.device", "a" * 1000, 1)))
+    many = [ff.tensor(A, key=key * 1001) for key in "ab"]
+    assert "no storage of a tensor" in refused(ff.zipped(many))
+    assert "no storage of a tensor" in refused(ff.legacy(many))
 
 
 def test_lengths_that_are_not_there_are_not_allocated(refused):
@@ -240,6 +257,27 @@ def test_zip_bombs_are_refused(refused, monkeypatch):
     monkeypatch.setattr(foreign.files, "MAX_MEMBERS", 2)
     assert "too many members" in refused(good)
     assert "big-endian" in refused(ff.zipped({"a": 1}, byteorder=b"big"))
+
+
+def test_members_that_overlap_are_not_read_again_and_again(refused):
+    tensors = [ff.tensor(np.zeros(10**5, np.float32), key=str(i)) for i in range(10)]
+    with zipfile.ZipFile(io.BytesIO(ff.zipped(tensors))) as source:
+        members = {name.partition("/")[2]: source.read(name) for name in source.namelist()}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("data.pkl", "data/0"):
+            archive.writestr(f"archive/{name}", members[name])
+        for i in range(1, 10):
+            archive.filelist.append(copy.copy(archive.filelist[-1]))
+            archive.filelist[-1].filename = f"archive/data/{i}"
+    assert len(file.getvalue()) < 5 * 10**5  # its tensors hold ten times 400 kB
+    assert "larger than the file" in refused(file.getvalue())
+
+
+def test_headers_of_safetensors_are_bounded(refused):
+    entries = ",".join(f'"{i}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for i in range(200_000))
+    data = struct.pack("<Q", len(entries) + 2) + b"{" + entries.encode() + b"}"
+    assert "its header is too large" in refused(data, "x.safetensors")
 
 
 def test_what_is_no_file(tmp_path, refused):
@@ -288,7 +326,7 @@ def test_damage_never_escapes_as_another_error(tmp_path, name):
     path = tmp_path / name
     tracemalloc.start()
     try:
-        for _ in range(300):
+        for _ in range(200):
             data = damaged(FILES[name], rng)
             if data[:4] == b"PK\x03\x04" and rng.integers(2):  # below the checksums
                 data = ff.zipped(PLAIN, **{"data.pkl": damaged(ff.dumps(PLAIN, 2, {}), rng)})

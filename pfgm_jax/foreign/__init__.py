@@ -45,10 +45,10 @@ def read(path):
       UserError: the file cannot be read, is damaged, asks for more memory than a checkpoint needs, or names something
         that no checkpoint needs.
     """
-    name = short(os.fspath(path), 200)
+    name = short(os.fsdecode(path), 200)
     try:
         data = _content(path)
-        if os.fspath(path).endswith(".safetensors"):
+        if os.fsdecode(path).endswith(".safetensors"):
             return files.read_safetensors(data)
         return files.read_zip(data) if data[:4] == files.ZIP_MAGIC else files.read_pickle(data)
     except Refusal as refusal:

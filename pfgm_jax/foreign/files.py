@@ -13,7 +13,8 @@ import zlib
 
 import numpy as np
 
-from pfgm_jax.foreign.limits import MAX_MEMBERS, Budget, Refusal, short
+from pfgm_jax.foreign import names
+from pfgm_jax.foreign.limits import MAX_HEADER, MAX_MEMBERS, MAX_NAME, Budget, Refusal, short
 from pfgm_jax.foreign.machine import Machine
 from pfgm_jax.foreign.names import DTYPES, Name, Storage
 from pfgm_jax.foreign.plain import plain
@@ -34,7 +35,7 @@ def read_zip(data):
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in members and bytes(_member(data, members[f"{root}byteorder"])) != b"little":
         raise Refusal("it was written on a big-endian machine")
-    storages = {}
+    storages, budget = {}, Budget(len(data))
 
     def persistent(identifier):
         key, storage = _storage(identifier, storages)
@@ -42,11 +43,11 @@ def read_zip(data):
             if f"{root}data/{key}" not in members:
                 raise Refusal(f"it lacks the data of storage {short(key)}")
             storage.data = _member(data, members[f"{root}data/{key}"])
+            budget.spend(nbytes=len(storage.data))  # members may overlap, and each is read for its checksum
             if len(storage.data) < storage.count * storage.dtype.itemsize:
                 raise Refusal(f"storage {short(key)} claims to be larger than its data")
         return storage
 
-    budget = Budget(len(data))
     return plain(_single(Machine(_member(data, members[pickles[0]]), budget, persistent, read_payload)), budget)
 
 
@@ -75,6 +76,8 @@ def read_safetensors(data):
     dtypes = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
     dtypes |= {f"{c}{b}": f"{name}{b}" for c, name in (("I", "int"), ("U", "uint")) for b in (8, 16, 32, 64)}
     dtypes |= {"C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+    if int.from_bytes(data[:8], "little") > MAX_HEADER:
+        raise Refusal("it is damaged or no safetensors file: its header is too large")
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
@@ -115,7 +118,7 @@ def _storage(identifier, storages):
     if type(identifier) is not tuple or len(identifier) < 5 or identifier[0] != "storage":
         raise Refusal("it refers to data that are no storage of a tensor")
     _, kind, key, _, count, *view = identifier
-    if type(kind) is not Name or kind.dtype is None or type(key) is not str:
+    if type(kind) is not Name or kind.dtype is None or type(key) is not str or len(key) > MAX_NAME:
         raise Refusal("it refers to data that are no storage of a tensor")
     if type(count) is not int or not 0 <= count < 2**63:
         raise Refusal(f"storage {short(key)} has a negative or huge size")
@@ -148,7 +151,7 @@ def _legacy(data, budget, payload):
     if system.get("little_endian") is not True:
         raise Refusal("it was written on a big-endian machine")
     value, keys = machine.load(), machine.load()
-    if type(keys) is not list or any(type(key) is not str for key in keys) or sorted(keys) != sorted(storages):
+    if type(keys) is not list or sorted(map(names.key, keys)) != sorted(storages):  # TypeError for keys of other types
         raise Refusal("it is damaged: its storages are not those its tensors refer to")
     for key in keys:
         storage = storages[key]

@@ -7,7 +7,6 @@ containers, looks names up in the allow-list of `names.py`, and refuses everythi
 Source: the opcodes' descriptions in Python's `pickletools`.
 """
 
-import codecs
 import pickle
 import struct
 
@@ -36,15 +35,17 @@ class Machine:
     def load(self):
         """The next pickle's value, of plain containers and the inert values of `names.py`; Refusal if it is not one."""
         self.stack, self.memo = [], {}
-        while True:
-            self.budget.spend(items=1)
-            opcode = bytes(self.take(1))
-            if opcode == pickle.STOP:
+        data, budget, stop = self.data, self.budget, pickle.STOP[0]
+        while self.position < len(data):
+            budget.spend(items=1)
+            opcode = data[self.position]
+            self.position += 1
+            if opcode == stop:
                 return self.pop()
-            run = OPCODES.get(opcode)
-            if run is None:
-                raise Refusal(f"it is damaged or no checkpoint: opcode {opcode!r} is none that checkpoints use")
-            run(self)
+            if opcode not in OPCODES:
+                raise Refusal(f"it is damaged or no checkpoint: {opcode:#04x} is none of a checkpoint's opcodes")
+            OPCODES[opcode](self)
+        raise Refusal("it is truncated, damaged or no checkpoint")
 
     def take(self, count):
         """The next `count` bytes, as a view: nothing is allocated for a length that only claims to be there."""
@@ -199,9 +200,9 @@ def _text_integer(machine):
 
 def _text_string(machine):
     line = machine.line().strip()
-    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
-        raise Refusal("it is damaged or no checkpoint: a string without quotes")
-    machine.push(codecs.escape_decode(line[1:-1])[0].decode("ascii"))
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"" or b"\\" in line:
+        raise Refusal("it is damaged or no checkpoint: a string without quotes, or with escapes")
+    machine.push(line[1:-1].decode("ascii"))
 
 
 def _protocol(machine):
@@ -232,7 +233,7 @@ def _view(view):
     return view
 
 
-OPCODES = {
+_RUN = {
     pickle.PROTO: _protocol,
     pickle.FRAME: lambda m: m.number("<Q"),  # a hint for readers of streams
     pickle.MARK: lambda m: m.push(_MARK),
@@ -298,3 +299,4 @@ OPCODES = {
     **dict.fromkeys((pickle.EXT1, pickle.EXT2, pickle.EXT4), _unsupported("the registry of extensions")),
     **dict.fromkeys((pickle.NEXT_BUFFER, pickle.READONLY_BUFFER), _unsupported("buffers outside it")),
 }
+OPCODES = {opcode[0]: run for opcode, run in _RUN.items()}

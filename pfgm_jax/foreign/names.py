@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from pfgm_jax.foreign.limits import Refusal, short
+from pfgm_jax.foreign.limits import MAX_GLOBAL, MAX_NAME, Refusal, short
 
 PLAIN_ONLY = "only tensors and plain containers are read"
 
@@ -97,11 +97,13 @@ STATEFUL = (Record, DType, Array)
 def key(value):
     """A key of a dict or a member of a set.
 
-    Only what hashes fast: a tuple's hash takes time exponential in its depth where its members are shared.
+    Only what hashes and compares fast: a tuple's hash takes time exponential in its depth where its members are shared.
     """
-    if type(value) in (str, float, bool, type(None)) or (type(value) is int and abs(value) < 2**63):
+    if type(value) is str and len(value) <= MAX_NAME or type(value) in (float, bool, type(None)):
         return value
-    raise Refusal(f"it has a {type(value).__name__} for a key; only strings and numbers are read as keys")
+    if type(value) is int and abs(value) < 2**63:
+        return value
+    raise Refusal(f"it has a {type(value).__name__} for a key; only short strings and numbers are read as keys")
 
 
 def _of(value, kind):
@@ -200,7 +202,9 @@ def _bytes(machine, *arguments):
 
 
 def _device(machine, kind, index=None):
-    return _of(kind, str) if index is None else f"{_of(kind, str)}:{_of(index, int)}"
+    if len(_of(kind, str)) > MAX_GLOBAL:
+        raise Refusal("the name of its device is longer than any")
+    return kind if index is None else f"{kind}:{_of(index, int)}"
 
 
 def _numpy_dtype(machine, code, align=False, copy=False):
@@ -277,6 +281,8 @@ _MOVED = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "tor
 
 def find(module, name):
     """The inert Name that stands for `module.name`; Refusal by that name if it is none of a checkpoint's."""
+    if max(len(module), len(name)) > MAX_GLOBAL:
+        raise Refusal(f"the file asks for {short(f'{module[:99]}.{name[:99]}')}; {PLAIN_ONLY}")
     module = _MOVED.get(module, module)
     if module.startswith("numpy.core."):
         module = "numpy._core." + module.removeprefix("numpy.core.")

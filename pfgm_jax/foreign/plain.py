@@ -53,7 +53,7 @@ class _Plain:
             items = [self.convert(v, depth + 1) for v in value]
             return kind(v for v, _ in items), 1 + max((h for _, h in items), default=0)
         if kind is Record:
-            state, height = self.convert(value.state or {}, depth + 1)
+            state, height = ({}, 1) if value.state is None else self.convert(value.state, depth + 1)
             return {"class": value.name, "state": state}, 1 + height
         if kind is set:
             return value, 1
@@ -69,8 +69,6 @@ class _Plain:
         if kind in (bytes, memoryview):
             self.budget.spend(nbytes=len(value))
             return bytes(value)
-        if kind is complex:
-            return value
         if kind is Name:
             return value.text
         if kind is DType:
