@@ -185,3 +185,11 @@ def test_modules_that_share_modules_do_not_name_endlessly_many_arrays(load):
     tree = load(ff.dumps(module))
     with pytest.raises(UserError, match="more than 100000 parts"):
         foreign.state_dict(tree)
+
+
+def test_names_of_arrays_are_bounded(load):
+    module = ff.module("torch.nn.modules.linear.Linear", _parameters={"w": ff.tensor(A)})
+    for _ in range(2):
+        module = ff.module("torch.nn.modules.container.Sequential", _modules={"a" * 600: module})
+    with pytest.raises(UserError, match="too deep"):
+        foreign.state_dict(load(ff.dumps(module)))

@@ -250,6 +250,7 @@ def test_lengths_that_are_not_there_are_not_allocated(refused):
         refused(opcodes(code + struct.pack(form, 2**31 - 1)))
     for code in (b"\x8e", b"\x8d", b"\x96"):
         refused(opcodes(code + struct.pack("<Q", 2**62)))
+    assert "truncated" in refused(opcodes(b"T" + struct.pack("<i", -5)))  # would read itself again
     refused(opcodes(b"Nr\xff\xff\xff\xff") + b"junk")  # the memo is no array
     refused(opcodes(b"\x8b" + struct.pack("<i", 10**6) + b"1" * 10**6))
     refused(opcodes(b"L" + b"9" * 10**5 + b"L\n"))
@@ -291,7 +292,7 @@ def test_headers_of_safetensors_are_bounded(refused):
     assert "its header is too large" in refused(data, "x.safetensors")
 
 
-def test_what_is_no_file(tmp_path, refused):
+def test_what_is_no_file(tmp_path, refused, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     for name in ("absent", ".", "pipe"):
         with pytest.raises(UserError, match="cannot read|no file"):
@@ -299,6 +300,8 @@ def test_what_is_no_file(tmp_path, refused):
     for data in (b"", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"<!DOCTYPE html>", b"version https://git-lfs", bytes(4096)):
         refused(data)
         refused(data, "x.safetensors")
+    monkeypatch.setattr(foreign, "MAX_FILE", 3)
+    assert "larger than" in refused(b"four")
     (tmp_path / "two\nlines").write_bytes(b"x")
     with pytest.raises(UserError, match=r"two\\nlines") as caught:
         foreign.read(tmp_path / "two\nlines")
