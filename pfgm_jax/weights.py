@@ -4,6 +4,7 @@ import pathlib
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from pfgm_jax.errors import UserError
 
@@ -23,8 +24,14 @@ def save(path, params, metadata):
     save_file({name: np.asarray(leaf, order="C") for name, leaf in _flatten(params).items()}, path, metadata)
 
 
+# What a network's own parameters lack and imported ones bring (`layers.FourierEmbedding`).
+_BROUGHT = {"fourier/frequencies"}
+
+
 def load(path, like):
     """The tree of arrays in a file, in the form and with the types of `like` (arrays or ShapeDtypeStructs).
+
+    Imported weights may bring the frequencies of a Fourier embedding, which `like` does not name.
 
     Raises:
       UserError: no safetensors file, or weights of another network (naming the first that differs).
@@ -35,14 +42,15 @@ def load(path, like):
     try:
         with safe_open(path, framework="numpy") as file:
             names = set(file.keys())
-            for name in sorted(names ^ set(wanted)):
+            for name in sorted((names ^ set(wanted)) - _BROUGHT):
                 what = "lacks" if name in wanted else "has one more weight,"
                 raise UserError(f"{path} {what} {name!r}: it holds the weights of another network")
-            found = {name: file.get_tensor(name) for name in wanted}
+            found = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{pathlib.Path(path)} is no readable safetensors file: {error}") from None
     for name, leaf in wanted.items():
         if found[name].shape != leaf.shape:
             raise UserError(f"{path}: {name!r} is {found[name].shape}, not {leaf.shape}: weights of another network")
-    leaves = [found[name].astype(leaf.dtype) for name, leaf in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+    dtypes = {name: leaf.dtype for name, leaf in wanted.items()}
+    typed = {name: array.astype(dtypes.get(name, array.dtype)) for name, array in found.items()}
+    return traverse_util.unflatten_dict(typed, sep="/")

@@ -17,7 +17,7 @@ LAYERS = [
     {"config"},
     {"generator", "step"},
     {"train", "evaluate"},
-    {"export"},
+    {"export", "importer"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent
