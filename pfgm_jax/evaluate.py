@@ -43,11 +43,12 @@ def protocol(made, stats, n):
     calls = f"{stats.nfe:g} function evaluations"
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
+    imported = made.derived.get("imported")
+    seen = f"weights of {imported}" if imported else f"EMA weights after {made.step * config.train.batch:,} images"
     sampled = "" if config.sample.D is None else f", sampled with D = {config.sample.D:g}"
     return (
         f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}, "
-        f"EMA weights after {made.step * config.train.batch:,} images, "
-        f"{solver} ({detail}), {calls}, seed {config.sample.seed}"
+        f"{seen}, {solver} ({detail}), {calls}, seed {config.sample.seed}"
     )
 
 

@@ -7,6 +7,7 @@ import jax
 
 from pfgm_jax import __version__, evaluate, plots, weights
 from pfgm_jax import config as config_lib
+from pfgm_jax.errors import UserError
 
 
 def export(workdir, overrides):
@@ -22,8 +23,9 @@ def export(workdir, overrides):
     images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
     plots.grid(images[:256]).save(folder / "samples.png")
     config_lib.save_run(folder, made.config, made.derived | {"step": made.step})
-    seen = {"images": str(made.step * made.config.train.batch), "pfgm_jax": __version__}
-    weights.save(folder / weights.EXPORTED, made.params, seen)
+    imported = made.derived.get("imported")
+    origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
+    weights.save(folder / weights.EXPORTED, made.params, origin | {"pfgm_jax": __version__})
     card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
     (folder / "README.md").write_text(card)
     names = (weights.EXPORTED, "config.json", "samples.png", "README.md")
@@ -33,32 +35,53 @@ def export(workdir, overrides):
 
 
 def _results(workdir):
-    """{name: record} of the run's results/*.json."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(pathlib.Path(workdir, "results").glob("*.json"))}
+    """{name: record} of the run's results/*.json, those with scores and the protocol that they were measured by."""
+    records = {}
+    for path in sorted(pathlib.Path(workdir, "results").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        if isinstance(record, dict) and {"scores", "protocol"} <= record.keys():
+            records[path.stem] = record
+    return records
 
 
 def _figures(name, record):
     """A result file as Markdown: its protocol, and its scores as a table."""
     rows = {row: score for row, score in record["scores"].items() if isinstance(score, dict)}
-    columns = [column for column in next(iter(rows.values())) if column != "failed"]
+    columns = list(dict.fromkeys(column for score in rows.values() for column in score if column != "failed"))
     lines = [f"### {name.replace('_', ' ')}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for row, score in rows.items():
-        cells = [f"{score[c]:.3g}" if isinstance(score[c], (int, float)) else str(score[c]) for c in columns]
+        cells = [f"{score[c]:.3g}" if isinstance(score.get(c), int | float) else str(score.get(c, "")) for c in columns]
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *(f"* {key}: {value}" for key, value in record["protocol"].items())])
+
+
+def _origin(made):
+    """(data, licence, training) of the weights: what is known of them, and where it is not."""
+    config, derived = made.config, made.derived
+    if imported := derived.get("imported"):
+        unknown = "unknown: the imported file does not say it"
+        return unknown, unknown, f"by other code; imported from {imported}"
+    counts = ", ".join(f"{name} {n}" for name, n in zip(derived["classes"], derived["label_counts"], strict=True))
+    large = config.train.large_batch
+    return (
+        f"{config.data.name}, {derived['train_images']} training images ({counts})",
+        derived.get("licence", "not recorded"),
+        f"{made.step * config.train.batch:,} images at batch {config.train.batch}, learning rate {derived['lr']:.2e}, "
+        f"target {f'the posterior mean of {large} images' if large else 'the clean image'}; the weights are the "
+        f"exponential moving average, half-life {config.train.ema_halflife:,} images",
+    )
 
 
 def model_card(made, sampled, results):
     """The model card of a Generator, Markdown: data and licence, process, budget, figures with their protocol."""
     config, derived = made.config, made.derived
     process = made.process
-    counts = ", ".join(f"{name} {n}" for name, n in zip(derived["classes"], derived["label_counts"], strict=True))
-    seen = made.step * config.train.batch
+    trained_on, licence, training = _origin(made)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(made.params))
-    target = (
-        f"the posterior mean of {config.train.large_batch} images" if config.train.large_batch else "the clean image"
-    )
-    title = f"{process.name}, {config.data.name}, {'×'.join(map(str, derived['shape']))}"
+    title = f"{process.name}, {derived.get('imported') or config.data.name}, {'×'.join(map(str, derived['shape']))}"
     figures = "\n\n".join(_figures(name, record) for name, record in results.items())
     return f"""# {title}
 
@@ -68,12 +91,11 @@ def model_card(made, sampled, results):
 
 | | |
 |---|---|
-| data | {config.data.name}, {derived["train_images"]} training images ({counts}) |
-| licence of the data | {derived.get("licence", "not recorded")} |
+| data | {trained_on} |
+| licence of the data | {licence} |
 | process | {process.name}, D = {process.D:g}, σ from {process.sigma_max:.4g} to {process.sigma_min:.4g} |
 | network | {config.model.name}, {parameters:,} parameters{", told the class" if config.model.conditional else ""} |
-| trained | {seen:,} images at batch {config.train.batch}, learning rate {derived["lr"]:.2e}, target {target} |
-| weights | exponential moving average, half-life {config.train.ema_halflife:,} images |
+| trained | {training} |
 
 ```python
 import jax, pfgm_jax

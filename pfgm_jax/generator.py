@@ -195,11 +195,10 @@ def _pretrained(workdir):
     prefix, _, name = str(workdir).partition(":")
     if prefix != "pretrained":
         return workdir
-    names = sorted(folder.name for folder in PRETRAINED.iterdir() if (folder / weights.EXPORTED).exists())
+    names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{weights.EXPORTED}"))
     if name not in names:
-        raise UserError(
-            f"no pretrained weights are called {name!r}{nearest(name, names)}; there are {', '.join(names)}"
-        )
+        there = f"there are {', '.join(names)}" if names else "there are none in this package"
+        raise UserError(f"no pretrained weights are called {name!r}{nearest(name, names)}; {there}")
     return PRETRAINED / name
 
 
@@ -217,7 +216,7 @@ def load(workdir):
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
     exported = pathlib.Path(workdir, weights.EXPORTED)
     if exported.exists():
-        return Generator(config, derived, weights.load(exported, like), derived["step"])
+        return Generator(config, derived, weights.load(exported, like), derived.get("step", 0))
     restored = checkpoint.restore(workdir, {"ema": like})
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")

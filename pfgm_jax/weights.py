@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
@@ -18,14 +19,19 @@ def _flatten(tree):
 
 
 def save(path, params, metadata):
-    """Writes a tree of arrays, bit for bit, and a dict of strings that describes it."""
-    from safetensors.numpy import save_file
+    """Writes a tree of arrays, bit for bit and in one piece, and a dict of strings that describes it."""
+    from safetensors.numpy import save as to_bytes
 
-    save_file({name: np.asarray(leaf, order="C") for name, leaf in _flatten(params).items()}, path, metadata)
+    content = to_bytes({name: np.asarray(leaf, order="C") for name, leaf in _flatten(params).items()}, metadata)
+    temporary = pathlib.Path(path).with_suffix(".tmp")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 # What a network's own parameters lack and imported ones bring (`layers.FourierEmbedding`).
 _BROUGHT = {"fourier/frequencies"}
+# One may stand for another; numbers of other kinds are no weights.
+_FLOATS = {np.dtype(name) for name in ("float16", ml_dtypes.bfloat16, "float32", "float64")}
 
 
 def load(path, like):
@@ -46,11 +52,14 @@ def load(path, like):
                 what = "lacks" if name in wanted else "has one more weight,"
                 raise UserError(f"{path} {what} {name!r}: it holds the weights of another network")
             found = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{pathlib.Path(path)} is no readable safetensors file: {error}") from None
+    except (OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: types that NumPy has not
+        raise UserError(f"{path} is no readable safetensors file: {' '.join(str(error).split())}") from None
     for name, leaf in wanted.items():
-        if found[name].shape != leaf.shape:
-            raise UserError(f"{path}: {name!r} is {found[name].shape}, not {leaf.shape}: weights of another network")
+        array = found[name]
+        if array.shape != leaf.shape:
+            raise UserError(f"{path}: {name!r} is {array.shape}, not {leaf.shape}: weights of another network")
+        if not np.can_cast(array.dtype, leaf.dtype) and not {array.dtype, leaf.dtype} <= _FLOATS:
+            raise UserError(f"{path}: {name!r} is {array.dtype}, not {leaf.dtype}: weights of another network")
     dtypes = {name: leaf.dtype for name, leaf in wanted.items()}
     typed = {name: array.astype(dtypes.get(name, array.dtype)) for name, array in found.items()}
     return traverse_util.unflatten_dict(typed, sep="/")

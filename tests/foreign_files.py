@@ -5,6 +5,7 @@ Names of PyTorch exist only while a pickle is being written, as modules of place
 
 import collections
 import io
+import itertools
 import pickle
 import struct
 import sys
@@ -21,6 +22,7 @@ STORAGES = {
 }  # fmt: skip
 
 
+_KEYS = itertools.count()  # names of the storages of networks, each its own
 MODULES = {}  # placeholders of PyTorch's modules, by name
 
 
@@ -97,6 +99,20 @@ def persistent(name, **state):
     source = "import pathlib, os\npathlib.Path(os.environ['MARKER']).touch()\n"
     meta = {"type": "class", "version": 6, "module_src": source, "class_name": name, "state": state}
     return Call("torch_utils.persistence._reconstruct_persistent_obj", meta)
+
+
+def network(name, arrays, make=persistent, **state):
+    """A module of PyTorch with the arrays of a state_dict in it, each in the submodule that its dotted name says."""
+    own = {key: value for key, value in arrays.items() if "." not in key}
+    parts = {}
+    for key, value in arrays.items():
+        if "." in key:
+            part, _, rest = key.partition(".")
+            parts.setdefault(part, {})[rest] = value
+    modules = {part: network("Part", inner, make) for part, inner in parts.items()}
+    parameters = collections.OrderedDict((key, parameter(value, f"{next(_KEYS)}")) for key, value in own.items())
+    containers = {"_parameters": parameters, "_buffers": collections.OrderedDict()}
+    return make(name, training=False, **containers, _modules=collections.OrderedDict(modules), **state)
 
 
 def module(name, **state):
