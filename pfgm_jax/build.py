@@ -32,6 +32,7 @@ def derive(config, dataset):
         "classes": list(dataset.classes),
         "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),
         "train_images": len(dataset.train),
+        "licence": dataset.licence,
         "mean": float(facts.mean),
         "std": float(facts.std),
         "mean_norm": float(facts.mean_norm),

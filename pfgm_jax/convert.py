@@ -38,7 +38,7 @@ def from_torch(model, state, kind, size=32):
     """
     if kind not in KINDS:
         raise UserError(f"unknown kind of weights {kind!r}{nearest(kind, KINDS)}; there are {', '.join(KINDS)}")
-    state = {re.sub(r"^((module|model)\.)+", "", name): np.asarray(value) for name, value in state.items()}
+    state = {bare(name): np.asarray(value) for name, value in state.items()}
     _check_filters(model, state)
     state = {name: value for name, value in state.items() if not BUFFERS.search(name)}
     first, resolve = KINDS[kind]
@@ -73,6 +73,11 @@ def from_torch(model, state, kind, size=32):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"the weights do not fit this network: {what} {', '.join(names[:3])}{more}")
     return traverse_util.unflatten_dict(params)
+
+
+def bare(name):
+    """A tensor's name without the wrappers that its network was in."""
+    return re.sub(r"^((module|model)\.)+", "", name)
 
 
 def _check_filters(model, state):

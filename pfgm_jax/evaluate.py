@@ -14,7 +14,7 @@ from pfgm_jax import data, generator, models, plots, sampling
 from pfgm_jax.errors import UserError
 
 
-def _open(workdir, overrides):
+def open_run(workdir, overrides):
     """The run's Generator with `overrides` of sample.* and evaluate.*."""
     made = generator.load(workdir)
     for key, value in overrides.items():
@@ -23,7 +23,7 @@ def _open(workdir, overrides):
     return made
 
 
-def _writable(workdir, name):
+def writable(workdir, name):
     """The folder `name` of a run, before anything long is done for it; UserError where it cannot be written."""
     folder = pathlib.Path(workdir, name)
     try:
@@ -49,11 +49,12 @@ def protocol(made, stats, n):
     calls = f"{stats.nfe:g} function evaluations"
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
+    imported = made.derived.get("imported")
+    seen = f"weights of {imported}" if imported else f"EMA weights after {made.step * config.train.batch:,} images"
     sampled = "" if config.sample.D is None else f", sampled with D = {config.sample.D:g}"
     return (
         f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}, "
-        f"EMA weights after {made.step * config.train.batch:,} images, "
-        f"{solver} ({detail}), {calls}, seed {config.sample.seed}"
+        f"{seen}, {solver} ({detail}), {calls}, seed {config.sample.seed}"
     )
 
 
@@ -62,12 +63,12 @@ def sample(workdir, overrides):
 
     Files go to samples/, named after the solver. Returns the lines that say so.
     """
-    made = _open(workdir, overrides)
+    made = open_run(workdir, overrides)
     config = made.config.sample
     options = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
     sampling.check_options(config.solver, options)
     key = jax.random.key(config.seed)
-    folder = _writable(workdir, "samples")
+    folder = writable(workdir, "samples")
     begun = time.perf_counter()
     images, stats = made.sample(key, config.n)
     seconds = time.perf_counter() - begun
@@ -94,8 +95,8 @@ def evaluate(workdir, overrides):
     """
     from pfgm_jax.metrics import PixelScorer, controls, table
 
-    made = _open(workdir, overrides)
-    config, folder = made.config, _writable(workdir, "results")
+    made = open_run(workdir, overrides)
+    config, folder = made.config, writable(workdir, "results")
     if config.data.name != "digits":
         raise UserError(f"the pixel score is for digits; {config.data.name} needs features that see more than pixels")
     digits = data.load(config.data)

@@ -1,17 +1,21 @@
 """A trained run as an object to sample from: `load(workdir)`."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import build, checkpoint, models, parallel, process, sampling
+from pfgm_jax import build, checkpoint, models, parallel, process, sampling, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.data.dataset import to_uint8
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.parametrization import denoiser
+
+# Weights that come with the package, each a folder as `--mode=export` writes it.
+PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
 @functools.lru_cache(maxsize=32)
@@ -186,15 +190,34 @@ class Generator:
         return labels
 
 
+def _pretrained(workdir):
+    """The folder that `pretrained:NAME` means; any other workdir as it is."""
+    prefix, _, name = str(workdir).partition(":")
+    if prefix != "pretrained":
+        return workdir
+    names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{weights.EXPORTED}"))
+    if name not in names:
+        there = f"there are {', '.join(names)}" if names else "there are none in this package"
+        raise UserError(f"no pretrained weights are called {name!r}{nearest(name, names)}; {there}")
+    return PRETRAINED / name
+
+
 def load(workdir):
-    """The run in `workdir` with the EMA weights of its newest sound checkpoint.
+    """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
+
+    `pretrained:NAME` opens the weights called NAME that come with the package.
 
     Raises:
-      UserError: no run there, no checkpoint yet, or a checkpoint of another network.
+      UserError: no run there, no checkpoint yet, a checkpoint of another network, or an unknown NAME.
     """
+    workdir = _pretrained(workdir)
     config, derived = config_lib.load_run(workdir)
     model = build.make_model(config, derived)
-    restored = checkpoint.restore(workdir, {"ema": jax.eval_shape(lambda: models.init(model, derived["shape"]))})
+    like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
+    exported = pathlib.Path(workdir, weights.EXPORTED)
+    if exported.exists():
+        return Generator(config, derived, weights.load(exported, like), derived.get("step", 0))
+    restored = checkpoint.restore(workdir, {"ema": like})
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")
     step, items = restored

@@ -12,7 +12,7 @@ import sys
 
 from pfgm_jax.errors import UserError, nearest
 
-MODES = ("train", "sample", "evaluate")
+MODES = ("train", "sample", "evaluate", "export", "import")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,13 +28,14 @@ def parse(argv):
     parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file and its arguments, for --mode=train")
     parser.add_argument("--workdir", help="the run directory")
     parser.add_argument("--mode", default="train", metavar="|".join(MODES), help="what to do (train)")
+    parser.add_argument("--source", metavar="FILE", help="checkpoint of other code, for --mode=import")
     parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
     flags, rest = parser.parse_known_args(argv)
     overrides = {}
     for item in rest:
         key, equals, value = item.partition("=")
         if not key.startswith("--config.") or not equals:
-            hint = nearest(key, ["--config", "--workdir", "--mode", "--dry_run"])
+            hint = nearest(key, ["--config", "--workdir", "--mode", "--source", "--dry_run"])
             if key.startswith("--config.") or not hint:
                 hint = "; overrides are written --config.section.field=value"
             raise UserError(f"unknown argument {item!r}{hint}")
@@ -43,8 +44,12 @@ def parse(argv):
         raise UserError(f"--mode={flags.mode} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}")
     if flags.dry_run and flags.mode != "train":
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
+    if (flags.mode == "import") != (flags.source is not None):
+        raise UserError("--source=FILE and --mode=import go together: the checkpoint to import")
     if not flags.workdir and not flags.dry_run:
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
+    if (flags.workdir or "").startswith("pretrained:"):
+        raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
     return flags, overrides
 
 
@@ -78,6 +83,12 @@ def run(argv):
     """Does what the command line asks."""
     flags, overrides = parse(argv)
     _keep_compiled_programs()
+    if flags.mode == "import":
+        from pfgm_jax import importer
+
+        config = load_config(flags.config, {}) if flags.config else None
+        print(importer.import_run(flags.source, flags.workdir, config, overrides))
+        return
     if flags.mode != "train":
         from pfgm_jax.config import default, override
 
@@ -94,9 +105,10 @@ def run(argv):
         else:
             train.train(config, flags.workdir)
     else:
-        from pfgm_jax import evaluate
+        from pfgm_jax import evaluate, export
 
-        print({"sample": evaluate.sample, "evaluate": evaluate.evaluate}[flags.mode](flags.workdir, overrides))
+        modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "export": export.export}
+        print(modes[flags.mode](flags.workdir, overrides))
 
 
 def _keep_compiled_programs():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from pfgm_jax import build, checkpoint, data, generator, parallel, plots
+from pfgm_jax import build, checkpoint, data, generator, parallel, plots, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.log import Log, read_metrics
@@ -89,14 +89,17 @@ def open_run(workdir, config, derived):
     """Makes the run directory, or accepts the one there if it is the same run.
 
     Raises:
-      UserError: a folder that cannot be written, or a run whose config differs (naming the keys).
+      UserError: a folder that cannot be written, a run whose config differs (naming the keys), or one that holds
+        weights alone.
     """
     workdir = pathlib.Path(workdir)
+    if os.path.exists(workdir / weights.EXPORTED):
+        raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another --workdir")
     if os.path.exists(workdir / "config.json"):
         recorded, facts = config_lib.load_run(workdir)
         different = config_lib.differences(config, recorded)
         # Another data folder may hold other images: what was derived from them is part of the run too.
-        different += [f"data ({key})" for key in derived if not different and derived[key] != facts.get(key)]
+        different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
         if different:
             raise UserError(
                 f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"

@@ -11,12 +11,13 @@ LAYERS = [
     {"process"},
     {"field"},
     {"parametrization", "models", "sampling"},
-    {"losses", "data", "checkpoint", "log", "plots", "convert"},
+    {"losses", "data", "checkpoint", "weights", "foreign", "convert", "log", "plots"},
     {"metrics"},
     {"build"},
     {"config"},
     {"generator", "step"},
     {"train", "evaluate"},
+    {"export", "importer"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent

@@ -1,0 +1,115 @@
+"""A run made ready to travel: a folder with its EMA weights, config, model card and a picture; `load` opens it."""
+
+import json
+import pathlib
+
+import jax
+
+from pfgm_jax import __version__, evaluate, plots, weights
+from pfgm_jax import config as config_lib
+from pfgm_jax.errors import UserError
+
+
+def export(workdir, overrides):
+    """Writes workdir/export: model.safetensors, config.json, samples.png and README.md, the model card.
+
+    Returns the lines that say so.
+
+    Raises:
+      UserError: no run or checkpoint in workdir, or a folder that cannot be written.
+    """
+    made = evaluate.open_run(workdir, overrides)
+    folder = evaluate.writable(workdir, "export")
+    images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
+    plots.grid(images[:256]).save(folder / "samples.png")
+    config_lib.save_run(folder, made.config, made.derived | {"step": made.step})
+    imported = made.derived.get("imported")
+    origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
+    weights.save(folder / weights.EXPORTED, made.params, origin | {"pfgm_jax": __version__})
+    card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
+    (folder / "README.md").write_text(card)
+    names = (weights.EXPORTED, "config.json", "samples.png", "README.md")
+    return "\n".join(
+        [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]
+    )
+
+
+def _results(workdir):
+    """{name: record} of the run's results/*.json, those with scores and the protocol that they were measured by."""
+    records = {}
+    for path in sorted(pathlib.Path(workdir, "results").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        if isinstance(record, dict) and {"scores", "protocol"} <= record.keys():
+            records[path.stem] = record
+    return records
+
+
+def _figures(name, record):
+    """A result file as Markdown: its protocol, and its scores as a table."""
+    rows = {row: score for row, score in record["scores"].items() if isinstance(score, dict)}
+    columns = list(dict.fromkeys(column for score in rows.values() for column in score if column != "failed"))
+    lines = [f"### {name.replace('_', ' ')}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row, score in rows.items():
+        cells = [f"{score[c]:.3g}" if isinstance(score.get(c), int | float) else str(score.get(c, "")) for c in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"* {key}: {value}" for key, value in record["protocol"].items())])
+
+
+def _origin(made):
+    """(data, licence, training) of the weights: what is known of them, and where it is not."""
+    config, derived = made.config, made.derived
+    if imported := derived.get("imported"):
+        unknown = "unknown: the imported file does not say it"
+        return unknown, unknown, f"by other code; imported from {imported}"
+    counts = ", ".join(f"{name} {n}" for name, n in zip(derived["classes"], derived["label_counts"], strict=True))
+    large = config.train.large_batch
+    return (
+        f"{config.data.name}, {derived['train_images']} training images ({counts})",
+        derived.get("licence", "not recorded"),
+        f"{made.step * config.train.batch:,} images at batch {config.train.batch}, learning rate {derived['lr']:.2e}, "
+        f"target {f'the posterior mean of {large} images' if large else 'the clean image'}; the weights are the "
+        f"exponential moving average, half-life {config.train.ema_halflife:,} images",
+    )
+
+
+def model_card(made, sampled, results):
+    """The model card of a Generator, Markdown: data and licence, process, budget, figures with their protocol."""
+    config, derived = made.config, made.derived
+    process = made.process
+    trained_on, licence, training = _origin(made)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.params))
+    title = f"{process.name}, {derived.get('imported') or config.data.name}, {'×'.join(map(str, derived['shape']))}"
+    figures = "\n\n".join(_figures(name, record) for name, record in results.items())
+    return f"""# {title}
+
+![samples](samples.png)
+
+*{sampled}. Not chosen.*
+
+| | |
+|---|---|
+| data | {trained_on} |
+| licence of the data | {licence} |
+| process | {process.name}, D = {process.D:g}, σ from {process.sigma_max:.4g} to {process.sigma_min:.4g} |
+| network | {config.model.name}, {parameters:,} parameters{", told the class" if config.model.conditional else ""} |
+| trained | {training} |
+
+```python
+import jax, pfgm_jax
+
+g = pfgm_jax.load("THIS_FOLDER")
+images, stats = g.sample(jax.random.key(0), 16)
+```
+
+## Figures
+
+{figures or "None measured: run `--mode=evaluate` before `--mode=export`."}
+
+## Limits
+
+Images drawn by this network are synthetic. They follow its training set, with that set's classes, their frequencies
+and its biases, and may resemble single training images. They are no substitute for real images in a diagnosis.
+"""
