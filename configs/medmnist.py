@@ -3,8 +3,12 @@
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
 Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
-model=ddpmpp|ncsnpp|adm|… (a network of `models.PRESETS`; without, one that fits the size), cpu (a network and budget
-that two CPU cores can train in about an hour), quick (a smoke test).
+network=ddpmpp|ncsnpp|adm|ncsnv2|… (one of `models.PRESETS`; without, one that fits the size), remat (recompute in the
+backward pass what would not fit in memory, at 128 and 224 px), cpu (a network and budget that two CPU cores can train
+in about an hour), quick (a smoke test).
+
+At 28 and 224 px, which are 7/8 of the powers of two that published networks are for, these attend at 7/8 of their
+resolutions.
 
 EDM's schedule for 200 million images ramps the learning rate over 10 million; a run of 7.5 million would end before
 that, so the ramp here is its twentieth, as 10 is of 200.
@@ -15,12 +19,16 @@ from pfgm_jax.models import preset
 
 
 def get_config(arg=None):
-    args = parse_arg(arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, model="", cpu=False, quick=False)
+    args = parse_arg(
+        arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", remat=False, cpu=False, quick=False
+    )
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
     kind = "cpu" if args.cpu or args.quick else "medical"
-    config.model.update(**preset(args.model or f"{kind}_{args.size}"))
+    config.model.update(preset(args.network or f"{kind}_{args.size}") | dict(remat=args.remat))
+    if args.network and args.size in (28, 224):
+        config.model.attention = tuple(side * 7 // 8 for side in config.model.attention)
     config.optim.update(lr=1e-3, lr_batch=512, warmup=375_000, clip=1.0)
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)

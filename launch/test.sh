@@ -10,4 +10,4 @@ ruff check .
 ruff format --check .
 
 say "tests"
-python -m pytest -q --durations=10 "$@"
+python -m pytest -q -m "not slow" --durations=10 "$@"

@@ -22,16 +22,16 @@ def derive(config, dataset):
     """
     facts = moments(dataset.train.images)
     N = math.prod(dataset.shape)
-    if config.train.batch > len(dataset.train):
+    if config.train.batch > dataset.train_images:
         raise UserError(
-            f"--config.train.batch={config.train.batch} is more than the {len(dataset.train)} training images"
+            f"--config.train.batch={config.train.batch} is more than the {dataset.train_images} training images"
         )
     derived = {
         "shape": list(dataset.shape),
         "N": N,
         "classes": list(dataset.classes),
         "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),
-        "train_images": len(dataset.train),
+        "train_images": dataset.train_images,
         "licence": dataset.licence,
         "mean": float(facts.mean),
         "std": float(facts.std),
@@ -65,7 +65,12 @@ PROCESSES = {
     ),
     "pfgm": (
         lambda c, d: process.pfgm(
-            d["M"], d["N"], restrict_M=c.restrict_M, z_max=d["sigma_max"], **_given(z_min=c.sigma_min)
+            d["M"],
+            d["N"],
+            restrict_M=c.restrict_M,
+            z_max=d["sigma_max"],
+            max_norm=c.max_norm,
+            **_given(z_min=c.sigma_min),
         ),
         lambda c, d: parametrization.PoissonField(c.gamma, c.near),
     ),

@@ -20,7 +20,7 @@ from pfgm_jax.errors import UserError, nearest
 MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
            "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
 # What None leaves to the data.
-DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M")
+DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
 # What may be None: that, and what a solver has a default for.
 OPTIONAL = (*DERIVED, "sample.D", *(f"sample.{name}" for name in sampling.option_kinds()))
 
@@ -45,6 +45,7 @@ def default():
     config.process.P_mean = -1.2  # pfgmpp, edm: ln σ in training ~ N(P_mean, P_std²)
     config.process.P_std = 1.2
     config.process.M = placeholder(int)  # PFGM's largest exponent; None: from the data's norm
+    config.process.max_norm = placeholder(float)  # PFGM: the prior's largest norm; None: from M
     config.process.restrict_M = True
     config.process.gamma = 5.0  # PFGM's γ
     config.process.near = 5.0  # PFGM: below this z the field's norm gives the denoiser (5 on CIFAR-10)
@@ -182,6 +183,7 @@ def check(config):
     for key, rule in (("sigma_min", ("vp", "subvp", "ddpm")), ("sigma_max", ("vp", "subvp", "ddpm"))):
         given = config.process[key] is not None
         require(not given or name not in rule, f"process.{key}", f"process={name} has it from beta_min, beta_max, T")
+    require(config.process.max_norm is None or name == "pfgm", "process.max_norm", f"process={name} clips no prior")
     for key in ("channels", "blocks", "embedding_channels", "head_channels"):
         require(config.model[key] >= 1, f"model.{key}", "at least 1")
     for key in ("channels", "noise_channels"):

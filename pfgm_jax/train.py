@@ -36,7 +36,9 @@ TRUTH_LIMIT = 5e7
 
 def memory_estimate(task, state, dataset, steps):
     """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call."""
-    shapes = parallel.replicated_shapes((state, dataset.train.images, dataset.train.labels))
+    n, train = dataset.train_images, dataset.train
+    images, labels = (jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
+    shapes = parallel.replicated_shapes((state, images, labels))
     analysis = train_steps.lower(task, *shapes, steps).compile().memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return held + analysis.temp_size_in_bytes
@@ -46,7 +48,7 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
     """The derived constants of a run in a few lines."""
     p, counts = task.process, sum(a.size for a in jax.tree.leaves(state.params))
     lines = [
-        f"data       {dataset.name} {'×'.join(map(str, dataset.shape))}: {len(dataset.train)} train, "
+        f"data       {dataset.name} {'×'.join(map(str, dataset.shape))}: {dataset.train_images} train, "
         f"{len(dataset.val)} val, {len(dataset.test)} test, {dataset.num_classes} classes; "
         f"mean {derived['mean']:.3f}, std {derived['std']:.3f}, "
         f"norm {derived['mean_norm']:.1f} (largest {derived['largest_norm']:.1f}); licence {dataset.licence}",
@@ -55,21 +57,23 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
         + (f", σ_data = {derived['sigma_data']:.3f}" if config.process.name in ("pfgmpp", "edm") else ""),
         f"network    {config.model.name}: {counts:,} parameters, {config.model.dtype}",
         f"training   {cadence.total} steps × {config.train.batch} = {cadence.total * config.train.batch:,} images "
-        f"({cadence.total * config.train.batch / len(dataset.train):.0f} epochs), learning rate {derived['lr']:.2e} "
+        f"({cadence.total * config.train.batch / dataset.train_images:.0f} epochs), learning rate {derived['lr']:.2e} "
         f"(= {config.optim.lr:g} × √({config.train.batch}/{config.optim.lr_batch})), "
         f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}",
         f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call",
     ]
+    if dataset.stands_for:
+        lines.insert(1, f"stand-ins  the file is absent: what derives from the data is of {dataset.source}")
     if memory is not None:
         lines.append(f"memory     {memory / 2**20:.0f} MiB a device for training (compiler's estimate)")
     return "\n".join(lines)
 
 
-def prepare(config):
-    """Checks a config against its data: (dataset, derived, task, cadence)."""
+def prepare(config, stand_in=False):
+    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence)."""
     config_lib.check(config)
     parallel.check_divisible(config.train.batch, "--config.train.batch")
-    dataset = data.load(config.data)
+    dataset = data.load(config.data, stand_in)
     derived = build.derive(config, dataset)
     task = make_task(config, derived)
     generator.check_sampling(config, task.process)
@@ -78,7 +82,7 @@ def prepare(config):
 
 def dry_run(config):
     """What `train` would do, as text; nothing is written."""
-    dataset, derived, task, cadence = prepare(config)
+    dataset, derived, task, cadence = prepare(config, stand_in=True)
     state = init_state(task, dataset.shape)
     memory = memory_estimate(task, state, dataset, cadence.per_call)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)

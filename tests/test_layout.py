@@ -15,7 +15,7 @@ LAYERS = [
     {"metrics"},
     {"build"},
     {"config"},
-    {"generator", "step"},
+    {"generator", "step", "recipes"},
     {"train", "evaluate"},
     {"export", "importer"},
     {"main"},

@@ -3,7 +3,7 @@
 A new source is one file here and one entry in SOURCES.
 """
 
-from pfgm_jax.data import digits, medmnist
+from pfgm_jax.data import digits, medmnist, prepared
 from pfgm_jax.data.dataset import Dataset, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.order import epoch_order
 from pfgm_jax.errors import UserError, nearest
@@ -21,13 +21,21 @@ __all__ = [
     "to_unit",
 ]
 
-SOURCES = {"digits": digits.load, **dict.fromkeys(medmnist.NAMES, medmnist.load)}
+SOURCES = {
+    "digits": digits.load,
+    **dict.fromkeys(medmnist.NAMES, medmnist.load),
+    **dict.fromkeys(prepared.SETS, prepared.load),
+}
 
 
-def load(data_config) -> Dataset:
-    """The data set `data_config.name`; UserError for anything a person can fix."""
+def load(data_config, stand_in=False) -> Dataset:
+    """The data set `data_config.name`; UserError for anything a person can fix.
+
+    With `stand_in`, random images take the place of a prepared file that is absent: enough for a dry run.
+    """
     name = data_config.name
     if name not in SOURCES:
         hint = nearest(name, SOURCES) or ";"
         raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}")
-    return SOURCES[name](data_config)
+    random = prepared.stand_in(data_config) if stand_in and name in prepared.SETS else None
+    return random or SOURCES[name](data_config)

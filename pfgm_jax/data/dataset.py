@@ -38,6 +38,7 @@ class Dataset:
     classes: tuple[str, ...]
     licence: str
     source: str
+    stands_for: int = 0  # training images in whose place a few random ones are; 0: these are the data
 
     def __post_init__(self):
         for split in (self.train, self.val, self.test):
@@ -50,6 +51,11 @@ class Dataset:
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C)."""
         return self.train.images.shape[1:]
+
+    @property
+    def train_images(self) -> int:
+        """How many images there are to train on."""
+        return self.stands_for or len(self.train)
 
     @property
     def num_classes(self) -> int:

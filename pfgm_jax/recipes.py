@@ -1,0 +1,98 @@
+"""What the published recipes share: the settings of score_sde (arXiv 2011.13456), PFGM (2209.11178) and EDM
+(2206.00364, with PFGM++, 2302.04265), each as changes to a config. The files in configs/ hold what is of one data set.
+
+They count in steps, configs in images; they sum a loss over pixels or average it. What follows from that is worked out
+here, so that a recipe's updates are the published ones.
+"""
+
+import math
+
+from pfgm_jax.config import D_of, default
+from pfgm_jax.errors import UserError, nearest
+
+
+def start(data, size, args, published):
+    """The config of a published pair of args.process and args.network, for images of `size` px.
+
+    Raises:
+      UserError: a pair that was not published, with those that were.
+    """
+    if (args.process, args.network) not in published:
+        processes = dict.fromkeys(process for process, _ in published)
+        networks = {p: [network for process, network in published if process == p] for p in processes}
+        hint = nearest(args.process, networks) if args.process not in networks else ""
+        if args.process in networks:
+            hint = nearest(args.network, networks[args.process])
+        pairs = "; ".join(f"process={p}: {', '.join(names)}" for p, names in networks.items())
+        raise UserError(
+            f"process={args.process},network={args.network} was not published for {data}{hint}; there are {pairs}"
+        )
+    config = default()
+    config.data.update(name=data, size=size)
+    config.process.update(name=args.process, D=D_of(args.process, args.D))
+    return config
+
+
+def halflife(decay, batch):
+    """An exponential moving average's half-life in images, from its decay per step."""
+    return round(-batch * math.log(2) / math.log(decay))
+
+
+def song(config, batch=128, steps=1_300_000, lr=2e-4, warmup=5_000, clip=1.0, decay=0.9999):
+    """score_sde's optimiser and run length, in steps of `batch` images, which PFGM keeps."""
+    config.optim.update(lr=lr, lr_batch=batch, warmup=warmup * batch, beta1=0.9, beta2=0.999, eps=1e-8, clip=clip)
+    config.train.update(batch=batch, images=steps * batch, ema_halflife=halflife(decay, batch), ema_ramp=0.0)
+    _every(config, 50_000 * batch)
+
+
+def edm(config, batch=512, images=200_000_000, lr=1e-3):
+    """EDM's optimiser, noise levels and sampler, which PFGM++ keeps.
+
+    Its loss is a sum over pixels and ours a mean, which for Adam is the same at an ε as many times smaller.
+    """
+    config.process.update(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, P_mean=-1.2, P_std=1.2)
+    pixels = 3 * config.data.size**2
+    config.optim.update(lr=lr, lr_batch=batch, warmup=10_000_000, beta1=0.9, beta2=0.999, eps=1e-8 / pixels)
+    config.train.update(batch=batch, images=images, ema_halflife=500_000, ema_ramp=0.05)
+    config.sample.update(solver="heun", steps=18, grid="edm", rho=7.0)
+    _every(config, 2_500_000)
+
+
+def pfgm(config, M, z_max, max_norm, near, large_batch):
+    """PFGM's process with the constants it was run with, its solver, and its EMA, which starts with a ramp.
+
+    The decay is at most (1 + k)/(10 + k) after k steps: a half-life of (ln 2)/9 of the images seen.
+    """
+    config.process.update(
+        M=M, sigma_min=1e-3, sigma_max=float(z_max), max_norm=float(max_norm), gamma=5.0, near=near, restrict_M=True
+    )
+    config.train.update(large_batch=large_batch, ema_ramp=math.log(2) / 9)
+    config.sample.update(solver="rk45", rtol=1e-4, atol=1e-4)
+
+
+def ve(config, sigma_max, snr, steps=1000, corrector_steps=1):
+    """The VE SDE and its sampler; `sigma_max` as published for images in [0, 1], which here are twice as wide."""
+    config.process.update(sigma_min=2 * 0.01, sigma_max=2.0 * sigma_max)
+    config.sample.update(
+        solver="predictor_corrector", predictor="reverse_diffusion", steps=steps, snr=snr,
+        corrector_steps=corrector_steps,
+    )  # fmt: skip
+
+
+def vp(config):
+    """The VP and sub-VP SDEs and DDPM, with their samplers."""
+    config.process.update(beta_min=0.1, beta_max=20.0, T=1000, betas="linear")
+    config.sample.update(solver="ancestral" if config.process.name == "ddpm" else "euler_maruyama", steps=1000)
+
+
+def ode(config):
+    """score_sde's sampling by the probability flow in place of the SDE."""
+    if config.process.name not in ("vp", "subvp", "ve"):
+        raise UserError(f"process={config.process.name} has one published solver; ode is for vp, subvp and ve")
+    config.sample.update(steps=None, predictor=None, snr=None, corrector_steps=None)
+    config.sample.update(solver="rk45", rtol=1e-5, atol=1e-5)
+
+
+def _every(config, images):
+    """Checkpoints and samples every so many images, the losses five times as often."""
+    config.train.update(save_every=images, sample_every=images, eval_every=images // 5, log_every=51_200)
