@@ -41,7 +41,9 @@ def test_output_has_the_input_s_size(name, size):
 def test_remat_keeps_less_for_the_same_gradient(name):
     x, noise = images(8, 12, 12, 3), jnp.linspace(-1, 1, 8)
     keys = jax.random.split(jax.random.key(0), 8)
-    plain, remat = (NETWORKS[name](out_channels=3, dropout=0.3, multipliers=(1,), remat=remat) for remat in (False, True))
+    plain, remat = (
+        NETWORKS[name](out_channels=3, dropout=0.3, multipliers=(1,), remat=remat) for remat in (False, True)
+    )
     params = random_params(plain, x)
 
     def loss(params, model):
