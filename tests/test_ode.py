@@ -158,7 +158,7 @@ def test_stops_at_once_where_the_prior_is_not_finite(x64):
 @pytest.mark.parametrize("solver", ADAPTIVE)
 def test_a_sample_with_its_own_steps_does_not_depend_on_its_batch(x64, solver):
     process, denoise = pfgmpp(3.5, 0.01, 30.0), oracles.denoiser(CHARGES, 3.5)
-    x = draw(process, 6, (4,), seed=4)
+    x = draw(process, 12, (4,), seed=4)
     options = dict(per_sample=True, rtol=1e-6, atol=1e-6)
     together, stats = solve(solver, process, denoise, x, **options)
     run = jax.jit(lambda x: getattr(sampling, solver)(process, denoise, x, **options))
