@@ -277,6 +277,7 @@ def test_a_run_of_every_process_can_be_prepared(process, solver):
     assert task.process.name == process and task.process.sigma_max == pytest.approx(derived["sigma_max"])
 
 
+@pytest.mark.slow
 def test_ddpm_from_training_to_samples(command, tmp_path):
     workdir = tmp_path / "run"
     code, _, err = command(

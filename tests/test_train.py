@@ -118,7 +118,7 @@ def final_items(config, workdir):
     return items
 
 
-@pytest.mark.parametrize("saves", [1, 2, 3])
+@pytest.mark.parametrize("saves", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_run_is_equal_bit_for_bit(uninterrupted, tmp_path, monkeypatch, saves):
     config, whole, expected = uninterrupted
     save, count = checkpoint.save, []
@@ -193,7 +193,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert checkpoint.restore(tmp_path, items)[0] == 12
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective", [o if o == "PFGM" else pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES]
+)
 def test_every_objective_learns(tmp_path, objective):
     config = tiny(**{"train.images": 6144, "train.eval_every": 3072, "train.log_every": 3072, "train.save_every": 6144,
                      "train.sample_every": 6144}, **OBJECTIVES[objective])  # fmt: skip
