@@ -10,8 +10,6 @@ which activations are nearly all. Memory is of the backend it runs on, with plai
 
 --check trains one call in a process of its own and compares its peak resident memory, less that of a process that has
 done all but put the state on the device and call, with `train.memory_estimate`.
-
-docs/cost.md holds a run's output.
 """
 
 import argparse
