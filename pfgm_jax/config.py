@@ -18,11 +18,12 @@ from pfgm_jax.errors import UserError, nearest
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
-           "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5")  # fmt: skip
+           "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
+           "data.resident")  # fmt: skip
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
 # What may be None: that, and what a solver has a default for.
-OPTIONAL = (*DERIVED, "sample.D", *(f"sample.{name}" for name in sampling.option_kinds()))
+OPTIONAL = (*DERIVED, "data.resident", "sample.D", *(f"sample.{name}" for name in sampling.option_kinds()))
 
 
 def default():
@@ -35,6 +36,11 @@ def default():
     config.data.size = 8  # image side in pixels
     config.data.dir = ""  # folder with the files; "" downloads to the cache
     config.data.check_md5 = True  # refuse a file in data.dir that is not the official one
+    config.data.channels = 0  # of a folder's images: 1 grey, 3 colours, 0: grey if all of them are
+    config.data.val = 0.1  # shares of images without splits of their own (a folder, an npz file) that are held out
+    config.data.test = 0.1
+    config.data.split_seed = 0  # which images those are
+    config.data.resident = placeholder(bool)  # keep the images on the devices; None: where they fit
 
     config.process = ConfigDict()
     config.process.name = "pfgmpp"  # pfgmpp, pfgm, edm, ve, vp, subvp, ddpm
@@ -91,6 +97,10 @@ def default():
     config.train.images = 200_000_000  # length of the run; all lengths and intervals below are in images too
     config.train.batch = 512
     config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
+    config.train.order = "real"  # real: every image once an epoch; balanced: every class as often
+    config.train.label_dropout = 0.0  # share of examples whose label a conditional network is not told
+    config.train.augment = 0.0  # probability of EDM's augmentations, of whose kind the network is told; 0: none
+    config.train.flip = False  # mirror half of the images, left to right, without telling the network
     config.train.ema_halflife = 500_000
     config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
     config.train.log_every = 10_000
@@ -106,6 +116,9 @@ def default():
     config.sample.seed = 0
     config.sample.batch = 256  # samples at once
     config.sample.solver = "rk45"  # see sampling.SOLVERS
+    config.sample.labels = "real"  # classes to ask for: real (frequencies), balanced, or numbers like 3 or 3,5
+    config.sample.guidance = 1.0  # weight w of guide + w (network − guide); 1: none
+    config.sample.guide = ""  # run directory of a weaker network as the guide; "": the network without the label
     config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same
     config.sample.frames = 48  # of the trajectory's animation; 0: none
     for name, kind in sampling.option_kinds().items():  # rtol, steps, grid, …; None: the solver's own default
@@ -173,6 +186,7 @@ def check(config):
     one_of("optim.decay", ("constant", "cosine"))
     one_of("sample.solver", list(sampling.SOLVERS))
     one_of("process.betas", ("linear", "cosine"))
+    one_of("train.order", ("real", "balanced"))
     require(config.process.D > 0, "process.D", "D is a number > 0, or inf")
     name = config.process.name
     if name == "pfgm":
@@ -216,6 +230,13 @@ def check(config):
     for key in DERIVED:
         value = flatten(config)[key]
         require(value is None or value > 0, key, "greater than 0, or None to take it from the data")
+    for key in ("train.label_dropout", "train.augment", "data.val", "data.test"):
+        require(0 <= flatten(config)[key] < 1, key, "at least 0 and below 1")
+    require(config.data.val + config.data.test < 1, "data.test", "with data.val it leaves nothing to train on")
+    require(config.data.channels in (0, 1, 3), "data.channels", "1 for grey, 3 for colours, 0 for what the images are")
+    require(0 <= config.data.split_seed < 2**32, "data.split_seed", "a whole number from 0 to 2³² − 1")
+    labels_told = config.model.conditional
+    require(labels_told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
     require(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2³² − 1")
     require(0 <= config.sample.seed < 2**32, "sample.seed", "a whole number from 0 to 2³² − 1")
     for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):
