@@ -13,10 +13,9 @@ The 162 770 training images, cropped to the central 140 px and resized.
 
 Arguments: process, network, ode (ve: sampled by RK45 at 1e-5).
 
-Not as published: **no flips**, which are not built yet and which all of these use. `ve` was trained on discrete levels
-(ncsnpp on 1000, whose number it is told by a positional embedding; ncsnv2 on 500, sampled by annealed Langevin steps
-alone); here time is continuous, NCSN++ is told ln σ by the Fourier features it has on CIFAR-10, and a predictor step
-follows the Langevin steps of each level.
+Not as published: `ve` was trained on discrete levels (ncsnpp on 1000, whose number it is told by a positional
+embedding; ncsnv2 on 500, sampled by annealed Langevin steps alone); here time is continuous, NCSN++ is told ln σ by the
+Fourier features it has on CIFAR-10, and a predictor step follows the Langevin steps of each level.
 """
 
 from pfgm_jax import recipes

@@ -13,10 +13,8 @@ NCSN++ sees and sums its images over a pyramid).
 
 Arguments: process, network, ode (ve: sampled by RK45 at 1e-5).
 
-Not as published: **no flips**, which are not built yet and which both use; and **the whole set of 3 033 042 images
-(596 GB) is not loadable**: training keeps its images in memory, so `data.dir` holds a part of them. PFGM averages its
-loss over pixels here and not elsewhere; ours is half the sum everywhere, which for Adam is the same at an ε and a
-largest gradient as many times larger.
+Not as published: PFGM averages its loss over pixels here and not elsewhere; ours is half the sum everywhere, which for
+Adam is the same at an ε and a largest gradient as many times larger.
 """
 
 from pfgm_jax import recipes

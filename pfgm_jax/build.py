@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from pfgm_jax import models, parametrization, process
+from pfgm_jax import augment, models, parametrization, process
 from pfgm_jax.data.dataset import diameter, moments
 from pfgm_jax.errors import UserError
 
@@ -99,9 +99,14 @@ def make_parametrization(config, derived):
     return PROCESSES[config.process.name][1](config.process, derived)
 
 
+def network_fields(name):
+    """What the network called `name` can be told when it is made."""
+    return {field.name for field in dataclasses.fields(models.NETWORKS[name])}
+
+
 def unused_model_fields(config):
     """Names in config.model of which its network makes no use."""
-    attributes = {field.name for field in dataclasses.fields(models.NETWORKS[config.model.name])}
+    attributes = network_fields(config.model.name)
     return [key for key in config.model if {"conditional": "num_labels"}.get(key, key) not in attributes]
 
 
@@ -111,6 +116,8 @@ def make_model(config, derived):
     options = {key: tuple(v) if isinstance(v, list) else v for key, v in c.items() if key not in apart}
     if c.conditional:
         options["num_labels"] = len(derived["classes"])
+    if config.train.augment:
+        options["augment_channels"] = augment.CHANNELS
     return models.NETWORKS[c.name](
         out_channels=derived["shape"][-1] + make_parametrization(config, derived).extra_channels,
         dtype=np.dtype(c.dtype) if c.dtype != "bfloat16" else "bfloat16",

@@ -235,8 +235,14 @@ def check(config):
     require(config.data.val + config.data.test < 1, "data.test", "with data.val it leaves nothing to train on")
     require(config.data.channels in (0, 1, 3), "data.channels", "1 for grey, 3 for colours, 0 for what the images are")
     require(0 <= config.data.split_seed < 2**32, "data.split_seed", "a whole number from 0 to 2³² − 1")
-    labels_told = config.model.conditional
-    require(labels_told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
+    told = config.model.conditional
+    require(told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
+    if config.train.augment:
+        able = "augment_channels" in build.network_fields(config.model.name)
+        require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
+        alone = "the field of a large batch is of images as they are; use train.large_batch=0"
+        require(not config.train.large_batch, "train.augment", alone)
+        require(not config.train.flip, "train.flip", "train.augment mirrors half of the images itself")
     require(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2³² − 1")
     require(0 <= config.sample.seed < 2**32, "sample.seed", "a whole number from 0 to 2³² − 1")
     for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):

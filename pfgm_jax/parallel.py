@@ -5,6 +5,7 @@ all devices of a host.
 """
 
 import functools
+import os
 
 import jax
 import numpy as np
@@ -24,6 +25,13 @@ def device_count():
 def device_kind():
     """What the devices are called, such as "cpu" or "NVIDIA A100"."""
     return jax.devices()[0].device_kind
+
+
+def memory():
+    """Bytes that one device can hold: its own memory, or its share of the host's where it has none."""
+    stats = jax.devices()[0].memory_stats() or {}
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or host // jax.local_device_count()
 
 
 def axis_slice(size):
@@ -55,6 +63,13 @@ def replicate(tree):
     """A copy of every array on every device: a leading axis of devices."""
     copy = pmap(lambda _, tree: tree, in_axes=(0, None))
     return copy(np.arange(device_count()), tree)
+
+
+def place(tree):
+    """Host arrays with a leading axis of devices, each part on its device; returns while they are on their way."""
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    return jax.tree.map(lambda a: jax.device_put(a, sharding), tree)
 
 
 def replicated_shapes(tree):

@@ -39,21 +39,22 @@ def halflife(decay, batch):
 
 
 def song(config, batch=128, steps=1_300_000, lr=2e-4, warmup=5_000, clip=1.0, decay=0.9999):
-    """score_sde's optimiser and run length, in steps of `batch` images, which PFGM keeps."""
+    """score_sde's optimiser, flips and run length, in steps of `batch` images, which PFGM keeps."""
     config.optim.update(lr=lr, lr_batch=batch, warmup=warmup * batch, beta1=0.9, beta2=0.999, eps=1e-8, clip=clip)
-    config.train.update(batch=batch, images=steps * batch, ema_halflife=halflife(decay, batch), ema_ramp=0.0)
+    config.train.update(batch=batch, images=steps * batch, ema_halflife=halflife(decay, batch), ema_ramp=0.0,
+                        flip=True)  # fmt: skip
     _every(config, 50_000 * batch)
 
 
 def edm(config, batch=512, images=200_000_000, lr=1e-3):
-    """EDM's optimiser, noise levels and sampler, which PFGM++ keeps.
+    """EDM's optimiser, augmentation, noise levels and sampler, which PFGM++ keeps.
 
     Its loss is a sum over pixels and ours a mean, which for Adam is the same at an ε as many times smaller.
     """
     config.process.update(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, P_mean=-1.2, P_std=1.2)
     pixels = 3 * config.data.size**2
     config.optim.update(lr=lr, lr_batch=batch, warmup=10_000_000, beta1=0.9, beta2=0.999, eps=1e-8 / pixels)
-    config.train.update(batch=batch, images=images, ema_halflife=500_000, ema_ramp=0.05)
+    config.train.update(batch=batch, images=images, ema_halflife=500_000, ema_ramp=0.05, augment=0.12)
     config.sample.update(solver="heun", steps=18, grid="edm", rho=7.0)
     _every(config, 2_500_000)
 

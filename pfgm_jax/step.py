@@ -17,12 +17,14 @@ import optax
 from clu import metrics as clu_metrics
 from jax import lax
 
-from pfgm_jax import build, field, losses, models, parallel, process
-from pfgm_jax.data import epoch_order, to_unit
+from pfgm_jax import augment, build, field, losses, models, parallel, process
+from pfgm_jax.data import Examples, epoch_order, take, to_unit
 from pfgm_jax.parametrization import denoiser
 
 # Queries at which the distance to the truth is measured, at each noise level.
 TRUTH_QUERIES = 128
+# Images of a call's steps take at most this many bytes, should they be streamed.
+CALL_BYTES = 2**28
 
 
 @flax.struct.dataclass
@@ -56,11 +58,15 @@ class Cadence(NamedTuple):
 
 def make_cadence(config):
     """Intervals and length rounded to whole calls of `steps_per_call` steps, so that no call crosses an event."""
-    per_call = config.train.steps_per_call or (8 if jax.default_backend() == "cpu" else 32)
-    c, images_per_call = config.train, per_call * config.train.batch
+    c = config.train
+    per_call = c.steps_per_call or (8 if jax.default_backend() == "cpu" else 32)
+    if not c.steps_per_call:
+        step_bytes = (c.batch + c.large_batch) * 3 * config.data.size**2
+        while per_call > 1 and per_call * step_bytes > CALL_BYTES:
+            per_call //= 2
 
     def steps(images):
-        return max(1, round(images / images_per_call)) * per_call
+        return max(1, round(images / (per_call * c.batch))) * per_call
 
     return Cadence(per_call, *(steps(i) for i in (c.images, c.log_every, c.eval_every, c.sample_every, c.save_every)))
 
@@ -74,7 +80,9 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     seed: int
     batch: int
-    large_batch: int
+    flip: bool
+    augment: float
+    label_dropout: float
     ema_halflife: int
     ema_ramp: float
 
@@ -91,7 +99,9 @@ def make_task(config, derived):
         make_optimizer(config, derived),
         config.seed,
         config.train.batch,
-        config.train.large_batch,
+        config.train.flip,
+        config.train.augment,
+        config.train.label_dropout,
         config.train.ema_halflife,
         config.train.ema_ramp,
     )
@@ -134,60 +144,80 @@ def init_state(task, shape):
     return jax.device_get(init(jax.random.fold_in(jax.random.key(task.seed), 0)))
 
 
-def example_losses(task, params, images, labels, indices, references, keys, train):
+def example_losses(task, params, examples, keys, train):
     """Loss of each example, [b]: the objective of training and of validation.
 
     Args:
-      images, labels: uint8 [n, H, W, C] and [n], on the device.
-      indices: [b] the examples.
-      references: [R] the large batch, which holds them (−1 is padding), or None for the clean-image target.
-      keys: [b] one per example. train: whether dropout is on.
+      examples: `data.Examples`: images uint8 [b, H, W, C], labels [b], and the large batch or None for the clean-image
+        target.
+      keys: [b] one per example.
+      train: whether images are augmented, labels hidden and dropout on.
     """
-    y = to_unit(images[indices])
-    told = labels[indices] if task.model.num_labels else None
+    y, references = to_unit(examples.images), examples.references
+    told = examples.labels if task.model.num_labels else None
+    known = examples.reference_labels
     noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    augmentation = None
+    if references is not None:
+        references = to_unit(references)
+    if train:
+        y, told, augmentation = _vary(task, keys, y, told)
+        if references is not None and task.flip:  # the images and their mirror images are the data
+            references, known = jnp.concatenate([references, _mirrored(references)]), jnp.tile(known, 2)
     x, sigma = process.training_pairs(task.process, noise_keys, y)
     mean = y
     if references is not None:
-        allowed = jnp.broadcast_to(references >= 0, (len(y), len(references)))
-        if told is not None:
-            # A network that is told the label learns the field of that label's images.
-            allowed &= told[:, None] == labels[references]
-        mean = losses.posterior_target(task.process, x, sigma, y, to_unit(images[references]), allowed)
+        # A network that is told the label learns the field of that label's images; -1 stands for any.
+        allowed = None if told is None else (told[:, None] < 0) | (told[:, None] == known)
+        mean = losses.posterior_target(task.process, x, sigma, y, references, allowed)
 
     def network(x, noise):
-        return task.model.apply({"params": params}, x, noise, told, dropout_keys if train else None)
+        return task.model.apply({"params": params}, x, noise, told, dropout_keys if train else None, augmentation)
 
     return losses.squared_error(task.parametrization, task.process, network, x, sigma, mean)
 
 
-def loss_and_gradient(task, params, step, images, labels):
-    """(loss, gradient) of the batch of `step`, averaged over all devices; inside a mapped function."""
-    key = jax.random.key(task.seed)
-    order_key, example_key = jax.random.fold_in(key, 1), jax.random.fold_in(key, 2)
-    n = len(images)
-    start = step.astype(jnp.uint32) * task.batch
+def _mirrored(images):
+    return jnp.flip(images, axis=-2)
+
+
+def _vary(task, keys, y, told):
+    """(images, labels, augmentation labels or None) as a step of training sees them: each example by its own key."""
+
+    def own(number):
+        return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+    def coins(number, probability):
+        return jax.vmap(lambda key: jax.random.bernoulli(key, probability))(own(number))
+
+    augmentation = None
+    if task.flip:
+        y = jnp.where(coins(2, 0.5)[:, None, None, None], _mirrored(y), y)
+    if task.augment:
+        y, augmentation = augment.augment(own(3), y, task.augment)
+    if task.label_dropout:
+        told = jnp.where(coins(4, task.label_dropout), -1, told)
+    return y, told, augmentation
+
+
+def loss_and_gradient(task, params, step, examples):
+    """(loss, gradient) of the batch of `step`, averaged over all devices; inside a mapped function.
+
+    examples: this device's share of the batch, and the whole large batch.
+    """
     first, count = parallel.axis_slice(task.batch)
-    positions = start + (first + jnp.arange(count)).astype(jnp.uint32)
-    indices = epoch_order(order_key, positions, n)
-    if task.large_batch == 0:
-        references = None
-    elif task.large_batch >= n:  # never an image twice
-        references = jnp.arange(n)
-    else:
-        # The small batch is the first rows of the large one, which is the same on every device.
-        references = epoch_order(order_key, start + jnp.arange(task.large_batch, dtype=jnp.uint32), n)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(example_key, positions)
+    positions = step.astype(jnp.uint32) * task.batch + (first + jnp.arange(count)).astype(jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(task.seed), 2), positions)
 
     def loss(params):
-        return jnp.mean(example_losses(task, params, images, labels, indices, references, keys, train=True))
+        return jnp.mean(example_losses(task, params, examples, keys, train=True))
 
     return parallel.mean(jax.value_and_grad(loss)(params))
 
 
-def train_step(task, state, images, labels):
+def train_step(task, state, examples):
     """One step, on every device the same: (new state, StepMetrics); inside a mapped function."""
-    loss, gradient = loss_and_gradient(task, state.params, state.step, images, labels)
+    loss, gradient = loss_and_gradient(task, state.params, state.step, examples)
     updates, opt_state = task.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     halflife = jnp.asarray(task.ema_halflife, loss.dtype)
@@ -199,16 +229,29 @@ def train_step(task, state, images, labels):
     return TrainState(state.step + 1, params, ema, opt_state), metrics
 
 
-@functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0, 4), donate_argnums=(1,))
-def train_steps(task, state, images, labels, steps):
-    """`steps` steps in one device call: (state, StepMetrics over all of them), both with a device axis."""
-    state, metrics = lax.scan(lambda state, _: train_step(task, state, images, labels), state, length=steps)
+@functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0), static_broadcasted_argnums=(0,), donate_argnums=(1,))
+def train_steps(task, state, source, batches):
+    """Some steps in one device call: (state, StepMetrics over all of them), both with a device axis.
+
+    Args:
+      source: (images, labels), the training set on every device, or None.
+      batches: what the steps see, [steps, ...]: `data.Indices` into the source, or without one `data.Examples`.
+    """
+
+    def one_step(state, batch):
+        return train_step(task, state, batch if source is None else take(*source, batch))
+
+    state, metrics = lax.scan(one_step, state, batches)
     return state, metrics.reduce()
 
 
 @functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0,))
 def evaluate_losses(task, ema, images, labels, batches):
-    """Mean loss over `batches` [k, B] of indices (−1 is padding), with the same noise each time; on every device."""
+    """Mean loss over `batches` [k, B] of indices (−1 is padding), with the same noise each time; on every device.
+
+    The clean image is the target wherever it is valid, so that runs with other targets compare; elsewhere the field of
+    all the images is.
+    """
     key = jax.random.fold_in(jax.random.key(task.seed), 3)
 
     def body(sums, batch_positions):
@@ -216,10 +259,10 @@ def evaluate_losses(task, ema, images, labels, batches):
         first, count = parallel.axis_slice(batch.size)
         mine, places = (lax.dynamic_slice_in_dim(a, first, count) for a in (batch, positions))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        # The clean image is the target wherever it is valid, so that runs with other targets compare; elsewhere the
-        # field of all the evaluated images is.
-        references = None if task.process.training_law.from_kernel else batches.reshape(-1)
-        each = example_losses(task, ema, images, labels, jnp.maximum(mine, 0), references, keys, train=False)
+        chosen, known = jnp.maximum(mine, 0), (None, None)
+        if not task.process.training_law.from_kernel:
+            known = images, labels
+        each = example_losses(task, ema, Examples(images[chosen], labels[chosen], *known), keys, train=False)
         return (sums[0] + jnp.sum(jnp.where(mine >= 0, each, 0)), sums[1] + jnp.sum(mine >= 0)), None
 
     positions = jnp.arange(batches.size).reshape(batches.shape)
@@ -228,25 +271,26 @@ def evaluate_losses(task, ema, images, labels, batches):
     return total / count
 
 
-def truth_errors(task, ema, images, labels, sigmas):
+def truth_errors(task, ema, images, labels, queries, sigmas):
     """Distance to the truth: rms error per pixel of the network against the exact posterior mean of the training set.
 
-    Queries are training images perturbed by the kernel at each of `sigmas` [L], the same every time. Returns [L],
-    equal on all devices; inside a mapped function.
+    Queries are the images of indices `queries` [q], this device's share of `truth_queries`, perturbed by the kernel at
+    each of `sigmas` [L], the same every time. Returns [L], equal on all devices; inside a mapped function.
     """
-    key = jax.random.fold_in(jax.random.key(task.seed), 4)
-    first, count = parallel.axis_slice(TRUTH_QUERIES - TRUTH_QUERIES % parallel.device_count())
-    places = (first + jnp.arange(count)).astype(jnp.uint32)
-    indices = epoch_order(key, places, len(images))
-    told = labels[indices] if task.model.num_labels else None
+    first, _ = parallel.axis_slice(len(queries) * parallel.device_count())
+    places = (first + jnp.arange(len(queries))).astype(jnp.uint32)
+    told = labels[queries] if task.model.num_labels else None
+    y, points = to_unit(images[queries]), to_unit(images)
+    if task.flip:
+        points, labels = jnp.concatenate([points, _mirrored(points)]), jnp.tile(labels, 2)
     allowed = None if told is None else told[:, None] == labels
     network = lambda x, noise: task.model.apply({"params": ema}, x, noise, told)
     denoise = denoiser(task.parametrization, task.process, network)
-    y, points = to_unit(images[indices]), to_unit(images)
+    key = jax.random.fold_in(jax.random.key(task.seed), 4)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
 
     def one_level(sigma):
-        sigma = jnp.full(count, sigma)
+        sigma = jnp.full(len(queries), sigma)
         x = process.perturb(task.process, keys, y, sigma)
         truth = field.posterior_mean(x, sigma, points, task.process.D, allowed=allowed)
         return jnp.sqrt(parallel.mean(jnp.mean(jnp.square(denoise(x, sigma) - truth))))
@@ -254,7 +298,13 @@ def truth_errors(task, ema, images, labels, sigmas):
     return lax.map(one_level, sigmas)
 
 
-distance_to_truth = parallel.pmap(truth_errors, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0,))
+distance_to_truth = parallel.pmap(truth_errors, in_axes=(None, 0, 0, 0, 0, None), static_broadcasted_argnums=(0,))
+
+
+def truth_queries(seed, n):
+    """Indices [devices, q] of the training images, of n, at which the distance to the truth is measured."""
+    number = TRUTH_QUERIES - TRUTH_QUERIES % parallel.device_count()
+    return parallel.shard(epoch_order((seed, 4), np.arange(number), n))
 
 
 def truth_levels(process):
@@ -262,9 +312,13 @@ def truth_levels(process):
     return np.geomspace(max(0.05, process.sigma_min), min(20.0, process.sigma_max), 7)
 
 
-def make_batches(n, limit, batch, key):
-    """Indices [k, B] of `limit` of n examples, without replacement, −1 for padding: the same at every evaluation."""
-    chosen = np.asarray(epoch_order(key, np.arange(min(n, limit), dtype=np.uint32), n))
-    padded = np.full(math.ceil(len(chosen) / batch) * batch, -1)
-    padded[: len(chosen)] = chosen
+def choose(seed, n, limit):
+    """Indices [min(n, limit)] of n examples, without replacement: the same at every evaluation."""
+    return epoch_order((seed, 5), np.arange(min(n, limit)), n)
+
+
+def make_batches(n, batch):
+    """Indices [k, B] of n examples in order, −1 for padding."""
+    padded = np.full(math.ceil(n / batch) * batch, -1)
+    padded[:n] = np.arange(n)
     return padded.reshape(-1, batch)

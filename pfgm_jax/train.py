@@ -15,10 +15,12 @@ from clu import parameter_overview
 
 from pfgm_jax import build, checkpoint, data, generator, parallel, plots, weights
 from pfgm_jax import config as config_lib
+from pfgm_jax.data import feed
 from pfgm_jax.errors import UserError
 from pfgm_jax.log import Log, read_metrics
 from pfgm_jax.step import (
     TrainState,
+    choose,
     distance_to_truth,
     evaluate_losses,
     init_state,
@@ -28,20 +30,30 @@ from pfgm_jax.step import (
     make_task,
     train_steps,
     truth_levels,
+    truth_queries,
 )  # fmt: skip
 
 # The distance to the truth costs queries × training images × pixels multiplications; above this it is not measured.
 TRUTH_LIMIT = 5e7
 
 
-def memory_estimate(task, state, dataset, steps):
+def memory_estimate(config, task, state, dataset, steps):
     """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call."""
     n, train = dataset.train_images, dataset.train
-    images, labels = (jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
-    shapes = parallel.replicated_shapes((state, images, labels))
-    analysis = train_steps.lower(task, *shapes, steps).compile().memory_analysis()
+    split = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
+    resident = _is_resident(config, dataset)
+    source, batch = feed.call_shapes(split, task.batch, config.train.large_batch, steps, resident)
+    shapes = parallel.replicated_shapes(state)
+    analysis = train_steps.lower(task, shapes, source, batch).compile().memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return held + analysis.temp_size_in_bytes
+    waiting = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(batch)) * feed.AHEAD
+    return held + analysis.temp_size_in_bytes + waiting
+
+
+def _is_resident(config, dataset):
+    """Whether the training images stay on the devices."""
+    images = dataset.train.images
+    return feed.is_resident(config.data.resident, (dataset.train_images, *images.shape[1:]), images.dtype.itemsize)
 
 
 def describe(config, derived, task, state, dataset, cadence, memory=None):
@@ -59,14 +71,29 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
         f"training   {cadence.total} steps × {config.train.batch} = {cadence.total * config.train.batch:,} images "
         f"({cadence.total * config.train.batch / dataset.train_images:.0f} epochs), learning rate {derived['lr']:.2e} "
         f"(= {config.optim.lr:g} × √({config.train.batch}/{config.optim.lr_batch})), "
-        f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}",
-        f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call",
+        f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}"
+        + "".join(f", {text}" for text in _variations(config)),
+        f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call, images "
+        + ("on the devices" if _is_resident(config, dataset) else "streamed from the host"),
     ]
     if dataset.stands_for:
         lines.insert(1, f"stand-ins  the file is absent: what derives from the data is of {dataset.source}")
     if memory is not None:
         lines.append(f"memory     {memory / 2**20:.0f} MiB a device for training (compiler's estimate)")
     return "\n".join(lines)
+
+
+def _variations(config):
+    """What training does to order, images and labels beside taking them as they are."""
+    c = config.train
+    if c.order == "balanced":
+        yield "every class as often"
+    if c.flip:
+        yield "half of the images mirrored"
+    if c.augment:
+        yield f"augmented with probability {c.augment:g}"
+    if c.label_dropout:
+        yield f"{c.label_dropout:.0%} of the labels hidden"
 
 
 def prepare(config, stand_in=False):
@@ -84,7 +111,7 @@ def dry_run(config):
     """What `train` would do, as text; nothing is written."""
     dataset, derived, task, cadence = prepare(config, stand_in=True)
     state = init_state(task, dataset.shape)
-    memory = memory_estimate(task, state, dataset, cadence.per_call)
+    memory = memory_estimate(config, task, state, dataset, cadence.per_call)
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     return f"{config}\n{overview}\n{describe(config, derived, task, state, dataset, cadence, memory)}"
 
@@ -160,60 +187,74 @@ def _items(state):
     return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
 
 
+def _calls(step, cadence):
+    """(first step, steps) of every device call from `step` to the end."""
+    while step < cadence.total:
+        # Back onto whole calls, where a run continues with another number of steps per call.
+        steps = min(cadence.per_call - step % cadence.per_call, cadence.total - step)
+        yield step, steps
+        step += steps
+
+
 def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt):
     """The loop of `train`: from `state` to the end, or to an interrupt."""
-    step = int(state.step)
+    step, train = int(state.step), dataset.train
     state = parallel.replicate(state)
-    images, labels = parallel.replicate((dataset.train.images, dataset.train.labels))
-    val = parallel.replicate((dataset.val.images, dataset.val.labels))
-    key = jax.random.fold_in(jax.random.key(task.seed), 5)
-    splits = (dataset.train, dataset.val)
-    evaluated = min(config.train.eval_images, *map(len, splits))  # as many of each, so that the gap is of images alone
-    eval_batches = [make_batches(len(split), evaluated, task.batch, key) for split in splits]
+    resident = _is_resident(config, dataset)
+    source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
+    plan = feed.planner(task.seed, config.train.order, train.labels, len(train), task.batch, config.train.large_batch)
+    evaluate = _evaluation(config, task, dataset, source, log)
     show = generator.Generator(config, derived, None)
     rate = learning_rate(config, derived)
-    know_truth = len(dataset.train) * derived["N"] <= TRUTH_LIMIT
-    levels = truth_levels(task.process)
-    metrics, begun, since = None, None, step
+    metrics, begun, since, waited, running = None, None, step, 0.0, None
 
     def due(every):
         return step % every == 0 or step >= cadence.total
 
-    while step < cadence.total and not interrupt.asked:
-        # Back onto whole calls, where a run continues with another number of steps per call.
-        length = min(cadence.per_call - step % cadence.per_call, cadence.total - step)
-        state, new = train_steps(task, state, images, labels, length)
-        step += length
-        new = jax.tree.map(lambda a: a[0], new)
-        metrics = new if metrics is None else metrics.merge(new)
-        seen = step * task.batch
-        if begun is None:  # the first call compiles; speed is measured from its end on
-            jax.block_until_ready(new)
-            begun, since = time.perf_counter(), step
-        if due(cadence.log):
-            values = {name: float(value) for name, value in metrics.compute().items()} | {"lr": rate(step)}
-            if step > since:
-                values["images_per_second"] = (step - since) * task.batch / (time.perf_counter() - begun)
-            if not math.isfinite(values["loss"]):
-                raise UserError(
-                    f"the loss is {values['loss']} at step {step}; the last checkpoint is kept. Try a lower optim.lr"
-                )
-            log.scalars(seen, values)
-            log.progress(seen, values["loss"])
-            metrics, begun, since = None, time.perf_counter(), step
-        else:
-            log.progress(seen)
-        if due(cadence.evaluate) or due(cadence.save) or due(cadence.sample):
-            jax.block_until_ready(state)
-            pause = time.perf_counter()
-            if due(cadence.evaluate):
-                _evaluate(task, state.ema, (images, labels), val, eval_batches, levels if know_truth else (), seen, log)
-            if due(cadence.save):
-                _save(config, workdir, step, parallel.unreplicate(state))
-            if due(cadence.sample):
-                show.params = parallel.unreplicate(state.ema)
-                _show(config, workdir, step, seen, show, log)
-            begun += time.perf_counter() - pause  # speed is of training alone
+    send = lambda call: (call[1], feed.send(plan(*call), None if resident else train))
+    with feed.ahead(send, _calls(step, cadence)) as batches:
+        while step < cadence.total and not interrupt.asked:
+            asked = time.perf_counter()
+            length, batch = next(batches)
+            waited += time.perf_counter() - asked
+            state, new = train_steps(task, state, source, batch)
+            # One call runs while the next is under way: more would only hold their examples' memory.
+            jax.block_until_ready(running)
+            running = new
+            step += length
+            new = jax.tree.map(lambda a: a[0], new)
+            metrics = new if metrics is None else metrics.merge(new)
+            seen = step * task.batch
+            if begun is None:  # the first call compiles; speed is measured from its end on
+                jax.block_until_ready(new)
+                begun, since, waited = time.perf_counter(), step, 0.0
+            if due(cadence.log):
+                values = {name: float(value) for name, value in metrics.compute().items()} | {"lr": rate(step)}
+                if step > since:
+                    seconds = time.perf_counter() - begun
+                    values["images_per_second"] = (step - since) * task.batch / seconds
+                    values["input_wait"] = waited / seconds
+                if not math.isfinite(values["loss"]):
+                    raise UserError(
+                        f"the loss is {values['loss']} at step {step}; the last checkpoint is kept. Try a lower "
+                        "optim.lr"
+                    )
+                log.scalars(seen, values)
+                log.progress(seen, values["loss"])
+                metrics, begun, since, waited = None, time.perf_counter(), step, 0.0
+            else:
+                log.progress(seen)
+            if due(cadence.evaluate) or due(cadence.save) or due(cadence.sample):
+                jax.block_until_ready(state)
+                pause = time.perf_counter()
+                if due(cadence.evaluate):
+                    evaluate(state.ema, seen)
+                if due(cadence.save):
+                    _save(config, workdir, step, parallel.unreplicate(state))
+                if due(cadence.sample):
+                    show.params = parallel.unreplicate(state.ema)
+                    _show(config, workdir, step, seen, show, log)
+                begun += time.perf_counter() - pause  # speed is of training alone
 
     state = parallel.unreplicate(state)
     if step < cadence.total:
@@ -242,22 +283,38 @@ def _show(config, workdir, step, seen, show, log):
     log.picture(seen, "samples", picture)
 
 
-def _evaluate(task, ema, train_split, val_split, batches, levels, seen, log):
-    """Validation loss, the gap to the training images, and the distance to the truth at each σ of `levels`."""
-    on_train, on_val = (
-        float(evaluate_losses(task, ema, *split, indices)[0])
-        for split, indices in zip((train_split, val_split), batches, strict=True)
-    )
-    values = {"eval/train": on_train, "eval/val": on_val, "eval/gap": on_val - on_train}
-    line = f"{seen:>10,} images: loss {on_train:.4f} on training images, {on_val:.4f} on validation"
-    if len(levels):
-        errors = np.asarray(distance_to_truth(task, ema, *train_split, jnp.asarray(levels)))[0]
-        values |= {f"truth/sigma={level:.2g}": error for level, error in zip(levels, errors, strict=True)}
-        line += "; rms error to the truth " + ", ".join(
-            f"{error:.3f} at σ {level:.2g}" for level, error in list(zip(levels, errors, strict=True))[::2]
-        )
-    log.scalars(seen, values)
-    log.say(line)
+def _evaluation(config, task, dataset, source, log):
+    """`evaluate(ema, seen)`: logs validation loss, the gap to the training images, and the distance to the truth."""
+    splits = (dataset.train, dataset.val)
+    number = min(config.train.eval_images, *map(len, splits))  # as many of each, so that the gap is of images alone
+    batches, held = make_batches(number, task.batch), []
+    for split in splits if number else ():
+        chosen = np.sort(choose(task.seed, len(split), number))  # in the order of the file, which reads faster
+        held.append(parallel.replicate((split.images[chosen], split.labels[chosen])))
+    images = dataset.train.images
+    # The truth of a network that is not told the label, trained on balanced classes, would weigh the images.
+    levels, whole = (), None
+    if math.prod(images.shape) <= TRUTH_LIMIT and (config.train.order == "real" or config.model.conditional):
+        levels = truth_levels(task.process)
+        whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))
+        queries = truth_queries(task.seed, len(images))
+
+    def evaluate(ema, seen):
+        values, told = {}, []
+        if held:
+            on_train, on_val = (float(evaluate_losses(task, ema, *split, batches)[0]) for split in held)
+            values |= {"eval/train": on_train, "eval/val": on_val, "eval/gap": on_val - on_train}
+            told.append(f"loss {on_train:.4f} on training images, {on_val:.4f} on validation")
+        if len(levels):
+            errors = np.asarray(distance_to_truth(task, ema, *whole, queries, jnp.asarray(levels)))[0]
+            values |= {f"truth/sigma={level:.2g}": error for level, error in zip(levels, errors, strict=True)}
+            each = (f"{error:.3f} at σ {level:.2g}" for level, error in list(zip(levels, errors, strict=True))[::2])
+            told.append("rms error to the truth " + ", ".join(each))
+        if told:
+            log.scalars(seen, values)
+            log.say(f"{seen:>10,} images: " + "; ".join(told))
+
+    return evaluate
 
 
 def how_to_sample(workdir):

@@ -2,7 +2,6 @@
 
 import hashlib
 import http.server
-import itertools
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from pfgm_jax import data
-from pfgm_jax.data import diameter, epoch_order, medmnist, moments, to_uint8, to_unit
+from pfgm_jax.data import diameter, medmnist, moments, to_uint8, to_unit
 from pfgm_jax.errors import UserError, nearest
 
 ALL_BYTES = np.arange(256, dtype=np.uint8)
@@ -109,115 +108,6 @@ def test_diameter_over_several_chunks():
     images = np.full((40, 1024, 512, 1), 100, np.uint8)  # 32 rows a chunk
     images[1], images[39] = 0, 255
     assert diameter(images, starts=4) == pytest.approx(2 * math.sqrt(1024 * 512), rel=1e-12)
-
-
-# --- epoch order -----------------------------------------------------------------------------------------
-
-
-def epochs(key, n, count):
-    return np.asarray(epoch_order(key, np.arange(count * n, dtype=np.uint32), n)).reshape(count, n)
-
-
-@pytest.mark.parametrize("n", [*range(1, 10), 16, 17, 100, 1437, 4096, 11959])
-def test_every_epoch_is_a_permutation(n):
-    orders = epochs(jax.random.key(n), n, 3)
-    assert orders.dtype == np.int32
-    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(n), (3, 1)))
-    if n > 16:
-        assert all((orders[i] != orders[j]).any() for i, j in [(0, 1), (0, 2), (1, 2)])
-        assert (orders[0] != epochs(jax.random.key(n + 1), n, 1)[0]).any()
-
-
-def test_the_largest_set_stays_in_range_without_repeats():
-    n = 2**31 - 1
-    first = np.arange(50_000, dtype=np.uint32)
-    positions = np.concatenate([first, first + np.uint32(n)])  # epochs 0 and 1, up to near 2^32
-    index = np.asarray(epoch_order(jax.random.key(0), positions, n))
-    assert index.min() >= 0 and index.max() < n
-    for epoch in (index[:50_000], index[50_000:]):
-        assert len(np.unique(epoch)) == 50_000
-        assert abs(epoch.mean() / n - 0.5) < 5 / math.sqrt(12 * 50_000)
-    assert (index[:50_000] != index[50_000:]).any()
-
-
-@pytest.mark.parametrize("n", [0, -1, 2**31])
-def test_impossible_sizes_are_refused(n):
-    with pytest.raises(ValueError, match="n = "):
-        epoch_order(jax.random.key(0), jnp.arange(3), n)
-
-
-def test_same_numbers_under_every_transformation_and_precision():
-    n, key = 1437, jax.random.key(3)
-    positions = np.arange(2**31 - 600, 2**31 + 600, dtype=np.uint32)  # across the sign bit of int32
-    expected = np.asarray(epoch_order(key, positions, n))
-
-    def order(p):
-        return epoch_order(key, p, n)
-
-    got = {
-        "raw key": epoch_order(jax.random.key_data(key), positions, n),
-        "int64": epoch_order(key, positions.astype(np.int64), n),
-        "jit": jax.jit(epoch_order, static_argnums=2)(key, positions, n),
-        "vmap": jax.vmap(order)(positions),
-        "vmap of keys": jax.vmap(lambda k: epoch_order(k, positions, n))(jnp.stack([key, key]))[1],
-        "scan": jax.lax.scan(lambda carry, p: (carry, order(p)), 0, positions.reshape(12, 100))[1],
-        "pmap": jax.pmap(order)(positions.reshape(jax.local_device_count(), -1)),
-    }
-    with jax.enable_x64(True):
-        got["x64"] = epoch_order(key, positions, n)
-        got["x64 int64"] = jax.jit(order)(positions.astype(np.int64))
-    for how, index in got.items():
-        np.testing.assert_array_equal(np.asarray(index).ravel(), expected, err_msg=how)
-
-
-def test_order_is_pinned():
-    """A run resumed after an upgrade must see the same images: these numbers may not change."""
-    np.testing.assert_array_equal(epoch_order(jax.random.key(0), jnp.arange(8), 1000), PINNED)
-
-
-PINNED = [241, 817, 608, 133, 292, 581, 202, 736]
-
-
-def chi_square_is_plausible(counts, expected):
-    """Within 5 sigma; chi-square of k cells has mean k - 1 and variance 2 (k - 1)."""
-    freedom = counts.size - 1
-    assert abs(((counts - expected) ** 2 / expected).sum() - freedom) < 5 * math.sqrt(2 * freedom)
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
-def test_small_sets_take_every_order_equally_often(n):
-    trials = 12_000
-    names = {order: i for i, order in enumerate(itertools.permutations(range(n)))}
-    over_epochs = epochs(jax.random.key(1), n, trials)
-    keys = jax.random.split(jax.random.key(2), trials)
-    over_keys = jax.vmap(lambda k: epoch_order(k, jnp.arange(n), n))(keys)
-    for orders in (over_epochs, np.asarray(over_keys)):
-        counts = np.bincount([names[tuple(order)] for order in orders.tolist()], minlength=len(names))
-        chi_square_is_plausible(counts, trials / len(names))
-
-
-@pytest.mark.parametrize("n", [37, 64])
-def test_images_are_equally_likely_everywhere(n):
-    trials = 4000
-    orders = epochs(jax.random.key(4), n, trials)
-    counts = np.zeros((n, n))
-    np.add.at(counts, (np.arange(n)[None], orders), 1)
-    # Rows and columns of the table sum to `trials`, which leaves (n - 1)^2 degrees of freedom.
-    chi_square = ((counts - trials / n) ** 2 / (trials / n)).sum()
-    assert abs(chi_square - (n - 1) ** 2) < 5 * math.sqrt(2) * (n - 1)
-    steps = np.bincount(((orders[:, 1:] - orders[:, :-1]) % n).ravel(), minlength=n)[1:]
-    chi_square_is_plausible(steps, trials)  # the step to the next image, never 0, is any of n - 1 alike
-
-
-def test_successive_epochs_are_uncorrelated():
-    n, count = 1437, 400
-    ranks = (epochs(jax.random.key(5), n, count + 1) - (n - 1) / 2) / math.sqrt((n**2 - 1) / 12)
-    for a, b in [(ranks[1:], ranks[:-1]), (ranks[:, 1:], ranks[:, :-1])]:  # the same place, the next place
-        correlation = (a * b).mean(axis=1)
-        assert np.abs(correlation).max() < 5 / math.sqrt(n)
-        assert abs(correlation.mean()) < 5 / math.sqrt(correlation.size * n) + 1 / n
-    fixed = (epochs(jax.random.key(5), n, count) == np.arange(n)).sum(axis=1)  # Poisson of mean 1
-    assert abs(fixed.mean() - 1) < 5 / math.sqrt(count)
 
 
 # --- names and digits ------------------------------------------------------------------------------------

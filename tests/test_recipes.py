@@ -21,10 +21,11 @@ from pfgm_jax.errors import UserError
 # pixels and we average, (N + 1)/2 where they average and we take half the sum.
 EDM = dict(
     batch=512, steps=200e6 / 512, lr=1e-3, warmup=10e6 / 512, decay=0.5 ** (512 / 500e3), ramp=0.05, clip=math.inf,
-    dropout=0.13, sigma=(0.002, 80), scale=1 / 3072, large=0, solver="heun",
+    dropout=0.13, sigma=(0.002, 80), scale=1 / 3072, large=0, flip=False, augment=0.12, solver="heun",
     options=dict(steps=18, rho=7.0, grid="edm"),
 )  # fmt: skip
-SONG = dict(batch=128, steps=1.3e6, lr=2e-4, warmup=5000, decay=0.9999, ramp=0, clip=1.0, dropout=0.1, scale=1, large=0)
+SONG = dict(batch=128, steps=1.3e6, lr=2e-4, warmup=5000, decay=0.9999, ramp=0, clip=1.0, dropout=0.1, scale=1, large=0,
+            flip=True, augment=0.0)  # fmt: skip
 DEEP = SONG | dict(steps=0.95e6)
 PFGM = SONG | dict(sigma=(1e-3, 40), prior=(291, 3000, 5), large=4096, ramp=0.077, solver="rk45",
                    options=dict(rtol=1e-4, atol=1e-4))  # fmt: skip
@@ -41,13 +42,14 @@ def sampled(**options):
     return dict(options=VE["options"] | options)
 
 
+# The layer of nine augmentation labels, to as many features as the noise level has: 256 in NCSN++, 128 in DDPM++.
 CIFAR10 = {
-    "pfgmpp,network=ncsnpp,D=2048": EDM | dict(D=2048, parameters=56_395_523),
+    "pfgmpp,network=ncsnpp,D=2048": EDM | dict(D=2048, parameters=56_395_523 + 9 * 256),
     # Their class layer has a bias, which only adds to that of the next layer; ours has none.
-    "pfgmpp,network=ncsnpp,conditional": EDM | dict(D=128, parameters=56_398_339 - 256),
-    "pfgmpp,network=ddpmpp": EDM | dict(D=128, parameters=55_732_739),
-    "edm,network=ncsnpp": EDM | dict(parameters=56_395_523),
-    "edm,network=ddpmpp,conditional": EDM | dict(parameters=55_734_147 - 128),
+    "pfgmpp,network=ncsnpp,conditional": EDM | dict(D=128, parameters=56_398_339 - 256 + 9 * 256),
+    "pfgmpp,network=ddpmpp": EDM | dict(D=128, parameters=55_732_739 + 9 * 128),
+    "edm,network=ncsnpp": EDM | dict(parameters=56_395_523 + 9 * 256),
+    "edm,network=ddpmpp,conditional": EDM | dict(parameters=55_734_147 - 128 + 9 * 128),
     "pfgm,network=ddpmpp": PFGM | dict(parameters=61_805_572),
     "pfgm,network=ddpmpp_deep": PFGM | dict(parameters=106_633_732),
     "pfgm,network=ncsnpp": PFGM | dict(parameters=62_759_940, decay=0.999),
@@ -112,6 +114,7 @@ def test_recipe(file, arg, row):
     # Half-lives are whole images.
     assert 0.5 ** (batch / config.train.ema_halflife) == pytest.approx(row["decay"], abs=1e-8)
     assert config.train.ema_ramp == pytest.approx(row["ramp"], abs=1e-4)
+    assert (config.train.flip, config.train.augment) == (row["flip"], row["augment"])
     if row["dropout"] is not None:
         assert task.model.dropout == row["dropout"]
 
@@ -270,8 +273,8 @@ def test_a_step_at_every_size(size, tmp_path):
     before = step.TrainState(np.zeros((), np.int32), params, params, task.optimizer.init(params))
     # As on one device: that programs over many give the same is tested elsewhere, and they take longer to compile.
     one_step = jax.jit(jax.vmap(functools.partial(step.train_step, task), axis_name=parallel.AXIS))
-    arrays = jax.tree.map(lambda a: a[None], (before, dataset.train.images, dataset.train.labels))
-    after, metrics = jax.tree.map(lambda a: a[0], one_step(*arrays))
+    examples = data.Examples(dataset.train.images, dataset.train.labels, None, None)
+    after, metrics = jax.tree.map(lambda a: a[0], one_step(*jax.tree.map(lambda a: a[None], (before, examples))))
     loss = metrics.compute()["loss"]
     # The output of such a network is near 0 and EDM's target has unit size.
     assert 0.1 < loss < 3 and int(after.step) == 1

@@ -15,7 +15,7 @@ from configs import digits
 from pfgm_jax import build, checkpoint, data, field, parallel, process, train
 from pfgm_jax import config as config_lib
 from pfgm_jax import step as step_lib
-from pfgm_jax.data import to_unit
+from pfgm_jax.data import feed, to_unit
 from pfgm_jax.errors import UserError
 
 
@@ -46,6 +46,22 @@ def stacked(tree, devices):
     return parallel.pmap(lambda tree: tree, devices=devices)(copies)
 
 
+def examples_of(config, dataset, step):
+    """What each of eight devices sees of a step, [8, ...] on the host."""
+    n, c = len(dataset.train), config.train
+    indices = feed.planner(config.seed, c.order, dataset.train.labels, n, c.batch, c.large_batch)(step, 1)
+    seen = data.take(dataset.train.images, dataset.train.labels, indices)
+    images, references = feed.on_devices(seen.images, seen.references)
+    labels, known = feed.on_devices(seen.labels, seen.reference_labels)
+    return jax.tree.map(lambda a: a[:, 0], data.Examples(images, labels, references, known))
+
+
+def on_one(examples):
+    """The same examples as one device sees them, [1, ...]."""
+    images, labels = (a.reshape(1, -1, *a.shape[2:]) for a in examples[:2])
+    return data.Examples(images, labels, *(None if a is None else a[:1] for a in examples[2:]))
+
+
 OBJECTIVES = {
     "clean": {},
     "posterior mean, labels": {"train.large_batch": 64, "model.conditional": True},
@@ -62,13 +78,11 @@ def test_eight_devices_train_as_one_in_float64(x64, objective):
 
     def run(devices):
         step = parallel.pmap(lambda *args: step_lib.train_step(task, *args), devices=devices)
-        state, images, labels = (
-            stacked(tree, devices)
-            for tree in (step_lib.init_state(task, dataset.shape), dataset.train.images, dataset.train.labels)
-        )
+        state = stacked(step_lib.init_state(task, dataset.shape), devices)
         losses = []
-        for _ in range(20):
-            state, metrics = step(state, images, labels)
+        for k in range(20):
+            examples = examples_of(config, dataset, k)
+            state, metrics = step(state, examples if len(devices) > 1 else on_one(examples))
             losses.append(metrics.loss.total[0] / metrics.loss.count[0])
         return np.asarray(losses), jax.tree.map(lambda a: np.asarray(a)[0], state)
 
@@ -91,8 +105,9 @@ def test_eight_devices_give_the_gradient_of_one_in_float32():
 
     def gradient(devices):
         f = parallel.pmap(lambda *args: step_lib.loss_and_gradient(task, *args)[1], devices=devices)
-        trees = (state.params, state.step, dataset.train.images, dataset.train.labels)
-        result = f(*(stacked(tree, devices) for tree in trees))
+        examples = examples_of(config, dataset, 0)
+        trees = (stacked(tree, devices) for tree in (state.params, state.step))
+        result = f(*trees, examples if len(devices) > 1 else on_one(examples))
         return np.concatenate([np.asarray(a)[0].ravel() for a in jax.tree.leaves(result)])
 
     one, eight = gradient(jax.devices()[:1]), gradient(jax.devices())
@@ -137,11 +152,24 @@ def test_resumed_run_is_equal_bit_for_bit(uninterrupted, tmp_path, monkeypatch, 
     for a, b in zip(jax.tree.leaves(final_items(config, tmp_path)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
     # metrics.jsonl reads as if nothing had happened, speed apart
+    speed = ("images_per_second", "input_wait")
     lines = [
-        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in open(d / "metrics.jsonl")]
+        [{k: v for k, v in json.loads(line).items() if k not in speed} for line in open(d / "metrics.jsonl")]
         for d in (whole, tmp_path)
     ]
     assert lines[0] == lines[1]
+
+
+def test_a_streamed_run_is_a_resident_one(uninterrupted, tmp_path):
+    config, _, expected = uninterrupted
+    streamed = config.copy_and_resolve_references()
+    streamed.data.resident = False
+    train.train(streamed, tmp_path)
+    # Another program of the same sums: float32 rounding, and Adam's division by small second moments.
+    for a, b in zip(*map(jax.tree.leaves, (final_items(config, tmp_path)["ema"], expected["ema"])), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    records = [json.loads(line) for line in open(tmp_path / "metrics.jsonl")]
+    assert all(0 <= r["input_wait"] <= 1 for r in records if "input_wait" in r)
 
 
 def test_an_interrupted_run_is_saved_and_goes_on(uninterrupted, tmp_path, monkeypatch):
@@ -212,10 +240,11 @@ def test_validation_loss_counts_each_example_once_whatever_the_padding():
     config = tiny()
     dataset, _, task, _ = train.prepare(config)
     params = parallel.replicate(step_lib.init_state(task, dataset.shape).params)
-    split = parallel.replicate((dataset.val.images, dataset.val.labels))
-    key = jax.random.key(0)
+    chosen = step_lib.choose(0, 180, 40)
+    assert len(set(chosen)) == 40 and chosen.max() < 180
+    split = parallel.replicate((dataset.val.images[chosen], dataset.val.labels[chosen]))
     by_batch = [
-        float(step_lib.evaluate_losses(task, params, *split, step_lib.make_batches(180, 40, batch, key))[0])
+        float(step_lib.evaluate_losses(task, params, *split, step_lib.make_batches(40, batch))[0])
         for batch in (8, 16, 40, 64)
     ]
     np.testing.assert_allclose(by_batch, by_batch[0], rtol=1e-5)
@@ -229,40 +258,17 @@ def test_distance_to_truth_is_zero_for_the_truth_and_right_for_a_constant(monkey
     points = to_unit(images)
 
     arguments = [parallel.replicate(tree) for tree in (state.params, images, labels)]
+    queries = step_lib.truth_queries(0, len(images))
 
     def error(denoise):
         monkeypatch.setattr(step_lib, "denoiser", lambda *_: denoise)
         return np.asarray(
-            parallel.pmap(lambda *args: step_lib.truth_errors(task, *args, jnp.asarray([0.7])))(*arguments)
+            parallel.pmap(lambda *args: step_lib.truth_errors(task, *args, jnp.asarray([0.7])))(*arguments, queries)
         )
 
     exact = field.exact_denoiser(jnp.asarray(points), task.process.D)
     assert error(exact).max() < 1e-6
     np.testing.assert_allclose(error(lambda x, sigma: exact(x, sigma) + 0.25), 0.25, rtol=1e-5)
-
-
-def test_large_batch_is_the_same_on_all_devices_and_begins_with_the_small_one(monkeypatch):
-    config = tiny(**{"train.large_batch": 64})
-    dataset, _, task, _ = train.prepare(config)
-    seen = {}
-
-    def record(task, params, images, labels, indices, references, keys, train):
-        seen["indices"], seen["references"] = indices, references
-        return jnp.zeros(len(indices)) + sum(jnp.sum(a) for a in jax.tree.leaves(params))
-
-    monkeypatch.setattr(step_lib, "example_losses", record)
-
-    def batch(step, images, labels):
-        step_lib.loss_and_gradient(task, {"w": jnp.zeros(())}, step, images, labels)
-        return seen["indices"], seen["references"]
-
-    devices = jax.devices()
-    trees = (np.asarray(5, np.int32), dataset.train.images, dataset.train.labels)
-    indices, references = parallel.pmap(batch)(*(stacked(tree, devices) for tree in trees))
-    indices, references = np.asarray(indices), np.asarray(references)
-    assert (references == references[:1]).all()
-    assert len(set(references[0])) == 64
-    np.testing.assert_array_equal(indices.ravel(), references[0][:16])
 
 
 def test_learning_rate_warms_up_decays_and_follows_the_batch():
@@ -285,10 +291,9 @@ def test_ema_follows_edms_half_life_with_ramp():
     devices = jax.devices()
     step = parallel.pmap(lambda *args: step_lib.train_step(task, *args)[0])
     state = stacked(step_lib.init_state(task, dataset.shape), devices)
-    split = stacked((dataset.train.images, dataset.train.labels), devices)
     ema = None
     for k in range(20):
-        state = step(state, *split)
+        state = step(state, examples_of(config, dataset, k))
         halflife = min(100, 0.5 * 16 * k)
         decay = 0.5 ** (16 / halflife) if halflife else 0.0
         params = np.asarray(state.params["conv_in"]["kernel"][0], np.float64)
@@ -323,3 +328,66 @@ def test_derived_constants_of_pfgm_follow_its_formulas():
     assert M == 289
     assert flow.sigma_max == pytest.approx(40.9, abs=0.05)
     assert flow.max_norm == pytest.approx(2487, abs=1)
+
+
+# ---- what training does to images and labels
+
+
+def keys_of(n):
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(9), np.arange(n))
+
+
+def varied(n=4000, told=None, **settings):
+    task = train.prepare(tiny(**settings))[2]
+    y = np.random.default_rng(0).uniform(-1, 1, (n, 2, 2, 1)).astype(np.float32)
+    seen = step_lib._vary(task, keys_of(n), jnp.asarray(y), told)
+    again = step_lib._vary(task, keys_of(n)[7:9], jnp.asarray(y[7:9]), None if told is None else told[7:9])
+    for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a[7:9], b)  # by its own key, whatever the batch
+    return y, seen
+
+
+def test_half_of_the_images_are_mirrored():
+    y, (seen, _, _) = varied(**{"train.flip": True})
+    mirrored = (np.asarray(seen) == y[:, :, ::-1]).all((1, 2, 3))
+    assert ((np.asarray(seen) == y).all((1, 2, 3)) ^ mirrored).all()
+    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / math.sqrt(4000)
+
+
+def test_a_share_of_the_labels_is_hidden():
+    told = jnp.asarray(np.arange(4000) % 10)
+    settings = {"train.label_dropout": 0.2, "model.conditional": True}
+    _, (_, seen, _) = varied(told=told, **settings)
+    hidden = np.asarray(seen) == -1
+    assert (np.asarray(seen)[~hidden] == np.asarray(told)[~hidden]).all()
+    assert abs(hidden.mean() - 0.2) < 5 * 0.4 / math.sqrt(4000)
+
+
+def test_the_target_is_the_field_of_what_the_network_is_told(monkeypatch):
+    """Its label's images, all of them where the label is hidden, and mirrored ones too where images are mirrored."""
+    config = tiny(**{"train.large_batch": 48, "train.label_dropout": 0.5, "model.conditional": True,
+                     "train.flip": True, "train.batch": 48})  # fmt: skip
+    dataset, _, task, _ = train.prepare(config)
+    params = jax.tree.map(jnp.asarray, step_lib.init_state(task, dataset.shape).params)
+    examples = jax.tree.map(lambda a: jnp.asarray(a[0]), on_one(examples_of(config, dataset, 0)))
+    recorded = {}
+
+    def target(process, x, sigma, y, references, allowed):
+        recorded.update(y=np.asarray(y), references=np.asarray(references), allowed=np.asarray(allowed))
+        return y
+
+    monkeypatch.setattr(step_lib.losses, "posterior_target", target)
+    step_lib.example_losses(task, params, examples, keys_of(48), train=True)
+    images, labels = to_unit(np.asarray(examples.images)), np.asarray(examples.labels)
+    np.testing.assert_array_equal(recorded["references"], np.concatenate([images, images[:, :, ::-1]]))
+    own = np.tile(labels[:, None] == labels, 2)
+    any_ = recorded["allowed"].all(axis=1)
+    assert 10 < any_.sum() < 38  # 24 of 48, within 4 sigma
+    np.testing.assert_array_equal(recorded["allowed"][~any_], own[~any_])
+    # What was perturbed is among the references that count, so that the target is never far from it.
+    same = (recorded["y"][:, None] == recorded["references"]).all((2, 3, 4))
+    assert (same & recorded["allowed"]).any(axis=1).all()
+    step_lib.example_losses(task, params, examples, keys_of(48), train=False)
+    np.testing.assert_array_equal(
+        recorded["allowed"], labels[:, None] == labels
+    )  # validation hides and mirrors nothing

@@ -5,18 +5,23 @@ A new source is one file here and one entry in SOURCES.
 
 from pfgm_jax.data import digits, medmnist, prepared
 from pfgm_jax.data.dataset import Dataset, Moments, Split, diameter, moments, to_uint8, to_unit
-from pfgm_jax.data.order import epoch_order
+from pfgm_jax.data.feed import Examples, Indices, take
+from pfgm_jax.data.order import balanced_order, epoch_order
 from pfgm_jax.errors import UserError, nearest
 
 __all__ = [
     "SOURCES",
     "Dataset",
+    "Examples",
+    "Indices",
     "Moments",
     "Split",
+    "balanced_order",
     "diameter",
     "epoch_order",
     "load",
     "moments",
+    "take",
     "to_uint8",
     "to_unit",
 ]
