@@ -9,7 +9,6 @@ from pfgm_jax import models, parametrization, process
 from pfgm_jax.data.dataset import diameter, moments
 from pfgm_jax.errors import UserError
 
-
 # The mismatch between prior and data that EDM's σ_max of 80 leaves on CIFAR-10, in nats.
 PRIOR_NATS = 0.06
 

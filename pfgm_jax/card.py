@@ -1,4 +1,4 @@
-"""The data card of a data set: what it holds, what it implies, and what is wrong with it, before anything is trained."""
+"""The data card of a data set: what it holds, implies and lacks, before anything is trained."""
 
 import math
 import pathlib
@@ -17,7 +17,7 @@ from pfgm_jax.metrics.neighbours import squared_distances
 SPLITS = ("train", "val", "test")
 QUANTILES = (1, 10, 50, 90)  # of nearest distances, in per cent
 FEW = 10  # a class with fewer training images is warned of
-NEAR = 0.1  # a near copy is closer than this part of the median distance from a training image to the next
+NEAR = 0.2  # a near copy is closer than this part of the median distance from a training image to the next
 MOST_CLASSES = 40  # rows of the table and of the overview
 # Queries of a nearest-neighbour search: at most QUERIES, fewer for a large set, but LEAST, as far as memory allows.
 QUERIES, LEAST, MULTIPLICATIONS, HELD = 2000, 256, 2e11, 2**26
@@ -169,7 +169,7 @@ def _classes(card, order):
     share = lambda n, all_n: f"{n:,}" + (f" ({100 * n / all_n:.1f} %)" if all_n else "")
     rows = [
         (
-            f"{c} {_short(dataset.classes[c])}",
+            _class(dataset, c),
             *(share(counts[c], counts.sum()) for counts in (train, val, test)),
             "█" * math.ceil(20 * train[c] / train.max()),
         )
@@ -201,10 +201,19 @@ def _distances(card):
         asked = f"{k:,}" if k == found.images else f"{k:,} of {found.images:,}"
         rows.append(
             (name + (", itself left out" if name == "train" else ""), asked, f"{found.searched:,}",
-             *(f"{q:.2f}" for q in np.percentile(d, QUANTILES)), f"{np.median(d) / reference:.2f}",
+             *(f"{q:.2f}" for q in np.percentile(d, QUANTILES)),
+             f"{np.median(d) / reference:.2f}" if reference > 0 else "–",
              f"{np.mean(d == 0):.1%}", f"{near:.1%}")
         )  # fmt: skip
-    header = ("from", "queries", "searched", *(f"{q} %" for q in QUANTILES), "median / train's", "copies", "near copies")
+    header = (
+        "from",
+        "queries",
+        "searched",
+        *(f"{q} %" for q in QUANTILES),
+        "median / train's",
+        "copies",
+        "near copies",
+    )
     return _table(rows, header) + (
         f"\n\nL2 over the values of an image; quantiles. A near copy is closer than {NEAR:g} of train's median and no "
         "copy. A median ratio well above 1: the split is farther from train than train is from itself."
@@ -219,7 +228,9 @@ def _notes(card):
         if len(c.indices) < len(getattr(card.dataset, name))
     ]
     limit = census.EXAMINED_BYTES / 2**30
-    return [f"Of images beyond {limit:g} GiB a subset was examined, drawn with a fixed seed: {_few(part)}."] * bool(part)
+    return [f"Of images beyond {limit:g} GiB a subset was examined, drawn with a fixed seed: {_few(part)}."] * bool(
+        part
+    )
 
 
 def _shown(order):
@@ -232,6 +243,12 @@ def _shown(order):
 
 def _few(names):
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _class(dataset, c):
+    """A class by number and name, or by one of them where they are the same."""
+    name = dataset.classes[c]
+    return _short(name) if name == str(c) else f"{c} {_short(name)}"
 
 
 def _short(name, most=32):
@@ -273,7 +290,7 @@ def draw(card, folder):
         name = re.sub(r"\W+", "_", dataset.classes[c])[:40].strip("_")
         plots.grid(sample(c, 64)).save(folder / "classes" / f"{c:02d}_{name}.png")
     shown, _ = _shown(order)
-    rows = [(f"{c} {_short(dataset.classes[c])}\n{card.counts[0][c]:,} images", sample(c, 12)) for c in shown]
+    rows = [(f"{_class(dataset, c)}\n{card.counts[0][c]:,} images", sample(c, 12)) for c in shown]
     plots.labelled_rows(rows, columns=12).save(folder / "overview.png")
     written = ["overview.png", "classes/"]
     pairs = [pair for one, other in ((1, 0), (2, 0), (2, 1)) for pair in card.copies.between(one, other)][:12]
@@ -281,7 +298,7 @@ def draw(card, folder):
         rows = []
         for pair in pairs:
             splits = [(getattr(dataset, SPLITS[s]), SPLITS[s], i) for s, i in pair]
-            told = "\n".join(f"{name} {i}: {_short(dataset.classes[split.labels[i]])}" for split, name, i in splits)
+            told = "\n".join(f"{name} {i}: {_class(dataset, split.labels[i])}" for split, name, i in splits)
             rows.append((told, np.concatenate([np.asarray(split.images[i : i + 1]) for split, _, i in splits])))
         plots.labelled_rows(rows).save(folder / "shared.png")
         written.append("shared.png")

@@ -26,6 +26,11 @@ def device_kind():
     return jax.devices()[0].device_kind
 
 
+def device_memory():
+    """Bytes that a program may take of one device, or None where the backend does not say (a CPU)."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def axis_slice(size):
     """(first, count) of this device's equal share of `size` examples; inside a mapped function."""
     count = size // lax.psum(1, AXIS)

@@ -69,11 +69,14 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
     return "\n".join(lines)
 
 
-def prepare(config, stand_in=False):
-    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence)."""
+def prepare(config, stand_in=False, dataset=None):
+    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence).
+
+    A `dataset` that is loaded already is not loaded again.
+    """
     config_lib.check(config)
     parallel.check_divisible(config.train.batch, "--config.train.batch")
-    dataset = data.load(config.data, stand_in)
+    dataset = dataset or data.load(config.data, stand_in)
     derived = build.derive(config, dataset)
     task = make_task(config, derived)
     generator.check_sampling(config, task.process)
