@@ -34,12 +34,12 @@ def advise(config, argument, overrides, workdir=None):
     say = lambda doing: print(f"advise     {time.perf_counter() - begun:4.0f} s  {doing}", file=sys.stderr, flush=True)
     workdir = workdir or f"runs/{config.data.name}"
     config_lib.check(config)
+    machine = trial.look_at_machine(workdir)
     say("loading the data")
     dataset = data.load(config.data, stand_in=True)
     first = possible_batch(config, dataset.train_images, parallel.device_count())
     dataset, derived, task, cadence = train.prepare(config, dataset=dataset)
     state = init_state(task, dataset.shape)
-    machine = trial.look_at_machine(workdir)
     found = trial.run(task, state, dataset, cadence.per_call, machine, say)
     findings = find(config, dataset, derived, state, machine, found, say)
     lines, hours = rules.judge(findings)
@@ -101,7 +101,7 @@ def report(plan, found, lines, hours, argument, overrides, workdir):
         plan,
         f"batches    {fits} (the compiler's estimates; {size(trial.HEADROOM * machine.memory)} may be filled)",
         f"speed      {'; '.join(speeds) or 'not measured'}",
-        f"compiling  {tried.compiling:.0f} s for all of this; a run compiles one batch, and finds it in the cache if it was tried",
+        f"compiling  {tried.compiling:.0f} s for all of this; what a run needs of it is kept",
         "",
     ]
     for mark, why, change in lines:

@@ -21,6 +21,7 @@ MANY_EPOCHS, MANY_AUGMENTED = 1_000, 4_000
 # A learning rate may be so many times EDM's under the rule √batch; small networks bear more.
 EDM_RATE, EDM_BATCH = 1e-3, 512
 LARGE_NETWORK, HIGH_RATE, HIGH_RATE_SMALL = 10_000_000, 3.0, 12.0
+BUSY = 1.5  # programs for each core, ours not yet among them
 MOST_NATS = 0.5  # of mismatch between prior and data
 FEW_IMAGES = 100_000  # a run of fewer is not worth proposing
 # Presets by image side: up to it, and the side that each is for, from small to large.
@@ -73,14 +74,15 @@ def networks_for(config, derived):
     side = max(shape[:2])
     for name, made_for in next(names for limit, names in NETWORKS if side <= limit).items() if side >= 16 else ():
         fields = models.preset(name)
-        fields["attention"] = tuple(resolution * side // made_for for resolution in fields["attention"])
         changed = config.copy_and_resolve_references()
         changed.model.update(fields)
         network = build.make_model(changed, derived)
         try:
-            network.check_size(shape[:2])
+            levels = zip(network.check_size((made_for, made_for)), network.check_size(shape[:2]), strict=True)
         except UserError:  # such a side cannot be halved as often
             continue
+        fields["attention"] = tuple(here[0] for there, here in levels if there[0] in fields["attention"])
+        network = network.clone(attention=fields["attention"])
         found.append(Network(name, fields, trial.parameters(network, shape)))
     return found
 
@@ -96,8 +98,9 @@ def batch_lines(found):
     tried, planned, limit = found.trial, found.config.train.batch, trial.HEADROOM * found.machine.memory
     if not tried.largest:
         smallest = min(tried.memory)
+        need = size(tried.memory[smallest])
         why = (
-            f"no batch fits: {smallest} takes {size(tried.memory[smallest])} a device, and {size(limit)} may be filled. Smaller images, a "
+            f"no batch fits: {smallest} takes {need} a device, and {size(limit)} may be filled. Smaller images, a "
             "smaller network, --config.model.remat=True, or on a GPU or TPU --config.model.dtype=bfloat16"
         )
         return [Line("STOP", why, _lighter(found))], 0
@@ -211,7 +214,7 @@ def hours_lines(found, hours):
     """The length of the run, and what would be shorter."""
     config, machine, best = found.config, found.machine, found.recommended
     long, told = LONG_HOURS[machine.cpu], duration(hours)
-    affordable = int(config.train.images * long / hours)
+    affordable = round(config.train.images * long / hours)
     if hours <= long:
         return [Line("ok", f"{told} of training")]
     within = f"in {long} hours this machine trains on {affordable:,} images"
@@ -253,6 +256,11 @@ def judge(found):
     if batch:
         lines += [*rate_lines(found, batch), *network_lines(found), *process_lines(found)]
     if hours is not None:
+        if measured != batch:
+            lines.append(Line("note", f"the hours below are at the speed of batch {measured}; others were not tried"))
+        if found.machine.load > BUSY:
+            why = f"{found.machine.load:.0f} programs a core are at work here: alone, this one is faster than measured"
+            lines.append(Line("note", why))
         lines += hours_lines(found, hours)
     copies = found.config.train.keep + 1  # the new one is there before the oldest goes
     if found.checkpoint * copies > found.machine.disk:

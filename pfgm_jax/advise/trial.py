@@ -26,13 +26,14 @@ MOST_IMAGES = 2**14  # the largest batch looked for
 
 
 class Machine(NamedTuple):
-    """The devices, bytes of memory for each, and bytes of disk that are free."""
+    """The devices, bytes of memory for each, bytes of disk that are free, and programs that wait for each core."""
 
     kind: str
     devices: int
     cpu: bool
     memory: float
     disk: float
+    load: float = 0.0
 
 
 class Trial(NamedTuple):
@@ -72,8 +73,9 @@ def look_at_machine(folder):
         folder = folder.parent
     devices = parallel.device_count()
     memory = parallel.device_memory() or host_memory() / devices
-    return Machine(parallel.device_kind(), devices, jax.default_backend() == "cpu", memory,
-                   shutil.disk_usage(folder).free)  # fmt: skip
+    load = os.getloadavg()[0] / os.cpu_count() if hasattr(os, "getloadavg") else 0.0  # Windows has none
+    cpu = jax.default_backend() == "cpu"
+    return Machine(parallel.device_kind(), devices, cpu, memory, shutil.disk_usage(folder).free, load)
 
 
 def with_batch(task, batch):
