@@ -114,7 +114,7 @@ def test_run_that_takes_years():
     said = marks(findings(speed=slow))
     # Three days are 259 200 images.
     assert "87 days" in said.STOP and "259,200 images" in said.STOP
-    assert said.changes == {"train.images": 260_000, "optim.warmup": 13_000}
+    assert said.changes == {"train.images": 260_000, "optim.warmup": 13_000, "train.batch": 128}
     text = report(findings(speed=slow))
     assert "HOPELESS on this machine as planned: 87 days" in text
     assert "--config.train.images=2" in text and "--mode=advise" not in text

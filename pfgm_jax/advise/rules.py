@@ -23,7 +23,7 @@ EDM_RATE, EDM_BATCH = 1e-3, 512
 LARGE_NETWORK, HIGH_RATE, HIGH_RATE_SMALL = 10_000_000, 3.0, 12.0
 BUSY = 1.5  # programs for each core, ours not yet among them
 MOST_NATS = 0.5  # of mismatch between prior and data
-FEW_IMAGES = 100_000  # a run of fewer is not worth proposing
+FEW_IMAGES, FEW_STEPS = 100_000, 2_000  # a run of fewer is not worth proposing
 # Presets by image side: up to it, and the side that each is for, from small to large.
 NETWORKS = (
     (40, {"cpu_28": 28, "medical_28": 28, "ddpmpp": 32}),
@@ -223,9 +223,9 @@ def hours_lines(found, hours):
     faster = found.speedup if found.speedup and found.speedup > 1.5 else None
     options, change = [within], {}
     if affordable >= FEW_IMAGES:
-        change = images_changes(config, affordable)
+        change = images_changes(found, affordable)
     elif faster and affordable * faster >= FEW_IMAGES:
-        change = network_changes(found) | images_changes(config, int(affordable * faster))
+        change = network_changes(found) | images_changes(found, affordable * faster)
     if faster:
         options.append(f"the network {best.name} takes {faster:.0f} times fewer operations (counted, not tried)")
     if not machine.cpu and config.model.dtype == "float32":
@@ -235,10 +235,17 @@ def hours_lines(found, hours):
     return [Line("STOP", f"{told} of training: " + "; ".join(options), change)]
 
 
-def images_changes(config, images):
-    """A run of at most `images`, two digits of it, with its warm-up."""
+def images_changes(found, images):
+    """A run of at most `images`, two digits of it, with its warm-up, and a batch that leaves it FEW_STEPS steps."""
+    config, devices = found.config, found.machine.devices
     images = min(config.train.images, int(float(f"{images:.1e}")))
-    return {"train.images": images} | ({"optim.warmup": images // 20} if 2 * config.optim.warmup > images else {})
+    change = {"train.images": images}
+    if 2 * config.optim.warmup > images:
+        change["optim.warmup"] = images // 20
+    if images < FEW_STEPS * config.train.batch:
+        batch = trial.power_of_two(max(images / FEW_STEPS, GOOD_BATCH, devices), devices)
+        change |= {"train.batch": batch} if batch < config.train.batch else {}
+    return change
 
 
 def network_changes(found):
