@@ -23,6 +23,11 @@ def sigma_max_of(mean_square_norm):
     return math.sqrt(mean_square_norm / (2 * PRIOR_NATS))
 
 
+def scaled_rate(optim, batch):
+    """config.optim's learning rate at a batch: by the square root, the rule for Adam (arXiv 2205.10287)."""
+    return optim.lr * math.sqrt(batch / optim.lr_batch)
+
+
 def derive(config, dataset):
     """Everything that the data decide, as plain numbers for config.json.
 
@@ -53,7 +58,7 @@ def derive(config, dataset):
         "sigma_data": float(facts.std if config.process.sigma_data is None else config.process.sigma_data),
         "M": process.pfgm_M(facts.mean_norm, N) if config.process.M is None else config.process.M,
         "sigma_max": config.process.sigma_max,
-        "lr": config.optim.lr * math.sqrt(config.train.batch / config.optim.lr_batch),
+        "lr": scaled_rate(config.optim, config.train.batch),
     }
     if derived["sigma_max"] is None and config.process.name == "ve":
         derived["sigma_max"] = diameter(dataset.train.images)

@@ -75,6 +75,8 @@ def test_batch_32_at_the_rate_of_512():
     assert "4.0 times EDM's" in said.CHANGE
     assert said.changes == {"optim.lr": 1e-3, "optim.lr_batch": 512}
     assert marks(findings(overridden(train__batch=32))).changes == {}
+    (line,) = rules.rate_lines(findings(overridden(train__batch=32)), 32)
+    assert line.why.startswith("learning rate 2.5e-04 at batch 32")  # 1e-3 · √(32/512)
 
 
 def test_batch_1_is_raised_where_more_fits():

@@ -139,7 +139,7 @@ def _lighter(found):
 def rate_lines(found, batch):
     """The learning rate against EDM's by the same rule, and its warm-up against the length of the run."""
     c, images = found.config.optim, found.config.train.images
-    rate, rule = c.lr * math.sqrt(batch / c.lr_batch), EDM_RATE * math.sqrt(batch / EDM_BATCH)
+    rate, rule = build.scaled_rate(c, batch), EDM_RATE * math.sqrt(batch / EDM_BATCH)
     most = HIGH_RATE if found.parameters >= LARGE_NETWORK else HIGH_RATE_SMALL
     if rate > most * rule:
         why = (
