@@ -28,8 +28,8 @@ sampled by RK45 at 1e-5).
 
 EDM and PFGM++ augment with probability 0.12 and tell the network how, all others mirror half of the images.
 
-Not as published: `ve` with `ncsnv2` was trained on 232 levels and sampled by annealed Langevin steps alone; here time is
-continuous and a predictor step follows the five Langevin steps of each level. DDPM's own network (FID 3.24) is not
+Not as published: `ve` with `ncsnv2` was trained on 232 levels and sampled by annealed Langevin steps alone; here time
+is continuous and a predictor step follows the five Langevin steps of each level. DDPM's own network (FID 3.24) is not
 built.
 """
 

@@ -9,12 +9,30 @@ from pfgm_jax import augment, models, parametrization, process
 from pfgm_jax.data.dataset import diameter, moments
 from pfgm_jax.errors import UserError
 
+# The mismatch between prior and data that EDM's σ_max of 80 leaves on CIFAR-10, in nats.
+PRIOR_NATS = 0.06
+
+
+def prior_mismatch(mean_square_norm, sigma_max):
+    """Bound, in nats, on the mismatch at σ_max of data with this E‖y‖² and a prior centred at 0: E‖y‖²/(2σ_max²)."""
+    return mean_square_norm / (2 * sigma_max**2)
+
+
+def sigma_max_of(mean_square_norm):
+    """The σ_max at which `prior_mismatch` is PRIOR_NATS."""
+    return math.sqrt(mean_square_norm / (2 * PRIOR_NATS))
+
+
+def scaled_rate(optim, batch):
+    """config.optim's learning rate at a batch: by the square root, the rule for Adam (arXiv 2205.10287)."""
+    return optim.lr * math.sqrt(batch / optim.lr_batch)
+
 
 def derive(config, dataset):
     """Everything that the data decide, as plain numbers for config.json.
 
     For EDM and PFGM++, σ_max bounds the mismatch between the prior, which is centred at 0, and the data at σ_max,
-    E‖y‖²/(2σ_max²), by 0.06 nats: EDM's 80 on CIFAR-10. PFGM's M, z_max and largest prior norm follow its formulas
+    E‖y‖²/(2σ_max²), by PRIOR_NATS: EDM's 80 on CIFAR-10. PFGM's M, z_max and largest prior norm follow its formulas
     (`process.pfgm`); VE's σ_max is the largest distance between two images (arXiv 2006.09011, technique 1).
 
     Raises:
@@ -40,12 +58,12 @@ def derive(config, dataset):
         "sigma_data": float(facts.std if config.process.sigma_data is None else config.process.sigma_data),
         "M": process.pfgm_M(facts.mean_norm, N) if config.process.M is None else config.process.M,
         "sigma_max": config.process.sigma_max,
-        "lr": config.optim.lr * math.sqrt(config.train.batch / config.optim.lr_batch),
+        "lr": scaled_rate(config.optim, config.train.batch),
     }
     if derived["sigma_max"] is None and config.process.name == "ve":
         derived["sigma_max"] = diameter(dataset.train.images)
     elif derived["sigma_max"] is None and config.process.name in ("edm", "pfgmpp"):
-        derived["sigma_max"] = math.sqrt(facts.mean_square_norm / (2 * 0.06))
+        derived["sigma_max"] = sigma_max_of(facts.mean_square_norm)
     # The others have a σ_max of their own, which may depend on M.
     derived["sigma_max"] = make_process(config, derived).sigma_max
     make_model(config, derived).check_size(dataset.shape[:2])

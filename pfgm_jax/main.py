@@ -2,6 +2,7 @@
 
 python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/digits [--config.train.batch=128 ...]
 python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
+python -m pfgm_jax.main --mode=data|advise --config=configs/digits.py[:ARGUMENTS]
 """
 
 import argparse
@@ -12,7 +13,8 @@ import sys
 
 from pfgm_jax.errors import UserError, nearest
 
-MODES = ("train", "sample", "evaluate", "export", "import")
+MODES = ("train", "data", "advise", "sample", "evaluate", "export", "import")
+PLANNING = ("train", "data", "advise")  # those that take a config file; the others open a run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,7 +27,9 @@ def parse(argv):
     parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
                      usage="%(prog)s [options] [--config.a.b=value ...]",
                      description="Train, sample and score Poisson flow generative models.")  # fmt: skip
-    parser.add_argument("--config", metavar="FILE[:ARGS]", help="config file and its arguments, for --mode=train")
+    parser.add_argument(
+        "--config", metavar="FILE[:ARGS]", help="config file and its arguments, for --mode=train, data, advise"
+    )
     parser.add_argument("--workdir", help="the run directory")
     parser.add_argument("--mode", default="train", metavar="|".join(MODES), help="what to do (train)")
     parser.add_argument("--source", metavar="FILE", help="checkpoint of other code, for --mode=import")
@@ -46,7 +50,7 @@ def parse(argv):
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
     if (flags.mode == "import") != (flags.source is not None):
         raise UserError("--source=FILE and --mode=import go together: the checkpoint to import")
-    if not flags.workdir and not flags.dry_run:
+    if not flags.workdir and not flags.dry_run and flags.mode not in ("data", "advise"):
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
     if (flags.workdir or "").startswith("pretrained:"):
         raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
@@ -89,17 +93,26 @@ def run(argv):
         config = load_config(flags.config, {}) if flags.config else None
         print(importer.import_run(flags.source, flags.workdir, config, overrides))
         return
-    if flags.mode != "train":
+    if flags.mode not in PLANNING:
         from pfgm_jax.config import default, override
 
         for key, text in overrides.items():
             override(default(), key, text)  # unknown keys and wrong types first
             if not key.startswith(("sample.", "evaluate.")):
                 raise UserError(f"--mode={flags.mode} takes overrides of sample.* and evaluate.*, not of {key}")
-    if flags.mode == "train":
+    if flags.mode in PLANNING:
+        config = load_config(flags.config, overrides)
+    if flags.mode == "data":
+        from pfgm_jax import card
+
+        print(card.write(config, flags.workdir))
+    elif flags.mode == "advise":
+        from pfgm_jax.advise import advise
+
+        print(advise(config, flags.config, overrides, flags.workdir))
+    elif flags.mode == "train":
         from pfgm_jax import train
 
-        config = load_config(flags.config, overrides)
         if flags.dry_run:
             print(train.dry_run(config))
         else:

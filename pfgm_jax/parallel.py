@@ -6,6 +6,7 @@ all devices of a host.
 
 import functools
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -27,11 +28,25 @@ def device_kind():
     return jax.devices()[0].device_kind
 
 
-def memory():
-    """Bytes that one device can hold: its own memory, or its share of the host's where it has none."""
-    stats = jax.devices()[0].memory_stats() or {}
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stats.get("bytes_limit") or host // jax.local_device_count()
+def device_memory():
+    """Bytes that a program may take of one device: of its own memory, or of its share of the host's if it has none."""
+    own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return own or host_memory() // jax.local_device_count()
+
+
+def host_memory():
+    """Bytes that a program may still take of this machine, or of its container where that is less."""
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # no Linux: all that there is
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            free = min(free, int(pathlib.Path("/sys/fs/cgroup", limit).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return free
 
 
 def axis_slice(size):

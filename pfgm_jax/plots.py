@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def grid(images, columns=None, tile=48):
@@ -18,6 +18,27 @@ def grid(images, columns=None, tile=48):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def labelled_rows(rows, tile=48, columns=None):
+    """A PIL image with one row of uint8 images [k, H, W, C] for each (text, images) of `rows`, its text at the left.
+
+    Rows are as long as the longest or `columns`; shorter ones end in white.
+    """
+    columns = columns or max(len(images) for _, images in rows)
+    strips = [grid(images[:columns], columns, tile).convert("RGB") for _, images in rows if len(images)]
+    font, gap = ImageFont.load_default(14), 6
+    height = max((strip.height for strip in strips), default=tile)
+    margin = 2 * gap + math.ceil(max(font.getlength(line) for text, _ in rows for line in text.split("\n")))
+    width = margin + max((strip.width for strip in strips), default=0) + gap
+    canvas = Image.new("RGB", (width, len(rows) * (height + gap) + gap), "white")
+    draw, strips = ImageDraw.Draw(canvas), iter(strips)
+    for i, (text, images) in enumerate(rows):
+        top = gap + i * (height + gap)
+        draw.text((gap, top + height / 2), text, fill="black", font=font, anchor="lm")
+        if len(images):
+            canvas.paste(next(strips), (margin, top))
+    return canvas
 
 
 def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):

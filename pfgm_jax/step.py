@@ -80,6 +80,7 @@ class Task(NamedTuple):
     optimizer: optax.GradientTransformation
     seed: int
     batch: int
+    large_batch: int
     flip: bool
     augment: float
     label_dropout: float
@@ -99,6 +100,7 @@ def make_task(config, derived):
         make_optimizer(config, derived),
         config.seed,
         config.train.batch,
+        config.train.large_batch,
         config.train.flip,
         config.train.augment,
         config.train.label_dropout,

@@ -37,12 +37,14 @@ from pfgm_jax.step import (
 TRUTH_LIMIT = 5e7
 
 
-def memory_estimate(config, task, state, dataset, steps):
-    """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call."""
+def memory_estimate(task, state, dataset, steps, resident):
+    """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call.
+
+    With that, the examples of the calls to come; the images too where they are `resident` on the devices.
+    """
     n, train = dataset.train_images, dataset.train
     split = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
-    resident = _is_resident(config, dataset)
-    source, batch = feed.call_shapes(split, task.batch, config.train.large_batch, steps, resident)
+    source, batch = feed.call_shapes(split, task.batch, task.large_batch, steps, resident)
     shapes = parallel.replicated_shapes(state)
     analysis = train_steps.lower(task, shapes, source, batch).compile().memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -50,7 +52,7 @@ def memory_estimate(config, task, state, dataset, steps):
     return held + analysis.temp_size_in_bytes + waiting
 
 
-def _is_resident(config, dataset):
+def is_resident(config, dataset):
     """Whether the training images stay on the devices."""
     images = dataset.train.images
     return feed.is_resident(config.data.resident, (dataset.train_images, *images.shape[1:]), images.dtype.itemsize)
@@ -74,7 +76,7 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
         f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}"
         + "".join(f", {text}" for text in _variations(config)),
         f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call, images "
-        + ("on the devices" if _is_resident(config, dataset) else "streamed from the host"),
+        + ("on the devices" if is_resident(config, dataset) else "streamed from the host"),
     ]
     if dataset.stands_for:
         lines.insert(1, f"stand-ins  the file is absent: what derives from the data is of {dataset.source}")
@@ -96,11 +98,14 @@ def _variations(config):
         yield f"{c.label_dropout:.0%} of the labels hidden"
 
 
-def prepare(config, stand_in=False):
-    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence)."""
+def prepare(config, stand_in=False, dataset=None):
+    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence).
+
+    A `dataset` that is loaded already is not loaded again.
+    """
     config_lib.check(config)
     parallel.check_divisible(config.train.batch, "--config.train.batch")
-    dataset = data.load(config.data, stand_in)
+    dataset = dataset or data.load(config.data, stand_in)
     derived = build.derive(config, dataset)
     task = make_task(config, derived)
     generator.check_sampling(config, task.process)
@@ -111,7 +116,7 @@ def dry_run(config):
     """What `train` would do, as text; nothing is written."""
     dataset, derived, task, cadence = prepare(config, stand_in=True)
     state = init_state(task, dataset.shape)
-    memory = memory_estimate(config, task, state, dataset, cadence.per_call)
+    memory = memory_estimate(task, state, dataset, cadence.per_call, is_resident(config, dataset))
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     return f"{config}\n{overview}\n{describe(config, derived, task, state, dataset, cadence, memory)}"
 
@@ -200,7 +205,7 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
     """The loop of `train`: from `state` to the end, or to an interrupt."""
     step, train = int(state.step), dataset.train
     state = parallel.replicate(state)
-    resident = _is_resident(config, dataset)
+    resident = is_resident(config, dataset)
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
     plan = feed.planner(task.seed, config.train.order, train.labels, len(train), task.batch, config.train.large_batch)
     evaluate = _evaluation(config, task, dataset, source, log)

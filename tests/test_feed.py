@@ -71,7 +71,7 @@ def test_shapes_for_the_compiler_are_those_that_are_sent():
 
 
 def test_images_stay_on_the_devices_where_they_fit(monkeypatch):
-    monkeypatch.setattr(parallel, "memory", lambda: 4000)
+    monkeypatch.setattr(parallel, "device_memory", lambda: 4000)
     assert feed.is_resident(None, (10, 10, 10, 1)) and not feed.is_resident(None, (10, 10, 10, 3))
     assert not feed.is_resident(None, (10, 10, 10, 1), itemsize=4)
     assert feed.is_resident(True, (10, 10, 10, 3)) and not feed.is_resident(False, (1, 1, 1, 1))

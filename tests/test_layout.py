@@ -17,7 +17,7 @@ LAYERS = [
     {"config"},
     {"generator", "step", "recipes"},
     {"train", "evaluate"},
-    {"export", "importer"},
+    {"export", "importer", "advise", "card"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent

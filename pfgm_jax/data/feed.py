@@ -77,7 +77,7 @@ def is_resident(wanted, images_shape, itemsize=1):
     """Whether images [n, H, W, C] of `itemsize` bytes a value stay on the devices: as `wanted`, or where they fit."""
     if wanted is not None:
         return wanted
-    return np.prod(images_shape, dtype=np.int64) * itemsize <= RESIDENT_SHARE * parallel.memory()
+    return np.prod(images_shape, dtype=np.int64) * itemsize <= RESIDENT_SHARE * parallel.device_memory()
 
 
 def on_devices(examples, references=None):
