@@ -1,9 +1,11 @@
 """Pictures: grids of samples, the animation of a trajectory, the curves of a run."""
 
 import math
+import pathlib
+import textwrap
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def grid(images, columns=None, tile=48):
@@ -18,6 +20,31 @@ def grid(images, columns=None, tile=48):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+
+
+def class_grid(images, labels, classes, columns=16):
+    """A PIL image of uint8 images [n, H, W, C], a row for each class in `labels` [n] and its name before it.
+
+    A row has the first `columns` images of its class at most.
+    """
+    from matplotlib import get_data_path  # its font knows more alphabets than Pillow's
+
+    counts = np.bincount(labels, minlength=len(classes))
+    columns = min(columns, counts.max())
+    rows = [(k, grid(images[labels == k][:columns], columns)) for k in np.flatnonzero(counts)]
+    width, height = rows[0][1].size
+    font = ImageFont.truetype(pathlib.Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), max(11, height // 12))
+    names = [classes[k] if classes[k] == str(k) else f"{k} {classes[k]}" for k, _ in rows]
+    names = ["\n".join(textwrap.wrap(name, 24, max_lines=3, placeholder=" …")) for name in names]
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    margin = math.ceil(max(measure.multiline_textbbox((0, 0), name, font)[2] for name in names)) + 12
+    canvas = Image.new(rows[0][1].mode, (margin + width, len(rows) * (height + 2) - 2), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, ((_, row), name) in enumerate(zip(rows, names, strict=True)):
+        top = i * (height + 2)
+        canvas.paste(row, (margin, top))
+        draw.multiline_text((margin - 6, top + height / 2), name, "black", font, anchor="rm", align="right")
+    return canvas
 
 
 def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):

@@ -75,6 +75,7 @@ class Task(NamedTuple):
     seed: int
     batch: int
     large_batch: int
+    label_dropout: float
     ema_halflife: int
     ema_ramp: float
 
@@ -92,6 +93,7 @@ def make_task(config, derived):
         config.seed,
         config.train.batch,
         config.train.large_batch,
+        config.train.label_dropout,
         config.train.ema_halflife,
         config.train.ema_ramp,
     )
@@ -141,18 +143,21 @@ def example_losses(task, params, images, labels, indices, references, keys, trai
       images, labels: uint8 [n, H, W, C] and [n], on the device.
       indices: [b] the examples.
       references: [R] the large batch, which holds them (−1 is padding), or None for the clean-image target.
-      keys: [b] one per example. train: whether dropout is on.
+      keys: [b] one per example. train: whether dropout is on, that of labels too.
     """
     y = to_unit(images[indices])
     told = labels[indices] if task.model.num_labels else None
-    noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    noise_keys, dropout_keys, label_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    if told is not None and train:
+        dropped = jax.vmap(jax.random.bernoulli, (0, None))(label_keys, task.label_dropout)
+        told = jnp.where(dropped, -1, told)
     x, sigma = process.training_pairs(task.process, noise_keys, y)
     mean = y
     if references is not None:
         allowed = jnp.broadcast_to(references >= 0, (len(y), len(references)))
         if told is not None:
-            # A network that is told the label learns the field of that label's images.
-            allowed &= told[:, None] == labels[references]
+            # A network that is told the label learns the field of that label's images, and without it that of all.
+            allowed &= (told[:, None] < 0) | (told[:, None] == labels[references])
         mean = losses.posterior_target(task.process, x, sigma, y, to_unit(images[references]), allowed)
 
     def network(x, noise):

@@ -78,7 +78,7 @@ def test_labels():
     zeros, _ = made.sample(key, 4, labels=[0, 0, 0, 0])
     ones, _ = made.sample(key, 4, labels=np.ones(4, int))
     assert (zeros != ones).any()
-    drawn = made._labels(key, 2000, None)
+    drawn = made.labels(key, 2000)
     assert set(drawn) == set(range(10))
     for labels in ([0], [0, 0, 0, 10], [0, 0, 0, -1]):
         with pytest.raises(UserError, match="labels must be 4 integers from 0 to 9"):
