@@ -9,7 +9,8 @@ import oracles
 import pytest
 from jax.scipy.special import logsumexp
 
-from pfgm_jax import data, field, process
+from configs import digits
+from pfgm_jax import build, data, field, losses, process, step
 from pfgm_jax.config import default
 from pfgm_jax.errors import UserError
 from pfgm_jax.guidance import guided
@@ -166,3 +167,49 @@ def test_an_error_names_only_so_many_classes():
     assert (
         "from 0 to 999" in str(caught.value) and "19 class 19, …" in str(caught.value) and len(str(caught.value)) < 500
     )
+
+
+# ---- labels that are not told in training
+
+
+class Told:
+    """A network that returns zeros and keeps the labels that it is told."""
+
+    num_labels = 10
+
+    def apply(self, variables, x, noise, labels, dropout_keys=None):
+        self.labels = np.asarray(labels)
+        return jnp.zeros_like(x)
+
+
+def test_dropped_labels_and_their_targets(monkeypatch):
+    dataset = data.load(default().data)
+    config = digits.get_config("conditional,quick")
+    task = step.make_task(config, build.derive(config, dataset))._replace(model=Told())
+    images, labels = jnp.asarray(dataset.train.images[:200]), jnp.asarray(dataset.train.labels[:200])
+    calls, target = [], losses.posterior_target
+    monkeypatch.setattr(losses, "posterior_target", lambda *args: calls.append(args) or args[3])
+
+    def told(indices, seed=0, train=True):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
+        step.example_losses(task, {}, images, labels, indices, jnp.arange(200), keys, train)
+        return task.model.labels
+
+    everything = np.arange(200)
+    np.testing.assert_array_equal(told(everything, train=False), labels)
+    first = told(everything)
+    dropped = first < 0
+    # A Binomial(200, 0.1): mean 20, standard deviation 4.2; other seeds drop others.
+    assert config.train.label_dropout == 0.1 and 5 <= dropped.sum() <= 40
+    np.testing.assert_array_equal(first[~dropped], labels[~dropped])
+    assert ((told(everything, seed=1) < 0) != dropped).any()
+    # The field of one's own class where the label is told, of all where it is not. (Float32 against float64.)
+    points = np.asarray(data.to_unit(images), np.float64).reshape(200, -1)
+    _, x, sigma, *_ = calls[1]
+    means = jax.jit(lambda *args: target(task.process, *args))(*calls[1][1:])
+    for i in [*np.flatnonzero(dropped)[:4], *np.flatnonzero(~dropped)[:4]]:
+        own = points if dropped[i] else points[labels == labels[i]]
+        expected = oracles.posterior_mean(np.reshape(x[i], (1, -1)), sigma[i : i + 1], own, task.process.D)
+        np.testing.assert_allclose(np.ravel(means[i]), expected[0], atol=1e-5)
+    # By example, not by batch.
+    np.testing.assert_array_equal(told(everything[50:90]), first[50:90])
