@@ -9,9 +9,9 @@ import oracles
 import pytest
 from jax.scipy.special import logsumexp
 
-from configs import digits
+from configs import digits, medmnist
 from pfgm_jax import build, data, field, losses, process, step
-from pfgm_jax.config import default
+from pfgm_jax.config import check, default
 from pfgm_jax.errors import UserError
 from pfgm_jax.guidance import guided
 from pfgm_jax.labels import class_labels
@@ -213,3 +213,11 @@ def test_dropped_labels_and_their_targets(monkeypatch):
         np.testing.assert_allclose(np.ravel(means[i]), expected[0], atol=1e-5)
     # By example, not by batch.
     np.testing.assert_array_equal(told(everything[50:90]), first[50:90])
+
+
+@pytest.mark.parametrize("recipe", [digits, medmnist])
+def test_recipes_that_tell_the_class_can_be_guided(recipe):
+    for arg, expected in (("conditional", (True, 0.1)), (None, (False, 0.0))):
+        config = recipe.get_config(arg)
+        check(config)
+        assert (config.model.conditional, config.train.label_dropout) == expected
