@@ -7,14 +7,16 @@ The target is the posterior mean of the whole training set (arXiv 2302.00670), w
 as many images (240 000) its samples score better than those of the clean image: density 1.06 against 0.92, coverage
 1.07 against 0.97 (RK45, means over 4 × 360 samples).
 
-Arguments: process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only), quick (a smoke test of seconds).
+Arguments: process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only), conditional (tell the network
+the digit, nine times in ten, so that --config.sample.labels and --config.sample.guidance have a meaning), quick (a
+smoke test of seconds).
 """
 
 from pfgm_jax.config import D_of, default, parse_arg
 
 
 def get_config(arg=None):
-    args = parse_arg(arg, process="pfgmpp", D=128.0, quick=False)
+    args = parse_arg(arg, process="pfgmpp", D=128.0, conditional=False, quick=False)
     config = default()
     config.data.update(name="digits", size=8)
     config.process.update(name=args.process, D=D_of(args.process, args.D), P_mean=-0.8)
@@ -26,6 +28,8 @@ def get_config(arg=None):
         images=200_000, batch=64, large_batch=1437, ema_halflife=20_000, log_every=8_192,
         eval_every=40_000, sample_every=80_000, save_every=80_000,
     )  # fmt: skip
+    if args.conditional:
+        config.model.conditional, config.train.label_dropout = True, 0.1
     if args.quick:
         config.model.channels = 8
         config.train.update(

@@ -3,9 +3,9 @@
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
 Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
-network=ddpmpp|ncsnpp|adm|ncsnv2|… (one of `models.PRESETS`; without, one that fits the size), remat (recompute in the
-backward pass what would not fit in memory, at 128 and 224 px), cpu (a network and budget that two CPU cores can train
-in about an hour), quick (a smoke test).
+network=ddpmpp|ncsnpp|adm|ncsnv2|… (one of `models.PRESETS`; without, one that fits the size), conditional (tell the
+network the class, nine times in ten), remat (recompute in the backward pass what would not fit in memory, at 128 and
+224 px), cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
 
 At 28 and 224 px, which are 7/8 of the powers of two that published networks are for, these attend at 7/8 of their
 resolutions.
@@ -20,8 +20,9 @@ from pfgm_jax.models import preset
 
 def get_config(arg=None):
     args = parse_arg(
-        arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", remat=False, cpu=False, quick=False
-    )
+        arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", conditional=False, remat=False,
+        cpu=False, quick=False,
+    )  # fmt: skip
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
@@ -32,6 +33,8 @@ def get_config(arg=None):
     config.optim.update(lr=1e-3, lr_batch=512, warmup=375_000, clip=1.0)
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)
+    if args.conditional:
+        config.model.conditional, config.train.label_dropout = True, 0.1
     if args.process == "pfgm":
         config.train.large_batch = 4096
     if args.cpu or args.quick:

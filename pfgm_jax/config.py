@@ -116,7 +116,7 @@ def default():
     config.sample.seed = 0
     config.sample.batch = 256  # samples at once
     config.sample.solver = "rk45"  # see sampling.SOLVERS
-    config.sample.labels = "real"  # classes to ask for: real (frequencies), balanced, or numbers like 3 or 3,5
+    config.sample.labels = "real"  # classes to ask for: real (frequencies), balanced, a name, or numbers like 3,5
     config.sample.guidance = 1.0  # weight w of guide + w (network − guide); 1: none
     config.sample.guide = ""  # run directory of a weaker network as the guide; "": the network without the label
     config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same

@@ -46,14 +46,18 @@ def protocol(made, stats, n):
     options = sampling.find(solver)[1] | given
     told = [name for name in options if name in given or (name in _ALWAYS_TOLD and options[name] is not None)]
     detail = ", ".join(f"{name} {options[name]}" for name in told)
-    calls = f"{stats.nfe:g} function evaluations"
+    guided = config.sample.guidance != 1
+    calls = f"{stats.nfe:g} function evaluations" + (" of 2 network calls each" if guided else "")
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
     imported = made.derived.get("imported")
     seen = f"weights of {imported}" if imported else f"EMA weights after {made.step * config.train.batch:,} images"
     sampled = "" if config.sample.D is None else f", sampled with D = {config.sample.D:g}"
+    asked = f", labels {config.sample.labels}" if config.model.conditional else ""
+    if guided:
+        asked += f", guidance {config.sample.guidance:g} from {config.sample.guide or 'the network without its label'}"
     return (
-        f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}, "
+        f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}{asked}, "
         f"{seen}, {solver} ({detail}), {calls}, seed {config.sample.seed}"
     )
 
@@ -61,25 +65,34 @@ def protocol(made, stats, n):
 def sample(workdir, overrides):
     """Samples from a run: a grid (PNG), all images (npz, uint8) and the way from the prior to the data (GIF).
 
-    Files go to samples/, named after the solver. Returns the lines that say so.
+    A network that is told the class also gives a grid with a row for each class, and the labels are in the npz. Files
+    go to samples/, named after the solver. Returns the lines that say so.
     """
     made = open_run(workdir, overrides)
     config = made.config.sample
     options = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
     sampling.check_options(config.solver, options)
     key = jax.random.key(config.seed)
+    labels = made.labels(key, config.n)
+    guide = generator.load(config.guide) if config.guide else None
     folder = writable(workdir, "samples")
     begun = time.perf_counter()
-    images, stats = made.sample(key, config.n)
+    images, stats = made.sample(key, config.n, guide=guide)
     seconds = time.perf_counter() - begun
     stem = folder / config.solver
     lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
     plots.grid(images[:256]).save(stem.with_suffix(".png"))
-    np.savez_compressed(stem.with_suffix(".npz"), images=images)
-    lines += [f"  grid       {stem}.png", f"  images     {stem}.npz"]
+    lines += [f"  grid       {stem}.png"]
+    if made.config.model.conditional:
+        plots.class_grid(images[:256], labels[:256], made.derived["classes"]).save(f"{stem}_classes.png")
+        np.savez_compressed(stem.with_suffix(".npz"), images=images, labels=labels)
+        lines += [f"  by class   {stem}_classes.png"]
+    else:
+        np.savez_compressed(stem.with_suffix(".npz"), images=images)
+    lines += [f"  images     {stem}.npz"]
     if config.frames:
         # The first of the samples again, as a batch of their own: rk45 may take other steps, within its tolerance.
-        _, stats = made.sample(key, min(config.n, 36), frames=config.frames)
+        _, stats = made.sample(key, min(config.n, 36), guide=guide, frames=config.frames)
         plots.animate(stats.trajectory, stats.sigmas, made.derived["sigma_data"], stem.with_suffix(".gif"))
         lines.append(f"  animation  {stem}.gif")
     return "\n".join(lines)

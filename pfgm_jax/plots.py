@@ -1,6 +1,8 @@
 """Pictures: grids of samples, the animation of a trajectory, the curves of a run."""
 
 import math
+import pathlib
+import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -20,25 +22,40 @@ def grid(images, columns=None, tile=48):
     return Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
 
 
-def labelled_rows(rows, tile=48, columns=None):
-    """A PIL image with one row of uint8 images [k, H, W, C] for each (text, images) of `rows`, its text at the left.
+def labelled_rows(rows, columns=None, tile=48):
+    """A PIL image with one row of uint8 images [k, H, W, C] for each (text, images) of `rows`, its text before it.
 
     Rows are as long as the longest or `columns`; shorter ones end in white.
     """
+    from matplotlib import get_data_path  # its font knows more alphabets than Pillow's
+
     columns = columns or max(len(images) for _, images in rows)
-    strips = [grid(images[:columns], columns, tile).convert("RGB") for _, images in rows if len(images)]
-    font, gap = ImageFont.load_default(14), 6
-    height = max((strip.height for strip in strips), default=tile)
-    margin = 2 * gap + math.ceil(max(font.getlength(line) for text, _ in rows for line in text.split("\n")))
-    width = margin + max((strip.width for strip in strips), default=0) + gap
-    canvas = Image.new("RGB", (width, len(rows) * (height + gap) + gap), "white")
-    draw, strips = ImageDraw.Draw(canvas), iter(strips)
-    for i, (text, images) in enumerate(rows):
-        top = gap + i * (height + gap)
-        draw.text((gap, top + height / 2), text, fill="black", font=font, anchor="lm")
-        if len(images):
-            canvas.paste(next(strips), (margin, top))
+    strips = [grid(images[:columns], columns, tile).convert("RGB") if len(images) else None for _, images in rows]
+    width, height = next((strip.size for strip in strips if strip), (0, tile))
+    font = ImageFont.truetype(pathlib.Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), max(11, height // 12))
+    wrapped = lambda line: textwrap.wrap(line, 24, max_lines=3, placeholder=" …")
+    texts = ["\n".join(part for line in text.split("\n") for part in wrapped(line)) for text, _ in rows]
+    measure = ImageDraw.Draw(Image.new("L", (1, 1)))
+    margin = math.ceil(max(measure.multiline_textbbox((0, 0), text, font)[2] for text in texts)) + 12
+    canvas = Image.new("RGB", (margin + width, len(rows) * (height + 2) - 2), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (strip, text) in enumerate(zip(strips, texts, strict=True)):
+        top = i * (height + 2)
+        draw.multiline_text((margin - 6, top + height / 2), text, "black", font, anchor="rm", align="right")
+        if strip:
+            canvas.paste(strip, (margin, top))
     return canvas
+
+
+def class_grid(images, labels, classes, columns=16):
+    """A PIL image of uint8 images [n, H, W, C], a row for each class in `labels` [n] and its name before it.
+
+    A row has the first `columns` images of its class at most.
+    """
+    counts = np.bincount(labels, minlength=len(classes))
+    names = [name if name == str(k) else f"{k} {name}" for k, name in enumerate(classes)]
+    rows = [(names[k], images[labels == k][:columns]) for k in np.flatnonzero(counts)]
+    return labelled_rows(rows, min(columns, counts.max()))
 
 
 def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):

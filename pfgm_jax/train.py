@@ -108,7 +108,7 @@ def prepare(config, stand_in=False, dataset=None):
     dataset = dataset or data.load(config.data, stand_in)
     derived = build.derive(config, dataset)
     task = make_task(config, derived)
-    generator.check_sampling(config, task.process)
+    generator.check_sampling(config, task.process, derived)
     return dataset, derived, task, make_cadence(config)
 
 

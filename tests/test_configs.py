@@ -115,7 +115,7 @@ def test_every_process_makes_a_run(file, name):
     if name in ("vp", "subvp", "ddpm"):
         assert chosen == parametrization.Epsilon(*((1, -1) if name == "ddpm" else (999, 0)))
         assert derived["sigma_max"] == pytest.approx({"ddpm": 157.407}.get(name, 152.166), abs=0.01)
-    generator.check_sampling(config, process)  # the default solver samples it
+    generator.check_sampling(config, process, derived)  # the default solver samples it
 
 
 def test_there_are_no_other_processes():
@@ -142,7 +142,7 @@ def test_process_options_reach_the_process():
     with pytest.raises(UserError, match="fewer than 1000 steps"):
         config = digits.get_config("process=ddpm")
         config.sample.solver = "ancestral"  # its 1000 steps are more than there are levels
-        generator.check_sampling(config, make("ddpm", T=50))
+        generator.check_sampling(config, make("ddpm", T=50), {})
 
 
 def test_the_largest_sigma_of_ve_is_the_datas_diameter():

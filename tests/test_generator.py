@@ -8,19 +8,21 @@ import pytest
 
 from configs import digits
 from pfgm_jax import build, data, models, process, sampling
+from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.generator import Generator
 
 
-def make(conditional=False, process="pfgmpp"):
+def make(conditional=False, process="pfgmpp", seed=0, label_dropout=0.0):
     """A Generator with an untrained network whose last layer is not zero, so that its samples are not trivial."""
     config = digits.get_config(f"process={process}")
+    config.train.label_dropout = label_dropout
     config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8, conditional=conditional)
     config.sample.update(solver="heun", steps=4)
     derived = build.derive(config, data.load(config.data))
     made = Generator(config, derived, None)
     params = models.init(made.model, made.shape)
-    noise = np.random.default_rng(0)
+    noise = np.random.default_rng(seed)
     made.params = jax.tree.map(lambda p: np.asarray(p + 0.1 * noise.standard_normal(p.shape), p.dtype), params)
     return made
 
@@ -78,7 +80,7 @@ def test_labels():
     zeros, _ = made.sample(key, 4, labels=[0, 0, 0, 0])
     ones, _ = made.sample(key, 4, labels=np.ones(4, int))
     assert (zeros != ones).any()
-    drawn = made._labels(key, 2000, None)
+    drawn = made.labels(key, 2000)
     assert set(drawn) == set(range(10))
     for labels in ([0], [0, 0, 0, 10], [0, 0, 0, -1]):
         with pytest.raises(UserError, match="labels must be 4 integers from 0 to 9"):
@@ -206,6 +208,114 @@ def test_a_sample_has_noise_of_its_own(name, solver):
     assert np.abs(few.astype(int) - images[:3]).max() <= 1
     assert len(np.unique(images.reshape(16, -1), axis=0)) == 16
     assert (made.sample(jax.random.key(8), 16, **options)[0] != images).mean() > 0.3
+
+
+# ---- guidance
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A network that was told the label in training, but not always."""
+    return make(conditional=True, label_dropout=0.1)
+
+
+def solved(made, denoise, n, key):
+    """What heun makes of `denoise`, as grey levels, without the Generator's own program."""
+    x = process.prior(made.process, keys_of(key, n), made.shape)
+    x, _ = jax.jit(lambda x: sampling.SOLVERS["heun"](made.process, denoise, x, steps=4))(x)
+    return 127.5 * (np.clip(x, -1, 1) + 1)
+
+
+def test_guidance_is_that_of_the_network_without_its_label(told, generator):
+    key, labels = jax.random.key(2), np.arange(8)
+    usual, _ = told.sample(key, 8, labels)
+    np.testing.assert_array_equal(told.sample(key, 8, labels, guidance=1.0)[0], usual)
+    own, free = (lambda x, sigma: told.denoise(x, sigma, labels)), told.denoise
+    images, stats = told.sample(key, 8, labels, guidance=3.0)
+    expected = solved(told, lambda x, sigma: 3 * own(x, sigma) - 2 * free(x, sigma), 8, key)
+    # to_uint8 rounds by half a level, and float32 by little more.
+    assert stats.nfe == 7 and np.abs(images - expected).max() < 2 and np.abs(usual - expected).max() > 10
+    # At 0 the guide alone, whatever the labels; another weight is no other program.
+    programs = generator_lib._sampler.cache_info().misses
+    free_images, _ = told.sample(key, 8, labels, guidance=0.0)
+    assert np.abs(free_images - solved(told, free, 8, key)).max() < 2
+    np.testing.assert_array_equal(told.sample(key, 8, "3", guidance=0.0)[0], free_images)
+    assert generator_lib._sampler.cache_info().misses == programs
+    # And the run's own setting counts.
+    told.config.sample.guidance, told.config.sample.labels = 3.0, "balanced"
+    np.testing.assert_array_equal(told.sample(key, 8)[0], images)
+    told.config.sample.guidance, told.config.sample.labels = 1.0, "real"
+
+
+def test_a_weaker_network_as_the_guide(told):
+    key, labels = jax.random.key(2), np.arange(8)
+    weak, blind = make(conditional=True, seed=1), make(seed=2)
+    images, _ = told.sample(key, 8, labels, guidance=2.0, guide=weak)
+    guided = lambda guide: lambda x, sigma: 2 * told.denoise(x, sigma, labels) - guide(x, sigma)
+    expected = solved(told, guided(lambda x, sigma: weak.denoise(x, sigma, labels)), 8, key)
+    assert np.abs(images - expected).max() < 2
+    x, sigma = np.full((8, 8, 8, 1), 0.3, np.float32), np.full(8, 0.7, np.float32)
+    for guide, theirs in ((weak, weak.denoise(x, sigma, labels)), (blind, blind.denoise(x, sigma))):
+        result = told.denoiser(labels, guidance=2.0, guide=guide)(x, sigma)
+        np.testing.assert_allclose(result, 2 * told.denoise(x, sigma, labels) - theirs, atol=1e-5)
+    # The guide's weights are an argument of the program: others of the same form need no other.
+    programs = generator_lib._sampler.cache_info().misses
+    others, _ = told.sample(key, 8, labels, guidance=2.0, guide=make(conditional=True, seed=3))
+    assert generator_lib._sampler.cache_info().misses == programs and (others != images).any()
+
+
+def test_a_guided_sample_does_not_depend_on_the_others(told):
+    told.config.sample.batch = 8
+    key, options = jax.random.key(1), dict(labels="real", guidance=2.0)
+    np.testing.assert_array_equal(told.sample(key, 5, **options)[0], told.sample(key, 19, **options)[0][:5])
+    told.config.sample.batch = 256
+
+
+def test_guidance_of_a_solver_that_draws_noise():
+    made = make(conditional=True, process="vp", label_dropout=0.1)
+    options = dict(solver="ancestral", steps=4, labels=list(range(8)))
+    guided, stats = made.sample(jax.random.key(0), 8, guidance=2.0, **options)
+    assert stats.nfe == 4 and stats.finite
+    # Of a guide that is the network itself nothing remains, as without it.
+    itself, _ = made.sample(jax.random.key(0), 8, guidance=2.0, guide=made, **options)
+    alone, _ = made.sample(jax.random.key(0), 8, **options)
+    assert np.abs(itself.astype(int) - alone).max() <= 1 and np.abs(guided.astype(int) - alone).max() > 2
+
+
+def test_guidance_that_is_not_to_be_had(told):
+    key, plain = jax.random.key(0), make()
+    other_range = make(conditional=True)
+    other_range.process = process.pfgmpp(D=128.0, sigma_max=5.0)
+    other_shape = make()
+    other_shape.derived = other_shape.derived | {"shape": [9, 8, 1]}
+    refused = {
+        "trained without labels: give a weaker network as sample.guide": (plain, dict(guidance=2.0)),
+        "trained with every label: train one with --config.train.label_dropout=0.1, or give a weaker network": (
+            make(conditional=True), dict(guidance=2.0),
+        ),
+        "must be a number": (told, dict(guidance=math.nan)),
+        "does nothing at guidance 1": (told, dict(guide=told)),
+        "the guide makes images of 9×8×1, this network of 8×8×1": (told, dict(guidance=2.0, guide=other_shape)),
+        "the guide is for D = 128, σ from 5 to 0.002, this network for D = 128, σ from 19.55": (
+            told, dict(guidance=2.0, guide=other_range),
+        ),
+        "the guide is for D = 1,": (told, dict(guidance=2.0, guide=make(process="pfgm"))),
+        "the guide is told classes that this network does not know: 0, 1": (plain, dict(guidance=2.0, guide=told)),
+        "holds no run": (told, dict(guidance=2.0, guide="no/such/run")),
+        "no pretrained weights are called": (told, dict(guidance=2.0, guide="pretrained:none")),
+    }  # fmt: skip
+    for words, (made, options) in refused.items():
+        with pytest.raises(UserError) as caught:
+            made.sample(key, 4, **options)
+        assert words in str(caught.value) and "\n" not in str(caught.value)
+    # At weight 1 a guide is not even opened.
+    told.sample(key, 8, guidance=1, guide="no/such/run")
+    with pytest.raises(UserError, match="trained without labels"):
+        plain.labels(key, 4, "3")
+    with pytest.raises(UserError, match="did you mean"):
+        config = told.config.copy_and_resolve_references()
+        config.sample.labels = "balnced"
+        generator_lib.check_sampling(config, told.process, told.derived)
 
 
 # ---- a step size for every sample

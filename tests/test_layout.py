@@ -7,10 +7,10 @@ import pfgm_jax
 
 LAYERS = [
     {"errors"},
-    {"schedule", "parallel"},
+    {"schedule", "parallel", "labels"},
     {"process"},
     {"field"},
-    {"parametrization", "models", "sampling"},
+    {"parametrization", "models", "sampling", "guidance"},
     {"losses", "augment", "data", "checkpoint", "weights", "foreign", "convert", "log", "plots"},
     {"metrics"},
     {"build"},

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
-from pfgm_jax import build, data, main, train
+from pfgm_jax import build, data, main, models, train, weights
 from pfgm_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -338,6 +338,59 @@ def test_sampling_writes_grid_images_and_animation(command, trained):
         assert min(grid.size) > 32
     again, _ = pfgm_jax.load(trained).sample(jax.random.key(0), 10, solver="rk45")
     np.testing.assert_array_equal(images, again)  # the command line and Python draw the same samples
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A folder with an untrained network that is told the digit, as an exported run."""
+    workdir = tmp_path_factory.mktemp("told")
+    overrides = dict(item.removeprefix("--config.").split("=") for item in TINY)
+    config = main.load_config(f"{DIGITS}:conditional,quick".removeprefix("--config="), overrides)
+    derived = build.derive(config, data.load(config.data))
+    config_lib.save_run(workdir, config, derived)
+    params = models.init(build.make_model(config, derived), derived["shape"])
+    weights.save(workdir / weights.EXPORTED, jax.device_get(params), {})
+    return workdir
+
+
+def test_samples_of_classes_with_guidance(command, told):
+    arguments = ("--mode=sample", f"--workdir={told}", "--config.sample.n=8", "--config.sample.frames=0")
+    code, out, _ = command(*arguments, "--config.sample.labels=3,5", "--config.sample.guidance=2")
+    assert code == 0 and "labels 3,5, guidance 2 from the network without its label" in out
+    assert "5 function evaluations of 2 network calls each" in out and f"{told}/samples/heun_classes.png" in out
+    saved = np.load(told / "samples" / "heun.npz")
+    assert saved["images"].shape == (8, 8, 8, 1) and saved["labels"].tolist() == [3, 5] * 4
+    with Image.open(told / "samples" / "heun_classes.png") as rows, Image.open(told / "samples" / "heun.png") as grid:
+        assert rows.height == 2 * 48 + 2 and rows.width > 4 * 50 > grid.width
+
+
+def test_classes_and_guides_that_there_are_not(refused, told, trained):
+    asked = lambda *items, workdir=told: refused(
+        "--mode=sample", *(f"--config.sample.{item}" for item in items), workdir=workdir
+    )
+    assert "no class is called '12'" in asked("labels=12") and "the classes are 0, 1, 2" in asked("labels=12")
+    assert "trained without labels" in asked("labels=3", workdir=trained)
+    assert "give a weaker network as sample.guide" in asked("guidance=2", workdir=trained)
+    assert "does nothing at guidance 1" in asked(f"guide={trained}")
+    assert "no/such/run holds no run" in asked("guidance=2", "guide=no/such/run")
+
+
+def test_a_guide_from_a_folder(command, trained):
+    arguments = ("--mode=sample", f"--workdir={trained}", "--config.sample.n=8", "--config.sample.frames=0")
+    assert command(*arguments)[0] == 0
+    alone = np.load(trained / "samples" / "heun.npz")["images"]
+    code, out, _ = command(*arguments, "--config.sample.guidance=2", f"--config.sample.guide={trained}")
+    assert code == 0 and f", guidance 2 from {trained}," in out
+    # Of a guide that is the network itself nothing remains, but for rounding; no labels, no picture of them.
+    guided = np.load(trained / "samples" / "heun.npz")["images"]
+    assert np.abs(guided.astype(int) - alone).max() <= 1 and not (trained / "samples" / "heun_classes.png").exists()
+
+
+def test_training_refuses_guidance_that_it_does_not_prepare(refused):
+    assert "--config.train.label_dropout=0.1" in refused(
+        f"{DIGITS}:quick", "--config.model.conditional=True", "--config.sample.guidance=2"
+    )
+    assert "did you mean 'balanced'" in refused(f"{DIGITS}:quick,conditional", "--config.sample.labels=balance")
 
 
 def test_a_run_directory_is_complete(trained):

@@ -1,0 +1,45 @@
+"""Which classes samples are asked for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfgm_jax.errors import UserError, nearest
+
+
+def class_labels(labels, n, key, classes, counts):
+    """The classes that n samples are asked for, whole numbers [n].
+
+    Args:
+      labels: "real" draws that of sample i with the frequencies `counts` [K], by (key, i); "balanced" takes all classes
+        in turn, i mod K; any other text is the name of a class in `classes`, its number, or several numbers to take in
+        turn, "3,5"; a whole number is the class of all; an array is [n], one a sample.
+
+    Raises:
+      UserError: labels that are none of these, with the classes that there are.
+    """
+    K = len(classes)
+    if isinstance(labels, str) and labels == "real":
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 2**31), np.arange(n))
+        logits = jnp.log(jnp.asarray(counts, jnp.float32))
+        return np.asarray(jax.vmap(jax.random.categorical, (0, None))(keys, logits))
+    text = isinstance(labels, str)
+    wanted = np.asarray(_named_classes(labels, classes) if text else labels)
+    shaped = text or wanted.shape in ((), (n,))
+    if not shaped or wanted.dtype.kind not in "iu" or wanted.min() < 0 or wanted.max() >= K:
+        hint = f"no class is called {labels!r}{nearest(labels, ['real', 'balanced', *classes])}; " if text else ""
+        there = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(classes[:20]))
+        raise UserError(
+            f"{hint}labels must be {n} integers from 0 to {K - 1}, or one of real, balanced, a class's name, its "
+            f"number, or numbers like 3,5; the classes are {there}{', …' if K > 20 else ''}"
+        )
+    return np.resize(wanted, n)  # in turn
+
+
+def _named_classes(text, classes):
+    """The classes that a text means, to be taken in turn; −1 for what is none."""
+    if text == "balanced":
+        return range(len(classes))
+    if text in classes:
+        return [classes.index(text)]
+    return [int(item) if item.strip().isdecimal() else -1 for item in text.split(",")]
