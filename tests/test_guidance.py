@@ -177,7 +177,7 @@ class Told:
 
     num_labels = 10
 
-    def apply(self, variables, x, noise, labels, dropout_keys=None):
+    def apply(self, variables, x, noise, labels, dropout_keys=None, augment=None):
         self.labels = np.asarray(labels)
         return jnp.zeros_like(x)
 
@@ -192,7 +192,8 @@ def test_dropped_labels_and_their_targets(monkeypatch):
 
     def told(indices, seed=0, train=True):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
-        step.example_losses(task, {}, images, labels, indices, jnp.arange(200), keys, train)
+        examples = data.Examples(images[indices], labels[indices], images, labels)
+        step.example_losses(task, {}, examples, keys, train)
         return task.model.labels
 
     everything = np.arange(200)
