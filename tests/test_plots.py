@@ -13,7 +13,6 @@ def test_class_grid_has_a_row_of_each_class_that_there_is(channels):
     images = np.full((6, 8, 8, channels), 0, np.uint8)
     images += np.array([20, 120, 21, 22, 121, 23], np.uint8)[:, None, None, None]
     picture = np.asarray(plots.class_grid(images, labels, ["zero", "one", "2"], columns=3))
-    picture = picture.reshape(*picture.shape[:2], channels)
     assert picture.shape[0] == 2 * 48 + 2
     row = lambda top: picture[top + 24, -(3 * 50 - 2) :: 50, 0]  # the first column of each of three images
     np.testing.assert_array_equal(row(0), [120, 121, 255])  # class 0, and a place left white
