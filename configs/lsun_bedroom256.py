@@ -3,6 +3,10 @@
     python -m pfgm_jax.main --config=configs/lsun_bedroom256.py:process=pfgm,network=ddpmpp --workdir=runs/bedroom \
         --config.data.dir=FOLDER
 
+FOLDER holds the image files of LSUN, exported from its database (https://github.com/fyu/lsun), in train and val or all
+in one; or lsun_bedroom256.npz with MedMNIST's six arrays. Where the pixels of image files exceed 4 GiB (of all 3 033 042
+they are 596 GB) they are decoded as they are needed. `--config.data.name=lsun_church256` reads the churches alike.
+
 | process | network | FID, evaluations as published | by |
 |---|---|---|---|
 | pfgm | ddpmpp | 13.66, about 122 | arXiv 2209.11178 |
@@ -13,10 +17,9 @@ NCSN++ sees and sums its images over a pyramid).
 
 Arguments: process, network, ode (ve: sampled by RK45 at 1e-5).
 
-Not as published: **no flips**, which are not built yet and which both use; and **the whole set of 3 033 042 images
-(596 GB) is not loadable**: training keeps its images in memory, so `data.dir` holds a part of them. PFGM averages its
-loss over pixels here and not elsewhere; ours is half the sum everywhere, which for Adam is the same at an ε and a
-largest gradient as many times larger.
+Not as published: **no flips**, which are not built yet and which both use. PFGM averages its loss over pixels here and
+not elsewhere; ours is half the sum everywhere, which for Adam is the same at an ε and a largest gradient as many times
+larger.
 """
 
 from pfgm_jax import recipes

@@ -130,7 +130,8 @@ def test_lazy_images_read_what_is_asked_for_as_an_array_would():
     asked = []
     made = lazy(images, asked)
     assert (made.shape, made.dtype, made.ndim, made.nbytes, len(made)) == (images.shape, np.uint8, 4, images.nbytes, 20)
-    for index in (3, -1, slice(2, 9), slice(None, None, -3), [4, 1, 4], np.array([[0, 1], [2, 3]]), images[:, 0, 0, 0] > 99,
+    bright = images[:, 0, 0, 0] > 99
+    for index in (3, -1, slice(2, 9), slice(None, None, -3), [4, 1, 4], np.array([[0, 1], [2, 3]]), bright,
                   slice(5, 5), np.array([], int)):  # fmt: skip
         got = made[index]
         assert isinstance(got, np.ndarray) and got.dtype == np.uint8

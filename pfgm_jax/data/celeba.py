@@ -1,8 +1,8 @@
-"""CelebA (Liu et al. 2015, https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html) at 64 px: 162 770 / 19 867 / 19 962 faces.
+"""CelebA (Liu et al. 2015, arXiv 1411.7766) at 64 px: 162 770 faces to train on, 19 867 for val, 19 962 for test.
 
 `data.dir` holds celeba64.npz with MedMNIST's six arrays, or the official files: img_align_celeba/*.jpg and
-list_eval_partition.txt (or .csv, as Kaggle has it). As score_sde and PFGM have them, the aligned images (178×218) are cut
-to their central 140 px and resized with antialiasing: a triangle filter, Pillow's BILINEAR.
+list_eval_partition.txt (or .csv, as Kaggle has it). As score_sde and PFGM have them, the aligned images (178×218) are
+cut to their central 140 px and resized with antialiasing: a triangle filter, Pillow's BILINEAR.
 """
 
 import numpy as np

@@ -1,9 +1,9 @@
 """A person's own images, of any sizes and types that Pillow reads: the source "folder".
 
-`layout.py` says how a folder tells classes and splits. Every image is decoded once as the folder is read, so that what is
-damaged is known, and listed, before anything is trained. Images are turned upright, cut to their central square and
-resized by Lanczos' filter, as the tool of EDM and PFGM++ prepares its data: it averages over what it leaves out, and where
-an image has to be enlarged it shows no blocks.
+`layout.py` says how a folder tells classes and splits. Every image is decoded once as the folder is read, so that what
+is damaged is known, and listed, before anything is trained. Images are turned upright, cut to their central square and
+resized by Lanczos' filter, as the tool of EDM and PFGM++ prepares its data: it averages over what it leaves out, and
+where an image has to be enlarged it shows no blocks.
 """
 
 import sys
@@ -114,7 +114,8 @@ def inventory(made, listing, facts, grey, how):
     small = sum(min(fact.width, fact.height) < size for fact in facts)
     enlarged = f"; {small:,} are smaller and are enlarged" if small else ""
     lines += [f"sizes      {sizes}; made {size}×{size} by a central crop and Lanczos' filter{enlarged}"]
-    lines += [f"colours    {n - sum(grey):,} in colour, {sum(grey):,} grey; read as {'grey' if made.shape[2] == 1 else 'RGB'}"]
+    read_as = "grey" if made.shape[2] == 1 else "RGB"
+    lines += [f"colours    {n - sum(grey):,} in colour, {sum(grey):,} grey; read as {read_as}"]
     if deep := [fact.brightest for fact in facts if fact.brightest]:
         dark = "; files that use fewer bits come out dark: scale them to 65535" if max(deep) < 2**15 else ""
         lines += [f"16 bits    {len(deep):,} images, of 65535 the brightest has {max(deep)}{dark}"]

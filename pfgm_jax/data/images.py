@@ -45,7 +45,7 @@ def decode(path, size, resample, channels=3, crop=None, shrink=False) -> Decoded
 
     The image is turned upright (EXIF), cut to its central square of `crop` px (None: its shorter side) and resized by
     Pillow's filter `resample`, all of which average over what they leave out; a square of `size` px stays as it is.
-    Transparency lies on white, 16 bits are scaled to 8, CMYK is converted, and of an animation the first picture counts.
+    Transparency lies on white, 16 bits are scaled to 8, CMYK is converted, and of an animation the first frame counts.
 
     channels: 3, or 1 for luma. shrink: let a JPEG of twice `size` or more be decoded at a fraction of its size, which
     averages blocks of pixels and takes a fraction of the time.

@@ -1,9 +1,9 @@
 """Which images a folder holds, of which classes and in which splits: what the source "folder" makes of file names.
 
-    FOLDER/CLASS/…/a.png                     classes by subfolder
-    FOLDER/train/CLASS/…/a.png, FOLDER/val/… splits by subfolder, with classes or without
-    FOLDER/labels.csv: file,label[,split]    both by a table
-    FOLDER/a.png                             images of one class
+FOLDER/CLASS/…/a.png                     classes by subfolder
+FOLDER/train/CLASS/…/a.png, FOLDER/val/… splits by subfolder, with classes or without
+FOLDER/labels.csv: file,label[,split]    both by a table
+FOLDER/a.png                             images of one class
 """
 
 import csv
@@ -134,7 +134,8 @@ def _by_table(root, skipped):
         raise UserError(f"{table} is no table in UTF-8 ({one_line(error)}): save it as CSV") from error
     columns = [name.strip().lower() for name in lines[0][1]] if lines else []
     if sorted(columns) not in (["file", "label"], ["file", "label", "split"]):
-        raise UserError(f"{table} has the columns {','.join(columns)[:80] or 'none'}: write file,label or file,label,split")
+        found = ",".join(columns)[:80] or "none"
+        raise UserError(f"{table} has the columns {found}: write file,label or file,label,split")
     absent = []
     for number, row in lines[1:]:
         if len(row) != len(columns):
@@ -142,7 +143,8 @@ def _by_table(root, skipped):
         cells = dict(zip(columns, (cell.strip() for cell in row), strict=True))
         part = SPLITS.get(cells.get("split", "train").lower())
         if not cells["file"] or not cells["label"] or part is None:
-            raise UserError(f"{table}, line {number}: {','.join(row)[:80]!r} lacks a file, a label, or train, val or test")
+            text = ",".join(row)[:80]
+            raise UserError(f"{table}, line {number}: {text!r} lacks a file, a label, or train, val or test")
         path = os.path.normpath(root / cells["file"].replace("\\", "/"))
         entry = (path, cells["label"], part)
         if rows.setdefault(path, entry) != entry:
@@ -152,7 +154,7 @@ def _by_table(root, skipped):
         elif not os.path.isfile(path):
             absent.append(cells["file"])
     if absent:
-        raise UserError(f"{table} names {len(absent)} files that are not there, such as {absent[0]}: mend its file column")
+        raise UserError(f"{table} names {len(absent)} files that are not there, such as {absent[0]}")
     for path in _walk(root, skipped):
         if path not in rows and path != str(table):
             skipped.add(f"images without a row in {TABLE}", path)

@@ -234,5 +234,3 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     """One array; zipfile compares its CRC as the last byte is read."""
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
-
-
