@@ -4,8 +4,8 @@
         --config.data.dir=FOLDER
 
 FOLDER holds the image files of LSUN, exported from its database (https://github.com/fyu/lsun), in train and val or all
-in one; or lsun_bedroom256.npz with MedMNIST's six arrays. Where the pixels of image files exceed 4 GiB (of all 3 033 042
-they are 596 GB) they are decoded as they are needed. `--config.data.name=lsun_church256` reads the churches alike.
+in one; or lsun_bedroom256.npz with MedMNIST's six arrays. Where the pixels of image files exceed 4 GiB (all 3 033 042
+have 596 GB) they are decoded as needed. `--config.data.name=lsun_church256` reads the churches alike.
 
 | process | network | FID, evaluations as published | by |
 |---|---|---|---|
