@@ -42,7 +42,9 @@ def measure(files, args, resident, host_bytes):
     config.model.update(models.preset(args.network))
     config.data.resident = resident
     images_per_call = 8 * args.batch
-    config.train.update(batch=args.batch, steps_per_call=8, images=args.calls * images_per_call, log_every=images_per_call)
+    config.train.update(
+        batch=args.batch, steps_per_call=8, images=args.calls * images_per_call, log_every=images_per_call
+    )
     config.train.update(eval_every=10**9, sample_every=10**9, save_every=10**9, eval_images=8)
     config.sample.update(n=4, solver="heun", steps=2)
     with tempfile.TemporaryDirectory() as workdir:

@@ -1,7 +1,9 @@
 """CIFAR-10, 32×32, as published: PFGM, PFGM++, EDM, score-based SDEs and DDPM.
 
-    python -m pfgm_jax.main --config=configs/cifar10.py:process=pfgmpp,network=ncsnpp,D=128 --workdir=runs/cifar10 \
-        --config.data.dir=FOLDER
+    python -m pfgm_jax.main --config=configs/cifar10.py:process=pfgmpp,network=ncsnpp,D=128 --workdir=runs/cifar10
+
+The official binary archive is downloaded to the cache (170 MB) and its MD5 checked, or read from
+--config.data.dir=FOLDER, as cifar-10-binary.tar.gz, extracted, or as cifar10.npz.
 
 | process | network | FID, IS, evaluations; bits/dim as published | by |
 |---|---|---|---|

@@ -3,8 +3,8 @@
 A new source is one file here and one entry in SOURCES.
 """
 
-from pfgm_jax.data import digits, medmnist, prepared
-from pfgm_jax.data.dataset import Dataset, Moments, Split, diameter, moments, to_uint8, to_unit
+from pfgm_jax.data import celeba, cifar10, digits, folder, lsun, medmnist, npz, published
+from pfgm_jax.data.dataset import Dataset, LazyImages, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.feed import Examples, Indices, take
 from pfgm_jax.data.order import balanced_order, epoch_order
 from pfgm_jax.errors import UserError, nearest
@@ -14,6 +14,7 @@ __all__ = [
     "Dataset",
     "Examples",
     "Indices",
+    "LazyImages",
     "Moments",
     "Split",
     "balanced_order",
@@ -26,21 +27,25 @@ __all__ = [
     "to_unit",
 ]
 
+PUBLISHED = {name: source for source in (cifar10, celeba, lsun) for name in source.SETS}
 SOURCES = {
     "digits": digits.load,
+    "folder": folder.load,
+    "npz": npz.load,
     **dict.fromkeys(medmnist.NAMES, medmnist.load),
-    **dict.fromkeys(prepared.SETS, prepared.load),
+    **{name: source.load for name, source in PUBLISHED.items()},
 }
 
 
 def load(data_config, stand_in=False) -> Dataset:
     """The data set `data_config.name`; UserError for anything a person can fix.
 
-    With `stand_in`, random images take the place of a prepared file that is absent: enough for a dry run.
+    With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
     if name not in SOURCES:
         hint = nearest(name, SOURCES) or ";"
         raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}")
-    random = prepared.stand_in(data_config) if stand_in and name in prepared.SETS else None
-    return random or SOURCES[name](data_config)
+    if stand_in and name in PUBLISHED and PUBLISHED[name].find(data_config) is None:
+        return published.stand_in(data_config, PUBLISHED[name].SETS[name])
+    return SOURCES[name](data_config)
