@@ -363,7 +363,7 @@ def test_the_target_is_the_field_of_what_the_network_is_told(monkeypatch):
 
     monkeypatch.setattr(step_lib.losses, "posterior_target", target)
     step_lib.example_losses(task, params, examples, keys_of(48), train=True)
-    images, labels = to_unit(np.asarray(examples.images)), np.asarray(examples.labels)
+    images, labels = np.asarray(to_unit(examples.images)), np.asarray(examples.labels)
     np.testing.assert_array_equal(recorded["references"], np.concatenate([images, images[:, :, ::-1]]))
     own = np.tile(labels[:, None] == labels, 2)
     any_ = recorded["allowed"].all(axis=1)
