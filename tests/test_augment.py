@@ -225,8 +225,7 @@ def test_labels_say_what_was_done(drawn):
     ]  # fmt: skip
     assert told.shape == (DRAWS, CHANNELS)
     np.testing.assert_allclose(told, np.stack(expected, axis=1), atol=2e-6)  # float32 sines of up to 5
-    kinds = Change(*(np.zeros(DRAWS, np.float32),) * 8)
-    assert not np.asarray(labels(kinds)).any()
+    assert not np.asarray(labels(Change(*np.zeros((8, 5), np.float32)))).any()
 
 
 # ---- as part of a program
@@ -234,7 +233,7 @@ def test_labels_say_what_was_done(drawn):
 
 def test_a_key_decides_alone_and_jit_changes_nothing():
     x, n = images(23, 28, 28).astype(np.float32), 23
-    several = keys(n, seed=4)
+    several = keys(n, seed=5)
     together, told = jit_augment(several, x, 0.3)
     eager, told_eagerly = augment(several, x, 0.3)
     np.testing.assert_allclose(eager, together, atol=2e-5)  # float32 coordinates, as above
@@ -245,7 +244,7 @@ def test_a_key_decides_alone_and_jit_changes_nothing():
     np.testing.assert_allclose(apart, together[chosen], atol=2e-5)
     np.testing.assert_array_equal(told_apart, told[chosen])
     moved = np.any(np.asarray(told)[:, 2:] != 0, axis=1)
-    assert 0 < moved.sum() < n
+    assert 0 < moved.sum() < n and moved.sum() % (augmentation.CHUNK_PIXELS // 28**2)  # some share a chunk with them
     flipped = np.where(np.asarray(told)[:, 0, None, None, None] > 0, x[:, :, ::-1], x)
     flipped = np.where(np.asarray(told)[:, 1, None, None, None] > 0, flipped[:, ::-1], flipped)
     np.testing.assert_array_equal(np.asarray(together)[~moved], flipped[~moved])

@@ -11,7 +11,7 @@ LAYERS = [
     {"process"},
     {"field"},
     {"parametrization", "models", "sampling"},
-    {"losses", "data", "checkpoint", "weights", "foreign", "convert", "log", "plots"},
+    {"augment", "losses", "data", "checkpoint", "weights", "foreign", "convert", "log", "plots"},
     {"metrics"},
     {"build"},
     {"config"},
