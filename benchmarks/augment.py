@@ -5,7 +5,7 @@
 Both are measured in one run and in turns: a call of steps of `configs/medmnist.py` (its data in FOLDER or to be
 downloaded), and as many augmentations of such a batch, each inside a `lax.scan` as in training; medians.
 
-Expected on 2 CPU cores: EXPECTED
+Expected on 2 CPU cores, which other programs shared: 0.2 % to 1.2 % of a step at p = 0.12, 0.5 % at p = 1.
 """
 
 import argparse
