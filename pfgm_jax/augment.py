@@ -26,8 +26,9 @@ CHANNELS = 9  # labels an image
 
 # Of the normal draws: octaves of size and of stretch, shares of a side.
 SCALE, STRETCH, SHIFT = 0.2, 0.2, 0.125
-# Doubled images take 16 times the memory of an image: they are made for so many of its pixels at once.
-CHUNK_PIXELS = 2**13
+# Images are sampled in chunks of an eighth of the batch, or of so many pixels if that is less: doubled they take 16
+# times their memory.
+CHUNKS, CHUNK_PIXELS = 8, 2**16
 # Low-pass filter of the symlet with six vanishing moments (Daubechies, Ten Lectures on Wavelets, 1992, section 8.1), as
 # tabulated by PyWavelets: pywt.Wavelet("sym6").dec_lo.
 SYM6 = (
@@ -117,7 +118,7 @@ def transform(images, change):
     moved = functools.reduce(jnp.logical_or, (move != 0 for move in moves))
 
     # Most images stay as they are (60 % at EDM's p = 0.12), so those that move come first, and only they are sampled.
-    size = max(1, min(len(images), CHUNK_PIXELS // math.prod(images.shape[1:3])))
+    size = max(1, min(-(-len(images) // CHUNKS), CHUNK_PIXELS // math.prod(images.shape[1:3])))
     order = jnp.argsort(~moved, stable=True)
     matrices = affine(change, *images.shape[1:3])
 
