@@ -4,7 +4,8 @@ Each allowed name is a constructor of ours that stores its arguments. Arrays are
 the data have been read; until then there is nothing here but references to them. The source text of modules that EDM's
 pickles carry along is dropped unread.
 
-Sources: `torch/_utils.py`, `torch/storage.py`, `torch/jit/_pickle.py` (PyTorch 2.13); `torch_utils/persistence.py` of EDM; NumPy's pickles.
+Sources: `torch/_utils.py`, `torch/storage.py`, `torch/jit/_pickle.py` (PyTorch 2.13); `torch_utils/persistence.py` of
+EDM; NumPy's pickles.
 """
 
 import re

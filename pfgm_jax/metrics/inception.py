@@ -2,8 +2,8 @@
 
     uint8 images [n, H, W, 1 or 3] -> 299 px, bilinear as in that graph -> (x - 128) / 128 -> network -> 2048 features
 
-Features are the means over 8 x 8 positions of the last block ("pool3"). Numbers are comparable with published ones only
-when all of this is as in the graph: the resize takes source coordinate i H / 299 (no half-pixel shift, no antialiasing),
+Features are the means over 8 x 8 positions of the last block ("pool3"). Figures compare with published ones only when
+all of this is as in the graph: the resize takes source coordinate i H / 299 (no half-pixel shift, no antialiasing),
 3 x 3 average pools leave padding out of their mean, and in the last block the pooling branch is a maximum.
 
 Parameters are {layer: {"kernel" HWIO, "bias"}} with batch norm folded in (`inception_weights.py` makes them), and, from
@@ -130,8 +130,6 @@ class Inception:
       params: see the module; `"output" in params` tells whether there are logits.
     """
 
-    features = FEATURES
-
     def __init__(self, params, name):
         self.params, self.name, self.fingerprint = params, name, fingerprint(params)
         self._copies = None
@@ -147,9 +145,10 @@ class Inception:
             raise ValueError(f"images must be uint8 [n, H, W, 1 or 3], not {images.dtype} {images.shape}")
         if self._copies is None:
             self._copies = parallel.replicate({k: v for k, v in self.params.items() if k != "output"})
+        n, devices = len(images), parallel.device_count()
         batch = batch or (BATCH_CPU if parallel.device_kind() == "cpu" else BATCH)
-        n, step = images.shape[0], batch * parallel.device_count()
-        features = np.empty((n, FEATURES), np.float32)
+        step = min(batch, -(-n // devices)) * devices
+        features = []
         # A terminal gets a live bar; a file gets a line now and then; what takes five seconds gets nothing.
         bar = tqdm(total=n, unit="img", desc="inception", delay=5, mininterval=0.2 if sys.stderr.isatty() else 10.0)
         with bar:
@@ -157,10 +156,9 @@ class Inception:
                 part = np.asarray(images[start : start + step])
                 padded = np.zeros((step, *part.shape[1:]), np.uint8)
                 padded[: len(part)] = part
-                made = parallel.gather(_program()(self._copies, parallel.shard(padded)))
-                features[start : start + len(part)] = made[: len(part)]
+                features.append(parallel.gather(_program()(self._copies, parallel.shard(padded)))[: len(part)])
                 bar.update(len(part))
-        return features
+        return np.concatenate(features)
 
 
 def fingerprint(params):
@@ -189,7 +187,7 @@ def logits(params, features):
 
 
 def inception_score(logits, splits=10):
-    """exp E KL(p(c|x) || p(c)) of logits [n, classes] (Salimans et al. 2016, arXiv 1606.03498): (mean, std) over splits.
+    """exp E KL(p(c|x) || p(c)) of logits [n, classes] (Salimans et al. 2016, arXiv 1606.03498): mean, std over splits.
 
     The splits are consecutive parts of the samples, as published, and p(c) is each one's own mean. Raises ValueError
     unless each split has a sample.

@@ -92,7 +92,10 @@ def _read(path):
             layer, _, part = name.rpartition("/")
             params.setdefault(layer, {})[part] = array
     else:
-        params = convert(foreign.state_dict(tree))
+        try:
+            params = convert(foreign.state_dict(tree))
+        except (UserError, KeyError, ValueError):
+            params = {}
     _check(params, path)
     return params
 
@@ -123,11 +126,13 @@ def _check(params, path):
         reason = "" if shape == (1, inception.FEATURES) else f"{shape[1]} features"
         reason = reason or ", ".join(sorted(params.keys() - used.seen - {"output"})[:3])
     except KeyError as error:
-        reason = f"no layer {error}"
+        reason = f"no layer {error} in it"
     except (TypeError, ValueError):
         reason = "layers of other shapes"
     if reason:
-        raise UserError(f"{path} does not hold the weights of the FID's Inception network ({reason}): give another file")
+        raise UserError(
+            f"{path} does not hold the weights of the FID's Inception network ({reason}): give another file"
+        )
 
 
 class _Recorder(dict):
@@ -153,9 +158,9 @@ _PARTS = {"conv.weight": "weight", "bn.weight": "scale", "bn.bias": "beta", "bn.
 # Branches with numbered layers, by the blocks they are in; the layers of towers are conv, conv_1, ....
 _TOWERS = {"5": {"5x5": "tower", "3x3dbl": "tower_1"}, "6a": {"3x3dbl": "tower"}, "6": {"7x7": "tower",
            "7x7dbl": "tower_1"}, "7a": {"3x3": "tower", "7x7x3": "tower_1"}}  # fmt: skip
-_LAST = {"3x3_1": "tower_conv", "3x3_2a": "tower_mixed_conv", "3x3_2b": "tower_mixed_conv_1", "3x3dbl_1": "tower_1_conv",
-         "3x3dbl_2": "tower_1_conv_1", "3x3dbl_3a": "tower_1_mixed_conv", "3x3dbl_3b": "tower_1_mixed_conv_1",
-         "_pool": "tower_2_conv", "1x1": "conv"}  # fmt: skip
+_LAST = {"3x3_1": "tower_conv", "3x3_2a": "tower_mixed_conv", "3x3_2b": "tower_mixed_conv_1",
+         "3x3dbl_1": "tower_1_conv", "3x3dbl_2": "tower_1_conv_1", "3x3dbl_3a": "tower_1_mixed_conv",
+         "3x3dbl_3b": "tower_1_mixed_conv_1", "_pool": "tower_2_conv", "1x1": "conv"}  # fmt: skip
 
 
 def _our_name(name):
