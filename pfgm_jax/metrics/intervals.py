@@ -10,8 +10,8 @@ Annals of Statistics 17, 1176; Politis, Romano and Wolf 1999, "Subsampling") est
 so with halves, m = n / 2, it is the variance over subsets itself. The figure of a half may be shifted (a Fréchet
 distance falls with n): only the spread is used, and the interval is put round the figure of all samples. It covers what
 the metric would give on average at this n, against this reference; not what it would at n = infinity, nor what another
-training run would give. Measured with normal features, intervals at 95 % hold that average in 85 to 99 % of cases, least
-for a kernel distance of few samples with outliers, and for coverage by fewer samples than there are real images.
+training run would give. With normal features, intervals at 95 % were seen to hold that average in 85 to 99 % of cases:
+least for a kernel distance of few samples with outliers, and for coverage by fewer samples than there are real images.
 """
 
 from typing import NamedTuple
