@@ -126,6 +126,7 @@ def default():
 
     config.evaluate = ConfigDict()
     config.evaluate.n = 360
+    config.evaluate.inception = ""  # file with the weights of the Inception network; "" fetches them to the cache
     return config.lock()
 
 

@@ -57,6 +57,19 @@ def test_against_brute_force(any_block):
     np.testing.assert_allclose(nearest_distance(fake, real), cdist(fake, real).min(axis=1))
 
 
+def test_precision_and_recall_against_brute_force(any_block):
+    rng = np.random.default_rng(0)
+    real, fake = rng.normal(size=(30, 3)), 1.2 * rng.normal(size=(25, 3)) + 0.7
+    radius = lambda points, k: np.sort(cdist(points, points), axis=1)[:, k, None]
+    inside = lambda centres, points, k: (cdist(centres, points) <= radius(centres, k)).any(axis=0).mean()
+    for k in (1, 3):
+        want = inside(real, fake, k), inside(fake, real, k)
+        assert neighbours.precision_recall(real, fake, k) == want and 0 < min(want) < max(want) < 1
+    both = neighbours.against(real, k=3, density_k=4)(fake)
+    assert (both["precision"], both["recall"]) == neighbours.precision_recall(real, fake, 3)
+    assert (both["density"], both["coverage"]) == density_coverage(real, fake, 4)
+
+
 def test_fakes_of_the_real_law_have_the_expected_density_and_coverage():
     """E density = 1 and E coverage = 1 - prod_i (N - i) / (M + N - i), i = 1..k, for every continuous law."""
     rng = np.random.default_rng(1)

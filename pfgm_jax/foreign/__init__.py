@@ -15,6 +15,7 @@ import numpy as np
 from pfgm_jax.errors import UserError
 from pfgm_jax.foreign import files
 from pfgm_jax.foreign.limits import MAX_DEPTH, MAX_FILE, MAX_NAME, MAX_NAMES, Refusal, short
+from pfgm_jax.foreign.names import SCRIPTED
 
 __all__ = ["read", "state_dict"]
 
@@ -30,8 +31,8 @@ def read(path):
     """The content of a checkpoint file as plain values; nothing in it is executed.
 
     Read are EDM's and PFGM++'s network pickles (.pkl) and training states (.pt), the checkpoints of PFGM and score_sde
-    (.pth), everything else that torch.save wrote of tensors and modules, in either of its formats, and safetensors. The
-    first bytes decide which it is, but for .safetensors.
+    (.pth), everything else that torch.save wrote of tensors and modules, in either of its formats, the weights of
+    TorchScript archives, and safetensors. The first bytes decide which it is, but for .safetensors.
 
     Args:
       path: a file.
@@ -96,6 +97,15 @@ def _is_module(tree):
     return isinstance(tree, dict) and tree.keys() == {"class", "state"} and isinstance(tree["state"], dict)
 
 
+def _parts(module):
+    """Parameters, buffers and submodules of a module. TorchScript keeps all three as plain attributes."""
+    state = module["state"]
+    if not module["class"].startswith(SCRIPTED):
+        return [state.get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    return [arrays, {}, {name: value for name, value in state.items() if _is_module(value)}]
+
+
 def _walk(module):
     arrays, entries = {}, 0
 
@@ -103,7 +113,7 @@ def _walk(module):
         nonlocal entries
         if depth > MAX_DEPTH or len(prefix) > MAX_NAME or not _is_module(module):
             raise UserError(f"{short(prefix) or 'the tree'} is no network: too deep, or no module there")
-        parts = [module["state"].get(part, {}) for part in ("_parameters", "_buffers", "_modules")]
+        parts = _parts(module)
         if not all(isinstance(part, dict) for part in parts):
             raise UserError(f"{short(prefix) or 'the tree'} is no network: its _parameters or the like are no dict")
         entries += 1 + sum(map(len, parts))  # modules may be shared, and so name exponentially many arrays

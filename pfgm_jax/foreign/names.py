@@ -4,7 +4,8 @@ Each allowed name is a constructor of ours that stores its arguments. Arrays are
 the data have been read; until then there is nothing here but references to them. The source text of modules that EDM's
 pickles carry along is dropped unread.
 
-Sources: `torch/_utils.py`, `torch/storage.py` (PyTorch 2.13); `torch_utils/persistence.py` of EDM; NumPy's pickles.
+Sources: `torch/_utils.py`, `torch/storage.py`, `torch/jit/_pickle.py` (PyTorch 2.13); `torch_utils/persistence.py` of
+EDM; NumPy's pickles.
 """
 
 import re
@@ -267,6 +268,7 @@ _CONSTRUCTORS = {
     "torch.storage._load_from_bytes": _load_from_bytes,
     "torch.Size": _members(tuple),
     "torch.device": _device,
+    "torch.jit._pickle.build_intlist": _members(list),
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
     "numpy.dtype": _numpy_dtype,
     "numpy._core.multiarray._reconstruct": _numpy_array,
@@ -274,7 +276,9 @@ _CONSTRUCTORS = {
     "numpy._core.numeric._frombuffer": _numpy_buffer,
 }
 _NAMES_ONLY = {"builtins.object", "torch.Tensor", "torch.nn.parameter.Parameter", "numpy.ndarray"}
-_CLASSES = re.compile(r"(torch\.nn\.modules|training\.(networks|augment|loss)|models)(\.\w+)+", re.ASCII)
+# Of TorchScript only objects' attributes are read; the code of their classes is in members of its own, never opened.
+SCRIPTED = "__torch__."
+_CLASSES = re.compile(r"(torch\.nn\.modules|training\.(networks|augment|loss)|models|__torch__)(\.\w+)+", re.ASCII)
 _STORAGE = re.compile(r"torch\.(?:cuda\.|storage\.)?_?(\w+)Storage", re.ASCII)
 _MOVED = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
 

@@ -1,11 +1,18 @@
-"""Nearest-neighbour figures as pure NumPy functions of features [n, d] (Naeem et al. 2020, arXiv 2002.09797).
+"""Nearest-neighbour figures as pure NumPy functions of features [n, d].
 
 N real and M fake points; B_i is the ball round real point i whose radius is the distance to its k-th nearest
-other real point; c_i is the number of fakes inside B_i. Then
+other real point; c_i is the number of fakes inside B_i. Then (Kynkäänniemi et al. 2019, arXiv 1904.06991)
+
+    precision = share of fakes inside some B_i
+    recall    = share of reals inside some such ball round a fake, of radius to its k-th nearest other fake
+
+and (Naeem et al. 2020, arXiv 2002.09797)
 
     density  = sum_i c_i / (k M)       1 expected for fakes of the real law, unbounded above
     coverage = sum_i 1[c_i > 0] / N    in [0, 1]; for fakes of the real law 1 - prod_{i=1..k} (N-i) / (M+N-i)
                                        is expected (Lemma 2), which rises with M: compare at equal M only
+
+Published figures have k = 3 for the first two and k = 5 for the others.
 """
 
 import numpy as np
@@ -22,7 +29,7 @@ def squared_distances(a, b):
     Memory stays near BLOCK_ELEMENTS values; |a - b|^2 is expanded to use one matrix product per block.
     Raises ValueError unless both are finite, non-empty matrices of the same width.
     """
-    a, b = _features(a), _features(b)
+    a, b = as_features(a), as_features(b)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features differ in width: {a.shape[1]} and {b.shape[1]}")
     centre = b.mean(axis=0)  # large common offsets would cancel digits in the expansion
@@ -40,7 +47,7 @@ def neighbour_radius(real, k):
 
     Raises ValueError unless 1 <= k < n.
     """
-    real = _features(real)
+    real = as_features(real)
     if not 1 <= k < len(real):
         raise ValueError(f"k must be from 1 to {len(real) - 1} for {len(real)} real points, not {k}")
     radius = np.empty(len(real))
@@ -49,19 +56,56 @@ def neighbour_radius(real, k):
     return radius
 
 
-def ball_counts(real, fake, k=5):
-    """How many points of `fake` [m, d] lie in the ball B_i of each point of `real` [n, d]: int [n]."""
-    limit = (neighbour_radius(real, k) * (1 + TIE_SLACK)) ** 2
+def ball_counts(real, fake, k=5, radius=None):
+    """How many points of `fake` [m, d] lie in the ball B_i of each point of `real` [n, d]: int [n].
+
+    `radius` [n] is `neighbour_radius(real, k)`, if that is known.
+    """
+    limit = _limit(real, k, radius)
     counts = np.empty(len(limit), dtype=int)
     for rows, distances in squared_distances(real, fake):
         counts[rows] = (distances <= limit[rows, None]).sum(axis=1)
     return counts
 
 
-def density_coverage(real, fake, k=5):
-    """Density and coverage of `fake` [m, d] with respect to `real` [n, d]: two floats."""
-    counts = ball_counts(real, fake, k)
+def covered(real, fake, k=3, radius=None):
+    """Which points of `fake` [m, d] lie in the ball B_i of some point of `real` [n, d]: bool [m]; radius as above."""
+    limit = _limit(real, k, radius)
+    inside = np.empty(len(fake), dtype=bool)
+    for rows, distances in squared_distances(fake, real):
+        inside[rows] = (distances <= limit).any(axis=1)
+    return inside
+
+
+def _limit(real, k, radius):
+    """Squared radii [n] within which a point counts as inside."""
+    return ((neighbour_radius(real, k) if radius is None else radius) * (1 + TIE_SLACK)) ** 2
+
+
+def precision_recall(real, fake, k=3):
+    """Precision and recall of `fake` [m, d] with respect to `real` [n, d]: two floats."""
+    return float(covered(real, fake, k).mean()), float(covered(fake, real, k).mean())
+
+
+def density_coverage(real, fake, k=5, radius=None):
+    """Density and coverage of `fake` [m, d] with respect to `real` [n, d]: two floats; radius as above."""
+    counts = ball_counts(real, fake, k, radius)
     return float(counts.sum() / (k * len(fake))), float((counts > 0).mean())
+
+
+def against(real, k=3, density_k=5):
+    """`fake -> {"precision", "recall", "density", "coverage"}` for reference features, whose radii are found once.
+
+    k is that of the first two, density_k of the others.
+    """
+    radius, density_radius = neighbour_radius(real, k), neighbour_radius(real, density_k)
+
+    def metric(fake):
+        density, coverage = density_coverage(real, fake, density_k, density_radius)
+        precision, recall = covered(real, fake, k, radius).mean(), covered(fake, real, k).mean()
+        return {"precision": float(precision), "recall": float(recall), "density": density, "coverage": coverage}
+
+    return metric
 
 
 def expected_coverage(counts, total, n):
@@ -80,14 +124,15 @@ def expected_coverage(counts, total, n):
 
 def nearest_distance(fake, real):
     """Distance of each point of `fake` [m, d] to the nearest of `real` [n, d], [m]; exactly 0 for a copy."""
-    fake, real = _features(fake), _features(real)
+    fake, real = as_features(fake), as_features(real)
     nearest = np.empty(len(fake), dtype=int)
     for rows, distances in squared_distances(fake, real):
         nearest[rows] = distances.argmin(axis=1)
     return np.linalg.norm(fake - real[nearest], axis=1)  # recomputed: the expansion loses the digits near 0
 
 
-def _features(x):
+def as_features(x):
+    """`x` as float64; ValueError unless it is a finite, non-empty matrix [n, d]."""
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape or not np.isfinite(x).all():
         raise ValueError(f"features must be a finite, non-empty matrix [n, d], not of shape {x.shape}")
