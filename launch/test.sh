@@ -10,4 +10,5 @@ ruff check .
 ruff format --check .
 
 say "tests"
-python -m pytest -q -m "not slow" --durations=10 "$@"
+# A worker a core; the tests of a file share what they train.
+python -m pytest -q -m "not slow" -n auto --dist loadfile --durations=10 "$@"
