@@ -12,6 +12,7 @@ the digit, nine times in ten, so that --config.sample.labels and --config.sample
 smoke test of seconds).
 """
 
+from pfgm_jax import recipes
 from pfgm_jax.config import D_of, default, parse_arg
 
 
@@ -29,7 +30,7 @@ def get_config(arg=None):
         eval_every=40_000, sample_every=80_000, save_every=80_000,
     )  # fmt: skip
     if args.conditional:
-        config.model.conditional, config.train.label_dropout = True, 0.1
+        recipes.tell_class(config)
     if args.quick:
         config.model.channels = 8
         config.train.update(

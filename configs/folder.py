@@ -17,14 +17,16 @@ keeps grey ones in three channels. A PATH that ends in .npz is a file with image
 size, 3], and labels [n]; or with train_images, train_labels and so on.
 
 Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 px or more), process=pfgmpp|pfgm|edm|ve|vp|
-subvp|ddpm, D=128 (pfgmpp only), conditional (the network is told the class), network=ddpmpp|… (one of `models.PRESETS`;
-without, one that fits the size), remat (recompute in the backward pass what would not fit in memory), cpu (a network
-and budget for two CPU cores), quick (a smoke test).
+subvp|ddpm, D=128 (pfgmpp only), network=ddpmpp|… (one of `models.PRESETS`; without, one that fits the size),
+conditional (tell the network the class, nine times in ten), balanced (train on every class as often), augment (as EDM
+does, with probability 0.12: the network is told how), remat (recompute in the backward pass what would not fit in
+memory), cpu (a network and budget for two CPU cores), quick (a smoke test).
 
 The budget is 5 million images in batches of 128, of 32 above 128 px. On a few hundred images a network learns them by
 heart long before: watch eval/gap, the loss on validation images less that on training images.
 """
 
+from pfgm_jax import recipes
 from pfgm_jax.config import D_of, default, parse_arg
 from pfgm_jax.models import preset
 from pfgm_jax.models.unet import level_sizes
@@ -32,34 +34,28 @@ from pfgm_jax.models.unet import level_sizes
 
 def get_config(arg=None):
     args = parse_arg(
-        arg, dir="", size=64, process="pfgmpp", D=128.0, conditional=False, network="", remat=False, cpu=False,
-        quick=False,
+        arg, dir="", size=64, process="pfgmpp", D=128.0, network="", conditional=False, balanced=False, augment=False,
+        remat=False, cpu=False, quick=False,
     )  # fmt: skip
     config = default()
     config.data.update(name="npz" if args.dir.endswith(".npz") else "folder", size=args.size, dir=args.dir)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
     kind = "cpu" if args.cpu or args.quick else "medical"
     fields = preset(args.network) if args.network else network(kind, args.size)
-    config.model.update(fields | dict(conditional=args.conditional, remat=args.remat))
+    config.model.update(fields | dict(remat=args.remat))
     batch = 128 if args.size <= 128 else 32
     config.optim.update(lr=1e-3, lr_batch=512, warmup=250_000, clip=1.0)
     config.train.update(
         images=5_000_000, batch=batch, ema_halflife=250_000, log_every=25_600, eval_every=250_000, sample_every=250_000,
         save_every=250_000,
     )  # fmt: skip
+    recipes.variations(config, args)
     if args.process == "pfgm":
         config.train.large_batch = 8 * batch
-    if args.cpu or args.quick:
-        config.optim.update(warmup=6_400, lr_batch=64)
-        config.train.update(
-            images=150_000, batch=min(batch, 64), ema_halflife=10_000, log_every=1_024, eval_every=16_384,
-            sample_every=16_384, save_every=16_384, eval_images=256,
-        )  # fmt: skip
+    if args.cpu:
+        recipes.two_cores(config)
     if args.quick:
-        config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64)
-        config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
-        config.model.channels = 8
-        config.sample.update(n=4, frames=4, solver="heun", steps=4)
+        recipes.smoke_test(config)
     return config
 
 

@@ -4,8 +4,9 @@
 
 Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
 network=ddpmpp|ncsnpp|adm|ncsnv2|… (one of `models.PRESETS`; without, one that fits the size), conditional (tell the
-network the class, nine times in ten), remat (recompute in the backward pass what would not fit in memory, at 128 and
-224 px), cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
+network the class, nine times in ten), balanced (train on every class as often), augment (as EDM does, with probability
+0.12: the network is told how), remat (recompute in the backward pass what would not fit in memory, at 128 and 224 px),
+cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
 
 At 28 and 224 px, which are 7/8 of the powers of two that published networks are for, these attend at 7/8 of their
 resolutions.
@@ -14,14 +15,15 @@ EDM's schedule for 200 million images ramps the learning rate over 10 million; a
 that, so the ramp here is its twentieth, as 10 is of 200.
 """
 
+from pfgm_jax import recipes
 from pfgm_jax.config import D_of, default, parse_arg
 from pfgm_jax.models import preset
 
 
 def get_config(arg=None):
     args = parse_arg(
-        arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", conditional=False, remat=False,
-        cpu=False, quick=False,
+        arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", conditional=False, balanced=False,
+        augment=False, remat=False, cpu=False, quick=False,
     )  # fmt: skip
     config = default()
     config.data.update(name=args.dataset, size=args.size)
@@ -33,19 +35,11 @@ def get_config(arg=None):
     config.optim.update(lr=1e-3, lr_batch=512, warmup=375_000, clip=1.0)
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)
-    if args.conditional:
-        config.model.conditional, config.train.label_dropout = True, 0.1
+    recipes.variations(config, args)
     if args.process == "pfgm":
         config.train.large_batch = 4096
-    if args.cpu or args.quick:
-        config.optim.update(warmup=6_400, lr_batch=64)
-        config.train.update(
-            images=150_000, batch=64, ema_halflife=10_000, log_every=1_024, eval_every=16_384, sample_every=16_384,
-            save_every=16_384, eval_images=256,
-        )  # fmt: skip
+    if args.cpu:
+        recipes.two_cores(config)
     if args.quick:
-        config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64)
-        config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
-        config.model.channels = 8
-        config.sample.update(n=4, frames=4, solver="heun", steps=4)
+        recipes.smoke_test(config)
     return config

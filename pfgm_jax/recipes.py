@@ -1,5 +1,6 @@
-"""What the published recipes share: the settings of score_sde (arXiv 2011.13456), PFGM (2209.11178) and EDM
-(2206.00364, with PFGM++, 2302.04265), each as changes to a config. The files in configs/ hold what is of one data set.
+"""What the recipes share: the settings of score_sde (arXiv 2011.13456), PFGM (2209.11178) and EDM (2206.00364, with
+PFGM++, 2302.04265), and those of a small machine, each as changes to a config. The files in configs/ hold what is of
+one data set.
 
 They count in steps, configs in images; they sum a loss over pixels or average it. What follows from that is worked out
 here, so that a recipe's updates are the published ones.
@@ -92,6 +93,39 @@ def ode(config):
         raise UserError(f"process={config.process.name} has one published solver; ode is for vp, subvp and ve")
     config.sample.update(steps=None, predictor=None, snr=None, corrector_steps=None)
     config.sample.update(solver="rk45", rtol=1e-5, atol=1e-5)
+
+
+def tell_class(config):
+    """The network is told the class, nine times in ten, so that samples can be asked for and guided."""
+    config.model.conditional, config.train.label_dropout = True, 0.1
+
+
+def variations(config, args):
+    """The arguments conditional, balanced and augment (as EDM does)."""
+    if args.conditional:
+        tell_class(config)
+    if args.balanced:
+        config.train.order = "balanced"
+    if args.augment:
+        config.train.augment = 0.12
+
+
+def two_cores(config):
+    """A budget that two CPU cores can train in about an hour, at 28 px."""
+    config.optim.update(warmup=6_400, lr_batch=64)
+    config.train.update(
+        images=150_000, batch=min(config.train.batch, 64), ema_halflife=10_000, log_every=1_024, eval_every=16_384,
+        sample_every=16_384, save_every=16_384, eval_images=256,
+    )  # fmt: skip
+
+
+def smoke_test(config):
+    """Eight steps of a narrow network, and four samples."""
+    two_cores(config)
+    config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64)
+    config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
+    config.model.channels = 8
+    config.sample.update(n=4, frames=4, solver="heun", steps=4)
 
 
 def _every(config, images):
