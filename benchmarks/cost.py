@@ -29,8 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import lsun_bedroom256
-from pfgm_jax import main as command_line
 from pfgm_jax import build, data, models, parallel, step, train
+from pfgm_jax import main as command_line
 
 # The sizes that the presets are for; the networks of the recipes that are no presets.
 SIZES = {
