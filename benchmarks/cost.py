@@ -8,8 +8,8 @@ and of a loss with its gradient, per image, as XLA counts them in the program be
 memory of loss and gradient, per image, which is what batch 2 takes beyond batch 1 in the compiled program, and in
 which activations are nearly all. Memory is of the backend it runs on, with plain convolutions, no remat, float32.
 
---check trains one call in a process of its own and compares its peak resident memory, less that of a process that has
-done all but put the state on the device and call, with `train.memory_estimate`.
+--check trains one call of two steps in a process of its own, on random images, and compares `train.memory_estimate`
+with how far resident memory rises from before the data and the state are put on the device to its peak (Linux only).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import functools
 import gc
 import json
 import math
+import os
 import pathlib
 import subprocess
 import sys
@@ -38,8 +39,8 @@ SIZES = {
     "ncsnpp_pfgm": 32, "adm": 64, "ncsnv2": 32, "ncsnv2_128": 128, "ncsnv2_256": 256,
     **{f"{kind}_{size}": size for kind in ("medical", "cpu") for size in (28, 64, 128, 224)},
 }  # fmt: skip
-OTHERS = {"ddpmpp, celeba64": (lambda: models.preset("ddpmpp_song"), 64)} | {
-    f"{network}, lsun": (functools.partial(lambda arg: lsun_bedroom256.get_config(arg).model.to_dict(), arg), 256)
+OTHERS = {"ddpmpp_celeba64": (lambda: models.preset("ddpmpp_song"), 64)} | {
+    f"{network}_lsun256": (functools.partial(lambda arg: lsun_bedroom256.get_config(arg).model.to_dict(), arg), 256)
     for network, arg in (("ddpmpp", "process=pfgm,network=ddpmpp"), ("ncsnpp", "process=ve,network=ncsnpp"))
 }
 NETWORKS = {name: (functools.partial(models.preset, name), size) for name, size in SIZES.items()} | OTHERS
@@ -131,16 +132,19 @@ def probe(path, overrides):
     return {"estimate": estimate, "peak": resident("VmHWM") - before}
 
 
-def check(name):
-    """A line of the second table, measured in a process of its own."""
-    path, overrides = CHECKS[name]
+def measure(path, overrides):
+    """`probe` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.cost", f"--probe={json.dumps([path, overrides])}"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
     if done.returncode:
         raise RuntimeError(done.stderr)
-    result = json.loads(done.stdout.splitlines()[-1])
-    estimate, measured = result["estimate"], result["peak"]
-    return f"| {name} | {estimate / 2**20:.0f} | {measured / 2**20:.0f} | {estimate / measured:.2f} |"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def check(name):
+    """A line of the second table."""
+    estimate, measured = (value / 2**20 for value in measure(*CHECKS[name]).values())
+    return f"| {name} | {estimate:.0f} | {measured:.0f} | {estimate / measured:.2f} |"
 
 
 def main():
