@@ -8,28 +8,30 @@ and of a loss with its gradient, per image, as XLA counts them in the program be
 memory of loss and gradient, per image, which is what batch 2 takes beyond batch 1 in the compiled program, and in
 which activations are nearly all. Memory is of the backend it runs on, with plain convolutions, no remat, float32.
 
---check trains one call in a process of its own and compares its peak resident memory, less that of a process that has
-done all but put the state on the device and call, with `train.memory_estimate`.
+--check trains one call of two steps in a process of its own, on random images, and compares `train.memory_estimate`
+with how far resident memory rises from before the data and the state are put on the device to its peak (Linux only).
 """
 
 import argparse
+import ctypes
 import dataclasses
 import functools
+import gc
 import json
 import math
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs import lsun_bedroom256
+from pfgm_jax import build, data, models, parallel, step, train
 from pfgm_jax import main as command_line
-from pfgm_jax import models, parallel, step, train
 
 # The sizes that the presets are for; the networks of the recipes that are no presets.
 SIZES = {
@@ -37,18 +39,20 @@ SIZES = {
     "ncsnpp_pfgm": 32, "adm": 64, "ncsnv2": 32, "ncsnv2_128": 128, "ncsnv2_256": 256,
     **{f"{kind}_{size}": size for kind in ("medical", "cpu") for size in (28, 64, 128, 224)},
 }  # fmt: skip
-OTHERS = {"ddpmpp, celeba64": (lambda: models.preset("ddpmpp_song"), 64)} | {
-    f"{network}, lsun": (functools.partial(lambda arg: lsun_bedroom256.get_config(arg).model.to_dict(), arg), 256)
+OTHERS = {"ddpmpp_celeba64": (lambda: models.preset("ddpmpp_song"), 64)} | {
+    f"{network}_lsun256": (functools.partial(lambda arg: lsun_bedroom256.get_config(arg).model.to_dict(), arg), 256)
     for network, arg in (("ddpmpp", "process=pfgm,network=ddpmpp"), ("ncsnpp", "process=ve,network=ncsnpp"))
 }
 NETWORKS = {name: (functools.partial(models.preset, name), size) for name, size in SIZES.items()} | OTHERS
-# Runs for --check, of one step a call: random images stand in for the data.
+# Runs for --check, of two steps a call, on random images: (config, overrides).
+STEPS = 2
 CHECKS = {
-    "CIFAR-10, EDM, ddpmpp, batch 8": ("configs/cifar10.py:process=edm,network=ddpmpp", {"train.batch": "8"}),
-    "CelebA, PFGM, ddpmpp of 32 channels, batch 16": (
-        "configs/celeba64.py:process=pfgm",
-        {"train.batch": "16", "train.large_batch": "256", "model.channels": "32"},
-    ),
+    "28 px, cpu_28, batch 64": ("configs/medmnist.py:size=28,cpu", {}),
+    "28 px, medical_28, batch 32": ("configs/medmnist.py:size=28", {"train.batch": "32"}),
+    "28 px, PFGM, cpu_28, batch 64, 4096 references": ("configs/medmnist.py:size=28,cpu,process=pfgm", {}),
+    "64 px, cpu_64, batch 32": ("configs/medmnist.py:size=64,cpu", {"train.batch": "32"}),
+    "128 px, cpu_128, remat, batch 8": ("configs/medmnist.py:size=128,cpu,remat", {"train.batch": "8"}),
+    "32 px, EDM, ddpmpp, batch 8": ("configs/cifar10.py:process=edm,network=ddpmpp", {"train.batch": "8"}),
 }
 
 
@@ -97,41 +101,50 @@ def row(name, memory):
     return f"| {name} | {size} | {number / 1e6:.2f} M | {flops[0]:.2f} | {flops[1]:.2f} | {held} |"
 
 
-def peak():
-    """This process's largest resident memory so far, in bytes."""
+def resident(field):
+    """This process's resident memory in bytes: now ("VmRSS"), or its largest so far ("VmHWM")."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
-def probe(name, call):
-    """{estimate, peak} of a process that readies one training call of a check and, if asked, makes it."""
-    path, overrides = CHECKS[name]
-    config = command_line.load_config(path, overrides | {"train.steps_per_call": "1"})
-    dataset, _, task, cadence = train.prepare(config, stand_in=True)
-    dataset = dataclasses.replace(dataset, stands_for=0)
-    state = step.init_state(task, dataset.shape)
-    estimate = train.memory_estimate(task, state, dataset, cadence.per_call)
-    arrays = (state, dataset.train.images, dataset.train.labels)
-    compiled = step.train_steps.lower(task, *parallel.replicated_shapes(arrays), cadence.per_call).compile()
-    if call:
-        jax.block_until_ready(compiled(*(parallel.replicate(a) for a in arrays)))
-    return {"estimate": estimate, "peak": peak()}
+def probe(path, overrides):
+    """{estimate, peak} in bytes of the start of a run in this process, on random images, by a config and overrides."""
+    config = command_line.load_config(path, overrides)
+    shape, n = (config.data.size, config.data.size, 3), max(1024, config.train.large_batch)
+    images = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
+    split = data.Split(images, np.zeros(n, np.int32))
+    dataset = data.Dataset("random", split, split, split, ("a",), "", "")
+    derived = build.derive(config, dataset)
+    task = step.make_task(config, derived)
+    state = step.init_state(task, shape)
+    estimate = train.memory_estimate(task, state, dataset, STEPS)
+    arrays = (state, images, split.labels)
+    compiled = step.train_steps.lower(task, *parallel.replicated_shapes(arrays), STEPS).compile()
+    jax.clear_caches()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what compiling has freed would else be room for what follows
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    held = tuple(parallel.replicate(a) for a in arrays)
+    jax.block_until_ready(compiled(*held))
+    return {"estimate": estimate, "peak": resident("VmHWM") - before}
+
+
+def measure(path, overrides):
+    """`probe` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.cost", f"--probe={json.dumps([path, overrides])}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""})
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def check(name):
     """A line of the second table."""
-    with tempfile.TemporaryDirectory() as cache:  # so that compiling is not what takes the memory
-        settings = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        results = []
-        for what in ("load", "load", "call"):
-            command = [sys.executable, "-m", "benchmarks.cost", f"--probe={what}:{name}"]
-            done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True)
-            results.append(json.loads(done.stdout.splitlines()[-1]))
-    _, loaded, called = results
-    measured, estimate = called["peak"] - loaded["peak"], called["estimate"]
-    return f"| {name} | {estimate / 2**20:.0f} | {measured / 2**20:.0f} | {estimate / measured:.2f} |"
+    estimate, measured = (value / 2**20 for value in measure(*CHECKS[name]).values())
+    return f"| {name} | {estimate:.0f} | {measured:.0f} | {estimate / measured:.2f} |"
 
 
 def main():
@@ -139,15 +152,15 @@ def main():
     parser.add_argument("--networks", default="all")
     parser.add_argument("--no_memory", action="store_true", help="leave out what has to be compiled")
     parser.add_argument("--check", action="store_true", help="the memory estimate against a measured peak")
+    parser.add_argument("--only", default="", help="with --check: the runs whose name has this in it")
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:
-        what, _, name = args.probe.partition(":")
-        print(json.dumps(probe(name, what == "call")))
+        print(json.dumps(probe(*json.loads(args.probe))))
         return
     if args.check:
         print("| run | estimate, MiB | measured, MiB | ratio |\n|---|--:|--:|--:|")
-        for name in CHECKS:
+        for name in (name for name in CHECKS if args.only in name):
             print(check(name), flush=True)
         return
     print("| network | px | parameters | forward, GFLOP | training, GFLOP | memory, MiB |\n|---|--:|--:|--:|--:|--:|")
