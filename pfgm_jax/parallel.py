@@ -74,24 +74,22 @@ def check_divisible(batch, what):
         raise UserError(f"{what}={batch} cannot be shared by {n} devices; use a multiple of {n}, such as {options}")
 
 
-def replicate(tree):
-    """A copy of every array on every device: a leading axis of devices."""
+def place(tree):
+    """Host arrays with a leading axis of devices, each part on its device; returns while they are on their way."""
     devices = jax.devices()
     sharding = jax.NamedSharding(jax.sharding.Mesh(np.asarray(devices), (AXIS,)), jax.P(AXIS))
 
-    def place(a):
-        # A mapped function that returned its argument would hold every array twice while it ran.
-        copies = [jax.device_put(np.asarray(a)[None], device) for device in devices]
-        return jax.make_array_from_single_device_arrays((len(devices), *np.shape(a)), sharding, copies)
+    def one(a):
+        # Part by part: a mapped function that returns its argument would hold every array twice while it ran.
+        parts = [jax.device_put(a[i : i + 1], device) for i, device in enumerate(devices)]
+        return jax.make_array_from_single_device_arrays(a.shape, sharding, parts)
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(one, tree)
 
 
-def place(tree):
-    """Host arrays with a leading axis of devices, each part on its device; returns while they are on their way."""
-    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-    return jax.tree.map(lambda a: jax.device_put(a, sharding), tree)
+def replicate(tree):
+    """A copy of every array on every device: a leading axis of devices."""
+    return place(jax.tree.map(lambda a: np.broadcast_to(np.asarray(a), (device_count(), *np.shape(a))), tree))
 
 
 def replicated_shapes(tree):
