@@ -28,6 +28,7 @@ def derive(config, dataset):
         )
     derived = {
         "shape": list(dataset.shape),
+        "dtype": str(dataset.train.images.dtype),
         "N": N,
         "classes": list(dataset.classes),
         "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),

@@ -3,7 +3,7 @@
 A new source is one file here and one entry in SOURCES.
 """
 
-from pfgm_jax.data import digits, medmnist, prepared
+from pfgm_jax.data import digits, medmnist, prepared, toys
 from pfgm_jax.data.dataset import Dataset, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.order import epoch_order
 from pfgm_jax.errors import UserError, nearest
@@ -25,6 +25,7 @@ SOURCES = {
     "digits": digits.load,
     **dict.fromkeys(medmnist.NAMES, medmnist.load),
     **dict.fromkeys(prepared.SETS, prepared.load),
+    **dict.fromkeys(toys.TOYS, toys.load),
 }
 
 

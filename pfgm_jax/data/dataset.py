@@ -11,15 +11,21 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [n, H, W, C] with C = 1 or 3, and labels int32 [n]; ValueError for anything else."""
+    """Images and labels int32 [n]; ValueError for anything else.
+
+    Images are uint8 [n, H, W, C] with C = 1 or 3, or what is no image: float32 [n, H, W, C], in the unit scale already.
+    """
 
     images: np.ndarray
     labels: np.ndarray
 
     def __post_init__(self):
         images, labels = self.images, self.labels
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise ValueError(f"images must be uint8 [n, H, W, 1 or 3], not {images.dtype} {images.shape}")
+        good = images.dtype == np.float32 or images.dtype == np.uint8 and images.shape[-1:] in ((1,), (3,))
+        if not good or images.ndim != 4:
+            raise ValueError(
+                f"images must be uint8 [n, H, W, 1 or 3] or float32 [n, H, W, C], not {images.dtype} {images.shape}"
+            )
         if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be int32 {images.shape[:1]}, not {labels.dtype} {labels.shape}")
 
@@ -63,9 +69,13 @@ class Dataset:
 
 
 def to_unit(images):
-    """uint8 -> u / 127.5 - 1 in [-1, 1], any shape: float32 from numpy arrays, JAX's own float from JAX's."""
+    """uint8 -> u / 127.5 - 1 in [-1, 1], any shape: float32 from numpy arrays, JAX's own float from JAX's.
+
+    Floats are in the unit scale already and keep their values.
+    """
     dtype = jnp.result_type(float) if isinstance(images, jax.Array) else np.float32
-    return images.astype(dtype) / 127.5 - 1
+    unit = images.astype(dtype)
+    return unit / 127.5 - 1 if images.dtype == np.uint8 else unit
 
 
 def to_uint8(x):
@@ -89,13 +99,17 @@ class Moments(NamedTuple):
 
 
 def moments(images: np.ndarray) -> Moments:
-    """Moments of uint8 images [n, ...], n >= 1; ValueError if empty.
+    """Moments of images [n, ...], n >= 1, uint8 or float32 in unit scale; ValueError if empty.
 
-    Sums run over the integers 255 x = 2u - 255, so no chunking or order of summation changes the result.
+    For uint8, sums run over the integers 255 x = 2u - 255, so no chunking or order of summation changes the result.
     """
     if not images.size:
         raise ValueError(f"moments of an empty array, shape {images.shape}")
     flat = images.reshape(len(images), -1)
+    if images.dtype != np.uint8:
+        values = flat.astype(np.float64)
+        norms = np.linalg.norm(values, axis=1)
+        return Moments(*map(float, (values.mean(), values.std(), norms.mean(), np.square(norms).mean(), norms.max())))
     n, d = flat.shape
     rows = max(1, 2**20 // d)  # 8 MiB of int64 at a time
     total, squares = 0, []
@@ -115,7 +129,7 @@ def moments(images: np.ndarray) -> Moments:
 
 
 def diameter(images: np.ndarray, starts=16) -> float:
-    """The largest distance between two of the uint8 images [n, ...], in unit scale.
+    """The largest distance between two of the images [n, ...], uint8 or float32, in unit scale.
 
     Searched from the `starts` images farthest from the mean: from each to the image farthest from it, and on from
     there, as long as the distance grows. That takes a few passes over the data, and can miss the largest of all pairs
@@ -126,16 +140,16 @@ def diameter(images: np.ndarray, starts=16) -> float:
     chunks = [flat[i : i + rows] for i in range(0, len(flat), rows)]
 
     def squares_to(points):
-        """Squared distances [n, k] in units of u / 127.5, summed in float64."""
+        """Squared distances [n, k] in the images' own units, summed in float64."""
         norms = np.square(points).sum(axis=1)
         return np.concatenate(
             [np.square(c, dtype=np.float64).sum(axis=1)[:, None] + norms - 2 * (c @ points.T) for c in chunks]
         )
 
-    ends = np.argsort(squares_to(flat.mean(axis=0, keepdims=True))[:, 0])[-starts:]
+    ends = np.argsort(squares_to(flat.mean(axis=0, dtype=np.float64, keepdims=True))[:, 0])[-starts:]
     largest = -1.0
     while True:
         squares = squares_to(flat[ends].astype(np.float64))
         if squares.max() <= largest:
-            return math.sqrt(largest) / 127.5
+            return math.sqrt(largest) / (127.5 if images.dtype == np.uint8 else 1)
         largest, ends = float(squares.max()), np.unique(squares.argmax(axis=0))
