@@ -12,8 +12,13 @@ def get_config(arg=None):
     config.model.update(preset("mlp"))
     config.optim.update(lr=3e-3, lr_batch=512, warmup=51_200, decay="cosine", beta2=0.99, clip=1.0)
     config.train.update(
-        images=2_000_000, batch=512, large_batch=1024, ema_halflife=50_000, log_every=51_200, eval_every=500_000,
-        sample_every=500_000, save_every=1_000_000,
+        images=1_500_000, batch=512, ema_halflife=50_000, log_every=51_200, eval_every=375_000, sample_every=375_000,
+        save_every=750_000,
     )  # fmt: skip
+    if args.process == "pfgm":
+        # γ = 5 at N = 3072 is 0.09 √N. The formulas, made for large N, give z_max = 1.7, and a prior half of which is clipped.
+        config.process.update(gamma=0.13, near=0.13, sigma_max=10.0, M=390, max_norm=1000.0)
+        config.train.update(batch=256, large_batch=256)
+        config.model.log_noise = True
     config.sample.update(n=4000, batch=4000)
     return config
