@@ -1,16 +1,17 @@
 """Data sets by name: `load(config.data)` gives a `Dataset`.
 
-A new source is one file here and one entry in SOURCES.
+A new source is one file here and one entry in SOURCES. `tfds:NAME` is any prepared set of TensorFlow Datasets.
 """
 
-from pfgm_jax.data import digits, medmnist, prepared, toys
-from pfgm_jax.data.dataset import Dataset, Moments, Split, diameter, moments, to_uint8, to_unit
+from pfgm_jax.data import celeba, cifar10, digits, folder, lsun, medmnist, npz, published, tfds, toys
+from pfgm_jax.data.dataset import Dataset, LazyImages, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.order import epoch_order
 from pfgm_jax.errors import UserError, nearest
 
 __all__ = [
     "SOURCES",
     "Dataset",
+    "LazyImages",
     "Moments",
     "Split",
     "diameter",
@@ -21,10 +22,13 @@ __all__ = [
     "to_unit",
 ]
 
+PUBLISHED = {name: source for source in (cifar10, celeba, lsun) for name in source.SETS}
 SOURCES = {
     "digits": digits.load,
+    "folder": folder.load,
+    "npz": npz.load,
     **dict.fromkeys(medmnist.NAMES, medmnist.load),
-    **dict.fromkeys(prepared.SETS, prepared.load),
+    **{name: source.load for name, source in PUBLISHED.items()},
     **dict.fromkeys(toys.TOYS, toys.load),
 }
 
@@ -32,11 +36,16 @@ SOURCES = {
 def load(data_config, stand_in=False) -> Dataset:
     """The data set `data_config.name`; UserError for anything a person can fix.
 
-    With `stand_in`, random images take the place of a prepared file that is absent: enough for a dry run.
+    With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
+    if name.startswith(tfds.PREFIX):
+        return tfds.load(data_config)
     if name not in SOURCES:
         hint = nearest(name, SOURCES) or ";"
-        raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}")
-    random = prepared.stand_in(data_config) if stand_in and name in prepared.SETS else None
-    return random or SOURCES[name](data_config)
+        raise UserError(
+            f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}, tfds:NAME"
+        )
+    if stand_in and name in PUBLISHED and PUBLISHED[name].find(data_config) is None:
+        return published.stand_in(data_config, PUBLISHED[name].SETS[name])
+    return SOURCES[name](data_config)

@@ -8,6 +8,39 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+HOST_BYTES = 4 * 2**30  # sources keep images of at most so many decoded bytes in memory, and read others as needed
+SAMPLED = 10_000  # images of a `LazyImages` that stand for all in `moments` and `diameter`
+
+
+class LazyImages:
+    """Images uint8 [n, H, W, C] that stay in their files: indexing reads those asked for, as a NumPy array.
+
+    shape: (n, H, W, C). read(indices int64 [b]) -> uint8 [b, H, W, C].
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, shape, read):
+        self.shape, self._read = tuple(shape), read
+
+    ndim = property(lambda self: len(self.shape))
+    size = property(lambda self: math.prod(self.shape))
+    nbytes = size
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        """images[3], images[2:9], images[[4, 1]] or images[mask]; IndexError for what is not there."""
+        chosen = np.arange(len(self))[index]
+        images = np.empty((0, *self.shape[1:]), np.uint8)
+        if chosen.size:
+            images = self._read(chosen.reshape(-1).astype(np.int64))
+        return images.reshape(*chosen.shape, *self.shape[1:])
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -16,7 +49,7 @@ class Split:
     Images are uint8 [n, H, W, C] with C = 1 or 3, or what is no image: float32 [n, H, W, C], in the unit scale already.
     """
 
-    images: np.ndarray
+    images: np.ndarray | LazyImages
     labels: np.ndarray
 
     def __post_init__(self):
@@ -35,7 +68,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of images of one shape; labels index `classes`. ValueError where that does not hold."""
+    """Three splits of images of one shape; labels index `classes`. ValueError where that does not hold.
+
+    val and test are empty where a source has none.
+    """
 
     name: str
     train: Split
@@ -78,6 +114,11 @@ def to_unit(images):
     return unit / 127.5 - 1 if images.dtype == np.uint8 else unit
 
 
+def empty_split(shape) -> Split:
+    """A split without images, of a set whose images are of `shape` (H, W, C)."""
+    return Split(np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32))
+
+
 def to_uint8(x):
     """[-1, 1] -> uint8, numpy or JAX, any shape: clip(127.5 x + 128, 0, 255), truncated.
 
@@ -98,13 +139,21 @@ class Moments(NamedTuple):
     largest_norm: float
 
 
-def moments(images: np.ndarray) -> Moments:
+def _sampled(images):
+    """The images as an array; of more than SAMPLED `LazyImages` as many, drawn alike every time."""
+    if isinstance(images, LazyImages) and len(images) > SAMPLED:
+        return images[np.sort(np.random.RandomState(0).permutation(len(images))[:SAMPLED])]
+    return np.asarray(images)
+
+
+def moments(images: np.ndarray | LazyImages) -> Moments:
     """Moments of images [n, ...], n >= 1, uint8 or float32 in unit scale; ValueError if empty.
 
     For uint8, sums run over the integers 255 x = 2u - 255, so no chunking or order of summation changes the result.
     """
     if not images.size:
         raise ValueError(f"moments of an empty array, shape {images.shape}")
+    images = _sampled(images)
     flat = images.reshape(len(images), -1)
     if images.dtype != np.uint8:
         values = flat.astype(np.float64)
@@ -128,13 +177,14 @@ def moments(images: np.ndarray) -> Moments:
     )
 
 
-def diameter(images: np.ndarray, starts=16) -> float:
+def diameter(images: np.ndarray | LazyImages, starts=16) -> float:
     """The largest distance between two of the images [n, ...], uint8 or float32, in unit scale.
 
     Searched from the `starts` images farthest from the mean: from each to the image farthest from it, and on from
     there, as long as the distance grows. That takes a few passes over the data, and can miss the largest of all pairs
     by little, never exceed it.
     """
+    images = _sampled(images)
     flat = images.reshape(len(images), -1)
     rows = max(1, 2**24 // flat.shape[1])
     chunks = [flat[i : i + rows] for i in range(0, len(flat), rows)]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from pfgm_jax.data.dataset import Dataset, Split
+from pfgm_jax.data.splits import TEST, TRAIN, VAL, stratified
 from pfgm_jax.errors import UserError
 
 SIZE = 8
@@ -21,20 +22,13 @@ def load(data_config) -> Dataset:
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]  # raw values are 0..16
     labels = raw.target.astype(np.int32)
 
-    # Shuffled within each class (numpy has frozen RandomState's stream), then dealt out in turns of ten.
-    shuffled = np.random.RandomState(0).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    part = np.empty(len(labels), int)
-    part[by_class] = np.arange(len(labels)) % 10
-
-    def split(chosen):
-        return Split(images[chosen], labels[chosen])
-
+    parts = stratified(labels, 0.1, 0.1, seed=0)
+    train, val, test = (Split(images[parts == part], labels[parts == part]) for part in (TRAIN, VAL, TEST))
     return Dataset(
         name=data_config.name,
-        train=split((part != 0) & (part != 5)),
-        val=split(part == 0),
-        test=split(part == 5),
+        train=train,
+        val=val,
+        test=test,
         classes=tuple(str(digit) for digit in range(10)),
         licence="CC BY 4.0",
         source="scikit-learn load_digits: test part of UCI Optical Recognition of Handwritten Digits",

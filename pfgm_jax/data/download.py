@@ -1,0 +1,228 @@
+"""Files from their official URLs: checked, whole or not at all, and continued where a connection was cut.
+
+What has come is kept as NAME.part beside NAME, with the server's ETag in NAME.part.etag: the next attempt, of this run
+or of a later one, asks for the rest. NAME itself appears only once its checksum is right.
+"""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from pfgm_jax.errors import UserError
+
+TIMEOUT = 10  # seconds without a byte
+CONNECT = 15  # seconds until there is an answer
+BLOCK = 2**20
+
+
+def cache_dir() -> Path:
+    """Where downloaded files are kept: $PFGM_JAX_CACHE/data, else ~/.cache/pfgm_jax/data."""
+    return Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "data"
+
+
+def verify(path: Path, expected: str, advice: str, name: str = "") -> None:
+    """UserError, naming the file `name` or by its path, unless its MD5 (32 digits) or SHA-256 (64) is `expected`."""
+    kind = {32: "MD5", 64: "SHA-256"}[len(expected)]
+    algorithm = kind.lower().replace("-", "")
+    try:
+        with open(path, "rb") as stream:
+            found = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)})") from error
+    if found != expected:
+        what = f"{name or path} is not the official file ({kind} expected {expected}, found {found})"
+        raise UserError(f"{what}: {advice}")
+
+
+def cached(url: str, name: str, checksum: str) -> Path:
+    """The file `name` of the cache, downloaded from `url` if it is not there; always of that MD5 or SHA-256."""
+    path = cache_dir() / name
+    if path.exists():
+        verify(path, checksum, "delete it, the next run downloads it anew")
+    else:
+        fetch(url, path, checksum)
+    return path
+
+
+def fetch(url: str, path: Path, checksum: str) -> None:
+    """Brings the file of `url` to `path`, where it appears whole and checked or not at all.
+
+    checksum: MD5 or SHA-256, in hexadecimal digits. A second process that asks for the same file waits for the first.
+
+    Raises:
+      UserError: no connection, a connection cut for good (what has come is kept), a wrong checksum, no room.
+    """
+    elsewhere = f"get {path.name} by other means and pass --config.data.dir=FOLDER"
+    part = path.with_name(path.name + ".part")
+    with _disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(part) as stream:
+        if path.exists():  # another process was first
+            _forget(part)
+            return
+        for again in (False, True):
+            resumed = _receive(url, part, stream, elsewhere)
+            try:
+                verify(part, checksum, f"run again, or {elsewhere}", name=f"what came from {url}")
+                break
+            except UserError:
+                stream.truncate(0)
+                if again or not resumed:
+                    _forget(part)
+                    raise  # otherwise the pieces may be of two files: once more from the start
+        with _disk(path):
+            os.replace(part, path)
+        _forget(part)
+
+
+def _receive(url, part, stream, elsewhere):
+    """Fills the part file from where it ends to the file's end, over as many connections as that takes.
+
+    Returns whether it held something before. UserError for an attempt that brought nothing.
+    """
+    before = have = stream.seek(0, os.SEEK_END)
+    while True:
+        try:
+            if _attempt(url, part, stream):
+                return before > 0
+            reason = "the connection was cut"
+        except (OSError, http.client.HTTPException) as error:
+            reason = one_line(error)
+        now = stream.seek(0, os.SEEK_END)
+        if now <= have:
+            kept = f"; the first {now / 1e6:.1f} MB are kept" if now else ""
+            if not now:
+                _forget(part)
+            advice = f"check the network{' and run again' if now else ''}, or {elsewhere}"
+            raise UserError(f"cannot download {url} ({reason}{kept}): {advice}")
+        have = now
+
+
+def _attempt(url, part, stream):
+    """One connection: appends what comes to `stream`; returns whether that was all. OSError or HTTPException."""
+    have, etag = stream.seek(0, os.SEEK_END), part.with_name(part.name + ".etag")
+    headers = {"User-Agent": "pfgm_jax"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        with contextlib.suppress(OSError):
+            headers["If-Range"] = etag.read_text()  # another file since then comes whole
+    try:
+        response = _open(urllib.request.Request(url, headers=headers))
+    except urllib.error.HTTPError as error:
+        error.close()
+        if not have or error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        # The part is as long as the file, or longer than another that is there now.
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+            return True
+        stream.truncate(0)
+        return _attempt(url, part, stream)
+    with response:
+        continued = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status != http.client.PARTIAL_CONTENT:
+            stream.truncate(0)
+            have = stream.seek(0)
+        elif not continued:
+            raise OSError("the server sent another part than was asked for")
+        with _disk(part):
+            tag = response.headers.get("ETag", "")
+            if tag.startswith('"'):  # a weak one does not promise the same bytes
+                etag.write_text(tag)
+            else:
+                etag.unlink(missing_ok=True)
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        free = shutil.disk_usage(part.parent).free
+        if total and total - have > free:
+            raise UserError(_no_room(part, f"{(total - have) / 1e6:.0f} MB to come, {free / 1e6:.0f} MB free"))
+        name = part.name.removesuffix(".part")
+        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name) as bar:
+            while block := response.read(BLOCK):
+                with _disk(part):
+                    stream.write(block)
+                    stream.flush()
+                have += len(block)
+                bar.update(len(block))
+    return total is None or have == total
+
+
+def _open(request):
+    """`urlopen` that gives up after CONNECT seconds in all: its own timeout is for each address of a host in turn."""
+    answer = []
+
+    def ask():
+        try:
+            answer.append(urllib.request.urlopen(request, timeout=TIMEOUT))
+        except Exception as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CONNECT)
+    if not answer:
+        raise TimeoutError(f"no answer within {CONNECT} s")
+    if isinstance(answer[0], Exception):
+        raise answer[0]
+    return answer[0]
+
+
+@contextlib.contextmanager
+def _alone(part):
+    """The part file, open at its end, held by this process alone: waits for another that is downloading it."""
+    name = part.name.removesuffix(".part")
+    try:
+        from fcntl import LOCK_EX, LOCK_NB, flock
+    except ImportError:
+        raise UserError(f"this system has no flock, which downloads need: pass {name} by --config.data.dir") from None
+    while True:
+        with _disk(part):
+            stream = open(part, "ab")
+        with stream:
+            try:
+                flock(stream, LOCK_EX | LOCK_NB)
+            except BlockingIOError:
+                print(f"another process is downloading {name}: waiting for it", file=sys.stderr)
+                flock(stream, LOCK_EX)
+            # That process may have finished, or thrown the part away.
+            if not part.exists() or os.fstat(stream.fileno()).st_ino != part.stat().st_ino:
+                continue
+            yield stream
+            return
+
+
+def _forget(part):
+    """Removes the part file and its ETag."""
+    for path in (part, part.with_name(part.name + ".etag")):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _disk(path):
+    """Errors of the disk as one line, apart from those of the network."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(_no_room(path, one_line(error))) from error
+        raise UserError(
+            f"cannot write to {path.parent} ({one_line(error)}): set PFGM_JAX_CACHE to a folder of yours"
+        ) from error
+
+
+def _no_room(path, detail):
+    return f"no room in {path.parent} ({detail}): free some, or set PFGM_JAX_CACHE to a folder on another disk"
+
+
+def one_line(error) -> str:
+    """What an exception says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
