@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# No test reads or fills the cache of the person who runs it.
+os.environ["PFGM_JAX_CACHE"] = os.path.join(os.path.dirname(__file__), "../.pytest_cache/pfgm_jax")
 # Tests that train the same network share its programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "../.pytest_cache/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

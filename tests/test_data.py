@@ -1,12 +1,10 @@
 """Data: bytes to the unit scale, the epoch order, the digits, and MedMNIST files, good and bad."""
 
 import hashlib
-import http.server
 import itertools
 import math
 import os
 import sys
-import threading
 import types
 import zipfile
 
@@ -17,7 +15,8 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from pfgm_jax import data
-from pfgm_jax.data import diameter, epoch_order, medmnist, moments, to_uint8, to_unit
+from pfgm_jax.data import LazyImages, diameter, epoch_order, moments, npz, to_uint8, to_unit
+from pfgm_jax.data import dataset as dataset_module
 from pfgm_jax.errors import UserError, nearest
 
 ALL_BYTES = np.arange(256, dtype=np.uint8)
@@ -109,6 +108,50 @@ def test_diameter_over_several_chunks():
     images = np.full((40, 1024, 512, 1), 100, np.uint8)  # 32 rows a chunk
     images[1], images[39] = 0, 255
     assert diameter(images, starts=4) == pytest.approx(2 * math.sqrt(1024 * 512), rel=1e-12)
+
+
+# --- images in their files ---------------------------------------------------------------------------------
+
+
+def lazy(images, asked=None):
+    """LazyImages of an array, which notes what it is asked for."""
+
+    def read(indices):
+        assert indices.dtype == np.int64 and indices.ndim == 1
+        if asked is not None:
+            asked.append(indices)
+        return images[indices]
+
+    return LazyImages(images.shape, read)
+
+
+def test_lazy_images_read_what_is_asked_for_as_an_array_would():
+    images = np.random.default_rng(0).integers(0, 256, (20, 4, 5, 3), dtype=np.uint8)
+    asked = []
+    made = lazy(images, asked)
+    assert (made.shape, made.dtype, made.ndim, made.nbytes, len(made)) == (images.shape, np.uint8, 4, images.nbytes, 20)
+    for index in (3, -1, slice(2, 9), slice(None, None, -3), [4, 1, 4], np.array([[0, 1], [2, 3]]), images[:, 0, 0, 0] > 99,
+                  slice(5, 5), np.array([], int)):  # fmt: skip
+        got = made[index]
+        assert isinstance(got, np.ndarray) and got.dtype == np.uint8
+        np.testing.assert_array_equal(got, images[index])
+    assert sorted(asked[0]) == [3] and max(map(len, asked)) < 20  # only those
+    np.testing.assert_array_equal(np.asarray(made), images)
+    with pytest.raises(IndexError):
+        made[20]
+    split = data.Split(made, np.zeros(20, np.int32))
+    assert len(data.Dataset("x", split, split, split, ("a",), "", "").train) == 20
+
+
+def test_moments_and_diameter_of_lazy_images(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4, 1), dtype=np.uint8)
+    assert moments(lazy(images)) == moments(images) and diameter(lazy(images)) == diameter(images)
+    monkeypatch.setattr(dataset_module, "SAMPLED", 50)
+    asked = []
+    subset = moments(lazy(images, asked))
+    assert subset == moments(lazy(images, asked)) == moments(images[asked[0]])
+    assert len(np.unique(asked[0])) == 50
+    assert diameter(lazy(images)) == diameter(images[asked[0]])
 
 
 # --- epoch order -----------------------------------------------------------------------------------------
@@ -422,7 +465,7 @@ def test_a_set_larger_than_memory(tmp_path, no_table, monkeypatch):
 def test_sizes_that_a_header_invents_are_refused_before_memory_is_taken(tmp_path, no_table, monkeypatch):
     path = save(tmp_path / "bloodmnist.npz")
     with monkeypatch.context() as patch:
-        patch.setattr(medmnist, "MAX_BYTES", 1000)
+        patch.setattr(npz, "MAX_BYTES", 1000)
         fails(blood(tmp_path), path, "would unpack to")
     monkeypatch.setattr(np.lib.format, "read_array", None)  # from here on, reading one is a TypeError
     with zipfile.ZipFile(path) as archive:
@@ -446,36 +489,6 @@ def test_sets_that_do_not_exist(tmp_path, no_table, fields, words):
     fails(blood(tmp_path, **fields), *words)
 
 
-class Server:
-    """A web server of one body on this machine; `requests` counts the visits."""
-
-    def __init__(self, body, declared=None):
-        self.requests = 0
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                server.requests += 1
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body) if declared is None else declared))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_):
-                pass
-
-        self.http = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/bloodmnist.npz?download=1"
-
-    def __enter__(self):
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        return self
-
-    def __exit__(self, *_):
-        self.http.shutdown()
-        self.http.server_close()
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PFGM_JAX_CACHE", str(tmp_path / "cache"))
@@ -483,28 +496,14 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "data"
 
 
-def test_downloads_once_and_checks_the_cache_every_time(tmp_path, table, cache):
-    body = save(tmp_path / "made.npz").read_bytes()
-    with Server(body) as server:
-        table |= {"url": server.url, "MD5": hashlib.md5(body).hexdigest()}
-        for _ in range(2):
-            dataset = data.load(blood(tmp_path, dir=""))
-            np.testing.assert_array_equal(dataset.train.images, arrays()["train_images"])
-        assert server.requests == 1
-        assert os.listdir(cache) == ["bloodmnist.npz"]
-
-        path = cache / "bloodmnist.npz"
-        path.write_bytes(body[:-1])
-        found = hashlib.md5(body[:-1]).hexdigest()
-        fails(blood(tmp_path, dir="", check_md5=False), path, table["MD5"], found, "delete it")
-
-
-@pytest.mark.parametrize("declared", [None, 10**6])
-def test_a_wrong_or_broken_download_leaves_nothing(tmp_path, table, cache, declared):
-    with Server(b"not the file", declared) as server:
-        table["url"] = server.url
-        fails(blood(tmp_path, dir=""), server.url, "--config.data.dir")
-    assert os.listdir(cache) == []
+def test_the_cache_is_checked_every_time(tmp_path, table, cache):
+    cache.mkdir(parents=True)
+    path = save(cache / "bloodmnist.npz")
+    table["MD5"] = md5(path)
+    dataset = data.load(blood(tmp_path, dir=""))
+    np.testing.assert_array_equal(dataset.train.images, arrays()["train_images"])
+    path.write_bytes(path.read_bytes()[:-1])
+    fails(blood(tmp_path, dir="", check_md5=False), path, table["MD5"], md5(path), "delete it")
 
 
 def test_offline_is_one_line_within_seconds(tmp_path, table, cache):

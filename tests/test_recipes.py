@@ -187,7 +187,7 @@ def write(folder, name, size, n=4, labels=None, channels=(3,)):
 def test_a_prepared_file(tmp_path):
     config = load("cifar10", "process=vp,network=ddpmpp")
     config.data.dir = str(tmp_path)
-    with pytest.raises(UserError, match=r"put cifar10.npz in .*uint8 \[n, 32, 32, 3\], train_labels .* 0 to 9"):
+    with pytest.raises(UserError, match="holds no cifar10.npz, cifar-10-binary.tar.gz or .*leave out --config.data.dir"):
         train.prepare(config)
     arrays = write(tmp_path, "cifar10", 32, labels=np.array([0, 9, 3, 3]))
     for stand_in in (False, True):
@@ -208,7 +208,7 @@ def test_a_prepared_file(tmp_path):
 
 
 def test_only_a_dry_run_takes_stand_ins():
-    for file in FILES:
+    for file in set(FILES) - {"cifar10"}:  # which is downloaded
         with pytest.raises(UserError, match="not downloaded.*--config.data.dir=FOLDER"):
             train.prepare(importlib.import_module(f"configs.{file}").get_config())
 

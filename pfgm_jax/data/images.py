@@ -19,12 +19,12 @@ from pfgm_jax.data.dataset import HOST_BYTES, LazyImages
 from pfgm_jax.data.download import one_line
 from pfgm_jax.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_PIXELS = 10**8  # a file that declares more is refused before any of them takes memory
 LARGE = 2**24  # pixels from which on images are decoded one at a time, so that threads do not fill the memory
 _one_large = threading.Lock()
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is the limit here
+warnings.filterwarnings("ignore", module="PIL")  # what is wrong with a file is said once, where it is skipped
 
 
 class Unreadable(Exception):
@@ -63,6 +63,8 @@ def decode(path, size, resample, channels=3, crop=None, shrink=False) -> Decoded
                 image.load()
                 upright = _upright(image)
                 side = crop or min(upright.size)
+                if side > min(upright.size):
+                    raise Unreadable(f"smaller than the crop of {crop} px", f"{width}×{height}")
                 left, top = (upright.width - side) // 2, (upright.height - side) // 2
                 square, brightest = _plain(upright.crop((left, top, left + side, top + side)))
                 square = square.convert("L" if channels == 1 else "RGB")

@@ -1,0 +1,81 @@
+"""Your own images: PFGM++ (arXiv 2302.04265), D = 128, on a folder of image files or an npz file.
+
+    python -m pfgm_jax.main --config=configs/folder.py:dir=PATH,size=64 --workdir=runs/mine
+    python -m pfgm_jax.main --config=configs/folder.py:dir=PATH,size=64 --dry_run     # what is read, and what is skipped
+
+A folder holds png, jpg, webp, bmp, gif, tiff, ppm or pgm files of any sizes, which are cut to their central square and
+resized. Classes and splits are told by
+
+    PATH/CLASS/a.png                         subfolders, one a class
+    PATH/train/CLASS/a.png, PATH/val/…       subfolders train, val and test, with classes in them or without
+    PATH/labels.csv                          a table with the columns file,label or file,label,split
+    PATH/a.png                               nothing: one class
+
+and splits that are not there are taken from the training images (--config.data.val=0.1, --config.data.test=0.1,
+--config.data.split_seed=0). What cannot be read is skipped and listed. --config.data.channels=1 makes images grey, 3 keeps
+grey ones in three channels. A PATH that ends in .npz is a file with images uint8 [n, size, size] or [n, size, size, 3] and
+labels [n], or train_images, train_labels and so on, of that size.
+
+Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 px or more), process=pfgmpp|pfgm|edm|ve|vp|
+subvp|ddpm, D=128 (pfgmpp only), conditional (the network is told the class), network=ddpmpp|… (one of `models.PRESETS`;
+without, one that fits the size), remat (recompute in the backward pass what would not fit in memory), cpu (a network and
+budget that two CPU cores can train in hours), quick (a smoke test).
+
+The budget is 5 million images in batches of 128, of 32 above 128 px. On a few hundred images a network learns them by
+heart long before: watch eval/gap, the loss on validation images less that on training images.
+"""
+
+from pfgm_jax.config import D_of, default, parse_arg
+from pfgm_jax.models import preset
+from pfgm_jax.models.unet import level_sizes
+
+
+def get_config(arg=None):
+    args = parse_arg(
+        arg, dir="", size=64, process="pfgmpp", D=128.0, conditional=False, network="", remat=False, cpu=False,
+        quick=False,
+    )  # fmt: skip
+    config = default()
+    config.data.update(name="npz" if args.dir.endswith(".npz") else "folder", size=args.size, dir=args.dir)
+    config.process.update(name=args.process, D=D_of(args.process, args.D))
+    fields = preset(args.network) if args.network else network("cpu" if args.cpu or args.quick else "medical", args.size)
+    config.model.update(fields | dict(conditional=args.conditional, remat=args.remat))
+    batch = 128 if args.size <= 128 else 32
+    config.optim.update(lr=1e-3, lr_batch=512, warmup=250_000, clip=1.0)
+    config.train.update(
+        images=5_000_000, batch=batch, ema_halflife=250_000, log_every=25_600, eval_every=250_000, sample_every=250_000,
+        save_every=250_000,
+    )  # fmt: skip
+    if args.process == "pfgm":
+        config.train.large_batch = 8 * batch
+    if args.cpu or args.quick:
+        config.optim.update(warmup=6_400, lr_batch=64)
+        config.train.update(
+            images=150_000, batch=min(batch, 64), ema_halflife=10_000, log_every=1_024, eval_every=16_384,
+            sample_every=16_384, save_every=16_384, eval_images=256,
+        )  # fmt: skip
+    if args.quick:
+        config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64)
+        config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))
+        config.model.channels = 8
+        config.sample.update(n=4, frames=4, solver="heun", steps=4)
+    return config
+
+
+def network(kind, size):
+    """Fields of config.model for images of `size` px: the preset for the next size above, attending where that does.
+
+    28 px stands for up to 32, of which it has three levels as well. Above 224 px come levels of the last width until the
+    coarsest has 32 px or less, on which it attends.
+    """
+    made_for = next((side for side, most in ((28, 32), (64, 64), (128, 128)) if size <= most), 224)
+    fields = preset(f"{kind}_{made_for}")
+    levels = len(fields["multipliers"])
+    sides = [side for side, _ in level_sizes((made_for, made_for), levels)]
+    attending = [sides.index(side) for side in fields["attention"]]
+    widths = list(fields["multipliers"])
+    while size > 224 and level_sizes((size, size), len(widths))[-1][0] > 32:
+        widths.append(widths[-1])
+    own = [side for side, _ in level_sizes((size, size), len(widths))]
+    attention = tuple(own[level] for level in attending) if size <= 224 else (own[-1],)
+    return fields | dict(multipliers=tuple(widths), attention=attention)
