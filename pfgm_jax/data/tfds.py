@@ -91,7 +91,7 @@ def load(data_config) -> Dataset:
         pixels = _lazily(sources[origin], rows, image, shape, RECIPES.get(info.name, Recipe()), what)
         pixels = images.in_memory(pixels, f"{what} {name}") if keep else pixels
         splits[name] = Split(pixels, labels[origin][rows])
-    licence = info.redistribution_info.get("license") or "none stated by TensorFlow Datasets"
+    licence = info.redistribution_info.license or "none stated by TensorFlow Datasets"
     return Dataset(what, **splits, classes=classes, licence=licence, source=f"TensorFlow Datasets, {info.full_name}")
 
 
