@@ -30,12 +30,12 @@ def get_config(arg=None):
     config.model.update(preset("mlp"))
     config.optim.update(lr=2e-3, lr_batch=256, warmup=25_600, decay="cosine", beta2=0.99, clip=1.0)
     config.train.update(
-        images=1_000_000, batch=256, large_batch=256, ema_halflife=50_000, log_every=51_200, eval_every=250_000,
-        sample_every=500_000, save_every=500_000,
+        images=600_000, batch=256, large_batch=256, ema_halflife=50_000, log_every=51_200, eval_every=200_000,
+        sample_every=300_000, save_every=300_000,
     )  # fmt: skip
     config.sample.update(n=2000, batch=2000)
     if args.process == "pfgm":
-        config.process.update(M=312, sigma_max=10.0, max_norm=100.0, gamma=0.13, near=0.13)
+        config.process.update(M=312, sigma_max=10.0, max_norm=100.0, gamma=0.05, near=0.05)
         config.model.log_noise = True
     if args.quick:
         config.model.update(channels=32, blocks=1)

@@ -43,9 +43,7 @@ def load(data_config, stand_in=False) -> Dataset:
         return tfds.load(data_config)
     if name not in SOURCES:
         hint = nearest(name, SOURCES) or ";"
-        raise UserError(
-            f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}, tfds:NAME"
-        )
+        raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}, tfds:NAME")
     if stand_in and name in PUBLISHED and PUBLISHED[name].find(data_config) is None:
         return published.stand_in(data_config, PUBLISHED[name].SETS[name])
     return SOURCES[name](data_config)

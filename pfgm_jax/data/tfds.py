@@ -161,7 +161,10 @@ def _open(folder):
     try:
         # tfds imports the modules that this file names: only its own are let through.
         text = (folder / "features.json").read_text()
-        foreign = [name for name in _class_names(json.loads(text)) if not name.startswith("tensorflow_datasets.")]
+        names = _class_names(json.loads(text))
+        foreign = [name for name in names if not name.startswith("tensorflow_datasets.")]
+        if any(name.endswith(".Video") for name in names):
+            raise UserError(f"{folder} has videos, and images are needed")
         if foreign:
             raise UserError(f"{folder} has features of a kind that is not tfds's own: {foreign[0]}")
         builder = tfds.builder_from_directory(folder)
@@ -169,7 +172,9 @@ def _open(folder):
     except UserError:
         raise
     except Exception as error:  # tfds raises nearly anything over damage
-        raise UserError(f"{folder} cannot be read by TensorFlow Datasets ({one_line(error)}): prepare it again") from None
+        raise UserError(
+            f"{folder} cannot be read by TensorFlow Datasets ({one_line(error)}): prepare it again"
+        ) from None
     found = builder.info.file_format
     if found is None or found.value != "array_record":
         raise UserError(
