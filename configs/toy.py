@@ -10,9 +10,9 @@ way from the prior. MEASURED
 A point is an image of one pixel with two channels, so data.size is 1. The target is the posterior mean of 256 points:
 at small D the clean point, seen through noise of heavy tails, is a target of hardly bounded variance.
 
-PFGM's constants are not those of its formulas, which are made for thousands of dimensions: at N = 2 they give z_max = 1.7,
-where the data are no single charge yet, and a prior of which half is clipped to one circle. Here z_max is 10, a tenth of
-the prior is clipped (at 10 z_max), and γ = 5 and z = 5, which are 0.09 √N on CIFAR-10, are 0.13.
+PFGM's constants are not those of its formulas, which are made for thousands of dimensions: at N = 2 they give
+z_max = 1.7, where the data are no single charge yet, and a prior of which half is clipped to one circle. Here z_max is
+10 and a tenth of the prior is clipped, at 10 z_max; γ and z near the data are 0.05, by the width of what there is to see.
 
 Arguments: dataset=swissroll|moons|rings|checkerboard|gaussians, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp
 only), quick (a smoke test of seconds).

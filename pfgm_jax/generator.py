@@ -132,8 +132,8 @@ class Generator:
           options: of the solver, such as rtol, steps, grid, frames; unset ones come from the run's sample section.
 
         Returns:
-          (uint8 [n, H, W, C], or float32 where the data are points, SolveStats as NumPy arrays: nfe, steps and rejected are means over batches, sample_nfe
-          [n], the trajectory float [T, n, H, W, C]).
+          (uint8 [n, H, W, C], or float32 where the data are points; SolveStats as NumPy arrays: nfe, steps and rejected
+          are means over batches, sample_nfe [n], the trajectory float [T, n, H, W, C]).
 
         Raises:
           UserError: an unknown solver or option, a solver that the process does not admit, labels that do not fit, or a

@@ -231,7 +231,10 @@ def _save(config, workdir, step, state):
 
 
 def _show(config, workdir, step, seen, show, log, real):
-    """A picture of samples, with the `real` ones where they are points; an early network that the solver cannot follow is no reason to stop."""
+    """A picture of samples, beside `real` ones where they are points.
+
+    An early network that the solver cannot follow is no reason to stop.
+    """
     try:
         samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n)
     except UserError as error:

@@ -159,6 +159,21 @@ def test_samples_are_points_and_pictures_show_them(run):
     assert "heun.gif" in lines and list(workdir.glob("samples/step_*.png"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("arg", ["D=2", "D=128", "process=edm", "process=pfgm"])
+def test_samples_follow_the_law_of_the_data(arg, tmp_path):
+    config = toy.get_config(arg)
+    train.train(config, tmp_path)
+    points, _ = pfgm_jax.load(tmp_path).sample(jax.random.key(0), 1000)
+    toys = load("swissroll")
+    real, held_out = (split.images.reshape(-1, 2) for split in (toys.train, toys.test))
+    floor = np.mean([energy_distance(real[i : i + 1000], held_out) for i in range(0, 8000, 1000)])
+    found = energy_distance(points.reshape(-1, 2), held_out)
+    one_gaussian = np.random.default_rng(0).normal(real.mean(0), real.std(0), (1000, 2))
+    # Real points among themselves are up to 2.1 times the floor apart.
+    assert found < 3 * floor and energy_distance(one_gaussian, held_out) > 10 * floor
+
+
 def ink(picture):
     """Where a picture is blue, the colour of the points: centre of mass (x, y) in parts of its size."""
     pixels = np.asarray(picture.convert("RGB")).astype(int)

@@ -46,9 +46,9 @@ RECIPES = {
 def load(data_config) -> Dataset:
     """The prepared set `data_config.name`, its images as squares of `size` px.
 
-    The image is the feature called image, or the only Image; the label the one called label, or the only ClassLabel, and
-    without any all images are of one class. Validation and test images that the set does not have, or whose labels it
-    hides (−1), are taken from the training images: the shares data.val and data.test, by data.split_seed. More than
+    The image is the feature called image, or the only Image; the label the one called label, or the only ClassLabel,
+    and without any all images are of one class. Validation and test images that the set does not have, or whose labels
+    it hides (−1), are taken from the training images: the shares data.val and data.test, by data.split_seed. More than
     HOST_BYTES of pixels stay in their files and are decoded as they are needed.
 
     Raises:

@@ -17,7 +17,7 @@ def _circle(angle, radius):
 
 
 def _swissroll(random, n):
-    """A spiral of a turn and a half more than its start, as in scikit-learn's make_swiss_roll, seen from the side."""
+    """A spiral of one and a half turns, scikit-learn's make_swiss_roll seen from the side."""
     angle = 1.5 * np.pi * (1 + 2 * random.uniform(size=n))
     points = _circle(angle, 0.9 * angle / (4.5 * np.pi))
     return points + 0.015 * random.normal(size=(n, 2)), np.zeros(n)
@@ -72,6 +72,8 @@ def load(data_config) -> Dataset:
     draw, classes = TOYS[data_config.name]
     points, labels = draw(np.random.RandomState(0), sum(SPLITS.values()))  # numpy has frozen this stream
     points, labels = points.astype(np.float32).reshape(-1, 1, 1, 2), labels.astype(np.int32)
-    ends = np.cumsum(list(SPLITS.values()))
-    train, val, test = (Split(points[end - n : end], labels[end - n : end]) for n, end in zip(SPLITS.values(), ends))
-    return Dataset(data_config.name, train, val, test, classes, licence="generated", source="drawn with seed 0")
+    splits, start = {}, 0
+    for name, n in SPLITS.items():
+        splits[name] = Split(points[start : start + n], labels[start : start + n])
+        start += n
+    return Dataset(data_config.name, **splits, classes=classes, licence="generated", source="drawn with seed 0")
