@@ -12,7 +12,7 @@ at small D the clean point, seen through noise of heavy tails, is a target of ha
 
 PFGM's constants are not those of its formulas, which are made for thousands of dimensions: at N = 2 they give
 z_max = 1.7, where the data are no single charge yet, and a prior of which half is clipped to one circle. Here z_max is
-10 and a tenth of the prior is clipped, at 10 z_max; γ and z near the data are 0.05, by the width of what there is to see.
+10 and a tenth of the prior is clipped, at 10 z_max; γ and `near` are 0.05, the size of what there is to see.
 
 Arguments: dataset=swissroll|moons|rings|checkerboard|gaussians, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp
 only), quick (a smoke test of seconds).
