@@ -133,12 +133,17 @@ def run(tmp_path_factory):
     return config, workdir
 
 
-def test_a_run_learns_and_continues(run):
+def test_a_run_learns(run):
     config, workdir = run
     last = [record for record in train.read_metrics(workdir) if "eval/val" in record][-1]
     # The distance to the exact posterior mean at seven noise levels, beside the data's std of 0.41, after 256 steps.
     errors = [value for key, value in last.items() if key.startswith("truth/")]
     assert len(errors) == 7 and max(errors) < 0.1
+
+
+@pytest.mark.slow
+def test_a_run_continues(run):
+    config, workdir = run
     longer = config.copy_and_resolve_references()
     longer.train.images += config.train.batch * 8
     state = train.train(longer, workdir)
