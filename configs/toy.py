@@ -30,8 +30,8 @@ def get_config(arg=None):
     config.model.update(preset("mlp"))
     config.optim.update(lr=2e-3, lr_batch=256, warmup=25_600, decay="cosine", beta2=0.99, clip=1.0)
     config.train.update(
-        images=600_000, batch=256, large_batch=256, ema_halflife=50_000, log_every=51_200, eval_every=200_000,
-        sample_every=300_000, save_every=300_000,
+        images=614_400, batch=256, large_batch=256, ema_halflife=50_000, log_every=51_200, eval_every=204_800,
+        sample_every=307_200, save_every=307_200,
     )  # fmt: skip
     config.sample.update(n=2000, batch=2000)
     if args.process == "pfgm":

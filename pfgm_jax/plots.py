@@ -24,10 +24,12 @@ def scatter(panels, limit):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # no pyplot: no global state and no screen
 
-    figure = Figure(figsize=(4.2 * len(panels), 4.4), layout="constrained", dpi=100)
-    for axes, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    n = len(panels)
+    figure = Figure(figsize=(4.2 * n, 4.2), dpi=100)
+    for i, (title, points) in enumerate(panels.items()):
+        axes = figure.add_axes(((i + 0.13) / n, 0.08, 0.84 / n, 0.84))  # fixed, or an animation would jump
         axes.scatter(*np.asarray(points).reshape(-1, 2).T, s=3, alpha=0.6, linewidths=0)
-        axes.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        axes.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

@@ -168,7 +168,9 @@ def level_sizes(size, levels):
       UserError: images smaller than 8 px, or so many levels that the smallest would be under 2 px.
     """
     if min(size) < 8:
-        raise UserError(f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}")
+        raise UserError(
+            f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}; for points there is model.name=mlp"
+        )
     sizes = [tuple(size)]
     for _ in range(levels - 1):
         sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
