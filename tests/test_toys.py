@@ -13,7 +13,6 @@ from test_models import random_params
 
 import pfgm_jax
 from configs import toy
-from pfgm_jax import config as config_lib
 from pfgm_jax import data, evaluate, generator, models, plots, train
 from pfgm_jax.data import diameter, moments, to_unit, toys
 from pfgm_jax.errors import UserError
@@ -207,4 +206,7 @@ def test_dry_run_and_every_process():
     # PFGM's prior at N = 2 is clipped where a tenth of it lies: P(R > kz) = 1/√(1 + k²).
     flow = train.prepare(toy.get_config("process=pfgm"))[2].process
     assert 1 / np.hypot(1, flow.max_norm / flow.sigma_max) == pytest.approx(0.1, abs=0.01)
-    config_lib.check(toy.get_config("dataset=rings,D=2"))
+    turned = toy.get_config("dataset=rings,D=2")
+    turned.train.flip = True
+    with pytest.raises(UserError, match="rings is of points: train.augment and train.flip are for images"):
+        train.prepare(turned)
