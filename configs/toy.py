@@ -5,7 +5,7 @@
     python -m pfgm_jax.main --mode=sample --workdir=runs/toy
 
 samples/step_*.png has the training points on its left and samples on its right; --mode=sample adds the animation of the
-way from the prior. A run takes about 80 seconds of one CPU core's time, pictures and compilation included. Histograms of
+way from the prior. A run takes some 80 seconds of one CPU core's time, pictures and compilation included. Histograms of
 2000 samples of the swissroll (16 × 16 fields, Σ |p − q|) then differ from those of held-out points by 0.31 (D=2), 0.26
 (edm) and 0.27 (pfgm); real points differ by 0.22, one Gaussian by 1.36.
 
