@@ -44,8 +44,11 @@ def derive(config, dataset):
         raise UserError(
             f"--config.train.batch={config.train.batch} is more than the {dataset.train_images} training images"
         )
+    if dataset.train.images.dtype != np.uint8 and (config.train.augment or config.train.flip):
+        raise UserError(f"{dataset.name} is of points: train.augment and train.flip are for images; leave them out")
     derived = {
         "shape": list(dataset.shape),
+        "dtype": str(dataset.train.images.dtype),
         "N": N,
         "classes": list(dataset.classes),
         "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),

@@ -33,7 +33,7 @@ def default():
 
     config.data = ConfigDict()
     config.data.name = "digits"
-    config.data.size = 8  # image side in pixels
+    config.data.size = 8  # image side in pixels; 1 for points in the plane
     config.data.dir = ""  # folder with the files; "" downloads to the cache
     config.data.check_md5 = True  # refuse a file in data.dir that is not the official one
     config.data.channels = 0  # of a folder's images: 1 grey, 3 colours, 0: grey if all of them are
@@ -62,7 +62,7 @@ def default():
 
     config.model = ConfigDict()
     # Published and other networks by name: config.model.update(**models.preset("ncsnpp")).
-    config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2
+    config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2, mlp
     config.model.channels = 128
     config.model.multipliers = (2, 2, 2)
     config.model.blocks = 4

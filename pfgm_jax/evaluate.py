@@ -63,7 +63,7 @@ def protocol(made, stats, n):
 
 
 def sample(workdir, overrides):
-    """Samples from a run: a grid (PNG), all images (npz, uint8) and the way from the prior to the data (GIF).
+    """Samples from a run: a picture (PNG), all of them (npz) and the way from the prior to the data (GIF).
 
     A network that is told the class also gives a grid with a row for each class, and the labels are in the npz. Files
     go to samples/, named after the solver. Returns the lines that say so.
@@ -81,18 +81,19 @@ def sample(workdir, overrides):
     seconds = time.perf_counter() - begun
     stem = folder / config.solver
     lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
-    plots.grid(images[:256]).save(stem.with_suffix(".png"))
-    lines += [f"  grid       {stem}.png"]
-    if made.config.model.conditional:
+    points = images.dtype != np.uint8
+    real = data.load(made.config.data).train.images if points else None
+    plots.picture(images, real).save(stem.with_suffix(".png"))
+    lines += [f"  picture    {stem}.png"]
+    kept = {"images": images} | ({"labels": labels} if made.config.model.conditional else {})
+    np.savez_compressed(stem.with_suffix(".npz"), **kept)
+    if made.config.model.conditional and not points:
         plots.class_grid(images[:256], labels[:256], made.derived["classes"]).save(f"{stem}_classes.png")
-        np.savez_compressed(stem.with_suffix(".npz"), images=images, labels=labels)
         lines += [f"  by class   {stem}_classes.png"]
-    else:
-        np.savez_compressed(stem.with_suffix(".npz"), images=images)
-    lines += [f"  images     {stem}.npz"]
+    lines += [f"  samples    {stem}.npz"]
     if config.frames:
         # The first of the samples again, as a batch of their own: rk45 may take other steps, within its tolerance.
-        _, stats = made.sample(key, min(config.n, 36), guide=guide, frames=config.frames)
+        _, stats = made.sample(key, min(config.n, 1000 if points else 36), guide=guide, frames=config.frames)
         plots.animate(stats.trajectory, stats.sigmas, made.derived["sigma_data"], stem.with_suffix(".gif"))
         lines.append(f"  animation  {stem}.gif")
     return "\n".join(lines)

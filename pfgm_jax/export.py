@@ -21,7 +21,7 @@ def export(workdir, overrides):
     made = evaluate.open_run(workdir, overrides)
     folder = evaluate.writable(workdir, "export")
     images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
-    plots.grid(images[:256]).save(folder / "samples.png")
+    plots.picture(images).save(folder / "samples.png")
     config_lib.save_run(folder, made.config, made.derived | {"step": made.step})
     imported = made.derived.get("imported")
     origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}

@@ -149,6 +149,11 @@ def _require_completed(solver, stats):
         )
 
 
+def to_images(derived, x):
+    """Samples in the unit scale as what the data of `derived` are: uint8 images, or floats as they come."""
+    return x if derived.get("dtype", "uint8") == "float32" else to_uint8(x)
+
+
 class Generator:
     """What a notebook holds: a process, a network and its weights.
 
@@ -237,15 +242,16 @@ class Generator:
           options: of the solver, such as rtol, steps, grid, frames; unset ones come from the run's sample section.
 
         Returns:
-          (uint8 [n, H, W, C], SolveStats as NumPy arrays: nfe, steps and rejected are means over batches, sample_nfe
-          [n], the trajectory float [T, n, H, W, C]). With guidance an evaluation is two calls of a network.
+          (uint8 [n, H, W, C], or float32 where the data are points; SolveStats as NumPy arrays: nfe, steps and rejected
+          are means over batches, sample_nfe [n], the trajectory float [T, n, H, W, C]). With guidance an evaluation is
+          two calls of a network.
 
         Raises:
           UserError: an unknown solver or option, a solver that the process does not admit, labels or a guide that do
             not fit, guidance that was not trained for, or a solve that did not reach the data.
         """
         x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, **options)
-        return to_uint8(x), stats
+        return to_images(self.derived, x), stats
 
     def sample_unit(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, **options):
         """As `sample`, but float images in the unit scale [-1, 1], not clipped."""

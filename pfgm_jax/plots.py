@@ -1,4 +1,4 @@
-"""Pictures: grids of samples, the animation of a trajectory, the curves of a run."""
+"""Pictures: samples, the animation of a trajectory, the curves of a run."""
 
 import math
 import pathlib
@@ -6,6 +6,35 @@ import textwrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+
+def _are_points(samples):
+    """Whether [..., C] are points in the plane: images have one channel or three."""
+    return samples.shape[-1] == 2
+
+
+def picture(samples, real=None):
+    """A PIL image of samples: a grid of the first 256 images, or the points beside the `real` ones, if given."""
+    if not _are_points(samples):
+        return grid(samples[:256])
+    panels = {"samples": samples} if real is None else {"training points": real[: len(samples)], "samples": samples}
+    return scatter(panels, 1.1)
+
+
+def scatter(panels, limit):
+    """A PIL image of {title: points [n, ..., 2]} side by side, all with the coordinates from −limit to limit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # no pyplot: no global state and no screen
+
+    n = len(panels)
+    figure = Figure(figsize=(4.2 * n, 4.2), dpi=100)
+    for i, (title, points) in enumerate(panels.items()):
+        axes = figure.add_axes(((i + 0.13) / n, 0.08, 0.84 / n, 0.84))  # fixed, or an animation would jump
+        axes.scatter(*np.asarray(points).reshape(-1, 2).T, s=3, alpha=0.6, linewidths=0)
+        axes.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
 def grid(images, columns=None, tile=48):
@@ -59,13 +88,18 @@ def class_grid(images, labels, classes, columns=16):
 
 
 def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
-    """Writes a GIF of states [T, n, H, W, C] (unscaled, float) from the prior to the data, as grids.
+    """Writes a GIF of states [T, n, H, W, C] (unscaled, float) from the prior to the data, as grids or as points.
 
-    Each state is shown divided by √(1 + σ²/σ_data²), so that noise and data fill the same range of greys.
+    Each state is shown divided by √(1 + σ²/σ_data²), so that noise and data fill the same range of greys; for points
+    it is the axes that grow by it.
     """
-    scale = np.sqrt(1 + np.square(sigmas / sigma_data)).reshape(-1, 1, 1, 1, 1)
-    levels = np.clip(127.5 * np.asarray(trajectory) / scale + 128, 0, 255).astype(np.uint8)
-    frames = [grid(images) for images in levels]
+    trajectory, scale = np.asarray(trajectory), np.sqrt(1 + np.square(sigmas / sigma_data))
+    if _are_points(trajectory):
+        panels = ({f"σ = {sigma:.3g}": points} for sigma, points in zip(sigmas, trajectory, strict=True))
+        frames = [scatter(panel, 1.1 * factor) for panel, factor in zip(panels, scale, strict=True)]
+    else:
+        levels = np.clip(127.5 * trajectory / scale.reshape(-1, 1, 1, 1, 1) + 128, 0, 255).astype(np.uint8)
+        frames = [grid(images) for images in levels]
     pause = [1000 * seconds / len(frames)] * (len(frames) - 1) + [1500]  # the last one, the samples, stays
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
 

@@ -258,7 +258,7 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
                     _save(config, workdir, step, parallel.unreplicate(state))
                 if due(cadence.sample):
                     show.params = parallel.unreplicate(state.ema)
-                    _show(config, workdir, step, seen, show, log)
+                    _show(config, workdir, step, seen, show, log, train.images)
                 begun += time.perf_counter() - pause  # speed is of training alone
 
     state = parallel.unreplicate(state)
@@ -276,14 +276,17 @@ def _save(config, workdir, step, state):
     checkpoint.save(workdir, step, _items(state), config.train.keep)
 
 
-def _show(config, workdir, step, seen, show, log):
-    """A grid of samples; an early network that the solver cannot follow is no reason to stop."""
+def _show(config, workdir, step, seen, show, log, real):
+    """A picture of samples, beside `real` ones where they are points.
+
+    An early network that the solver cannot follow is no reason to stop.
+    """
     try:
         samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n)
     except UserError as error:
         log.say(f"{seen:>10,} images: no samples yet: {error}")
         return
-    picture = plots.grid(samples)
+    picture = plots.picture(samples, real)
     picture.save(pathlib.Path(workdir, "samples", f"step_{step:08d}.png"))
     log.picture(seen, "samples", picture)
 

@@ -1,9 +1,9 @@
 """Data sets by name: `load(config.data)` gives a `Dataset`.
 
-A new source is one file here and one entry in SOURCES.
+A new source is one file here and one entry in SOURCES. `tfds:NAME` is any prepared set of TensorFlow Datasets.
 """
 
-from pfgm_jax.data import celeba, cifar10, digits, folder, lsun, medmnist, npz, published
+from pfgm_jax.data import celeba, cifar10, digits, folder, lsun, medmnist, npz, published, tfds, toys
 from pfgm_jax.data.dataset import Dataset, LazyImages, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.feed import Examples, Indices, take
 from pfgm_jax.data.order import balanced_order, epoch_order
@@ -34,6 +34,7 @@ SOURCES = {
     "npz": npz.load,
     **dict.fromkeys(medmnist.NAMES, medmnist.load),
     **{name: source.load for name, source in PUBLISHED.items()},
+    **dict.fromkeys(toys.TOYS, toys.load),
 }
 
 
@@ -43,9 +44,11 @@ def load(data_config, stand_in=False) -> Dataset:
     With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
+    if name.startswith(tfds.PREFIX):
+        return tfds.load(data_config)
     if name not in SOURCES:
         hint = nearest(name, SOURCES) or ";"
-        raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}")
+        raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}, tfds:NAME")
     if stand_in and name in PUBLISHED and PUBLISHED[name].find(data_config) is None:
         return published.stand_in(data_config, PUBLISHED[name].SETS[name])
     return SOURCES[name](data_config)

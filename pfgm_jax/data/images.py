@@ -41,7 +41,7 @@ class Decoded(NamedTuple):
 
 
 def decode(path, size, resample, channels=3, crop=None, shrink=False) -> Decoded:
-    """The centre of an image file as a square of `size` px; Unreadable where it gives none.
+    """The centre of an image file, by its path or open, as a square of `size` px; Unreadable where it gives none.
 
     The image is turned upright (EXIF), cut to its central square of `crop` px (None: its shorter side) and resized by
     Pillow's filter `resample`, all of which average over what they leave out; a square of `size` px stays as it is.
@@ -51,7 +51,7 @@ def decode(path, size, resample, channels=3, crop=None, shrink=False) -> Decoded
     averages blocks of pixels and takes a fraction of the time.
     """
     try:
-        if not os.path.getsize(path):
+        if isinstance(path, str | os.PathLike) and not os.path.getsize(path):
             raise Unreadable("empty file")
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size

@@ -77,6 +77,28 @@ def check_augment(augment, channels, like):
     return augment
 
 
+def embed(network, noise, labels, augment):
+    """[B] noise levels, [B] labels and [B, augment_channels] or None -> [B, embedding_channels], inside a network.
+
+    `network` has the attributes of `unet.UNet` that say how; the layers become its own.
+    """
+    kwargs = dict(dtype=network.dtype, param_dtype=param_dtype(network.dtype), kernel_init=xavier)
+    features = network.noise_channels or network.channels
+    noise = jnp.log(noise) if network.log_noise else noise
+    if network.embedding == "fourier":
+        emb = FourierEmbedding(features, name="fourier")(noise)
+    else:
+        emb = positional_embedding(noise, features)
+    if network.num_labels:
+        classes = one_hot(labels, network.num_labels, emb) * math.sqrt(network.num_labels)
+        emb = emb + nn.Dense(features, use_bias=False, name="label", **kwargs)(classes)
+    augment = check_augment(augment, network.augment_channels, emb)
+    if augment is not None:
+        emb = emb + nn.Dense(features, use_bias=False, name="augment", **kwargs)(augment)
+    emb = nn.silu(nn.Dense(network.embedding_channels, name="embed0", **kwargs)(emb))
+    return nn.silu(nn.Dense(network.embedding_channels, name="embed1", **kwargs)(emb))
+
+
 class Dropout(nn.Module):
     """Dropout whose mask for an example depends on that example's key alone, not on the batch or the device."""
 

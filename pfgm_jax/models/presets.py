@@ -40,6 +40,11 @@ PRESETS = {
     "ncsnv2": dict(name="ncsnv2", channels=128, multipliers=(1, 2, 2, 2)),
     "ncsnv2_128": dict(name="ncsnv2", channels=128, multipliers=(1, 2, 2, 4, 4)),
     "ncsnv2_256": dict(name="ncsnv2", channels=128, multipliers=(1, 2, 2, 2, 4, 4)),
+    # For points in the plane: minutes on a CPU.
+    "mlp": dict(
+        name="mlp", channels=128, blocks=3, embedding="positional", log_noise=False, noise_channels=32,
+        embedding_channels=64, dropout=0.0,
+    ),
     # Attention at the two coarsest levels of at most 32 px (one on a CPU): it costs the side's fourth power.
     "medical_28": _MEDICAL | dict(multipliers=(2, 2, 2), blocks=3, attention=(14, 7)),
     "medical_64": _MEDICAL | dict(attention=(16, 8)),

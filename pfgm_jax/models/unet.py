@@ -108,7 +108,7 @@ class UNet(nn.Module):
         kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype))
         conv = functools.partial(nn.Conv, conv_general_dilated=layers.convolution(self.canonical_conv), **kwargs)
         Residual = nn.remat(Block) if self.remat else Block
-        emb = self._embed(noise, labels, augment)
+        emb = layers.embed(self, noise, labels, augment)
 
         def block(h, name, level, attention=False, resize=()):
             width = h.shape[-1] if resize and self.keep_width else widths[level]
@@ -156,23 +156,6 @@ class UNet(nn.Module):
         here = output(h, "norm_out", "conv_out")
         return (here if out is None else out + here).astype(layers.param_dtype(self.dtype))
 
-    def _embed(self, noise, labels, augment):
-        kwargs = dict(dtype=self.dtype, param_dtype=layers.param_dtype(self.dtype), kernel_init=layers.xavier)
-        features = self.noise_channels or self.channels
-        noise = jnp.log(noise) if self.log_noise else noise
-        if self.embedding == "fourier":
-            emb = layers.FourierEmbedding(features, name="fourier")(noise)
-        else:
-            emb = layers.positional_embedding(noise, features)
-        if self.num_labels:
-            one_hot = layers.one_hot(labels, self.num_labels, emb) * math.sqrt(self.num_labels)
-            emb = emb + nn.Dense(features, use_bias=False, name="label", **kwargs)(one_hot)
-        augment = layers.check_augment(augment, self.augment_channels, emb)
-        if augment is not None:
-            emb = emb + nn.Dense(features, use_bias=False, name="augment", **kwargs)(augment)
-        emb = nn.silu(nn.Dense(self.embedding_channels, name="embed0", **kwargs)(emb))
-        return nn.silu(nn.Dense(self.embedding_channels, name="embed1", **kwargs)(emb))
-
     def check_size(self, size):
         """(H, W) of each level for images of `size` (H, W); raises UserError where the network cannot take them."""
         return level_sizes(size, len(self.multipliers))
@@ -185,7 +168,9 @@ def level_sizes(size, levels):
       UserError: images smaller than 8 px, or so many levels that the smallest would be under 2 px.
     """
     if min(size) < 8:
-        raise UserError(f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}")
+        raise UserError(
+            f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}; for points there is model.name=mlp"
+        )
     sizes = [tuple(size)]
     for _ in range(levels - 1):
         sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
