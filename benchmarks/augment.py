@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from configs import medmnist
-from pfgm_jax import augment, parallel, step, train
+from pfgm_jax import augment, parallel, plan, step
 from pfgm_jax.data import to_unit
 
 STEPS = 4  # a call
@@ -47,7 +47,7 @@ def main():
     config = medmnist.get_config(args.arg)
     config.train.batch = args.batch
     config.data.dir = args.dir or config.data.dir
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
     state = parallel.replicate(step.init_state(task, dataset.shape))
     images, labels = (np.asarray(a[: args.batch]) for a in (dataset.train.images, dataset.train.labels))
     train_set, batch = parallel.replicate((images, labels)), parallel.shard(to_unit(images))

@@ -8,7 +8,7 @@ and of a loss with its gradient, per image, as XLA counts them in the program be
 memory of loss and gradient, per image, which is what batch 2 takes beyond batch 1 in the compiled program, and in
 which activations are nearly all. Memory is of the backend it runs on, with plain convolutions, no remat, float32.
 
---check trains one call of two steps in a process of its own, on random images, and compares `train.memory_estimate`
+--check trains one call of two steps in a process of its own, on random images, and compares `plan.memory_estimate`
 with how far resident memory rises from before the data and the state are put on the device to its peak (Linux only).
 """
 
@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import lsun_bedroom256
-from pfgm_jax import build, data, models, parallel, step, train
+from pfgm_jax import build, data, models, parallel, plan, step
 from pfgm_jax import main as command_line
 
 # The sizes that the presets are for; the networks of the recipes that are no presets.
@@ -119,7 +119,7 @@ def probe(path, overrides):
     derived = build.derive(config, dataset)
     task = step.make_task(config, derived)
     state = step.init_state(task, shape)
-    estimate = train.memory_estimate(task, state, dataset, STEPS)
+    estimate = plan.memory_estimate(task, state, dataset, STEPS)
     arrays = (state, images, split.labels)
     compiled = step.train_steps.lower(task, *parallel.replicated_shapes(arrays), STEPS).compile()
     jax.clear_caches()

@@ -111,10 +111,10 @@ def run(argv):
 
         print(advise(config, flags.config, overrides, flags.workdir))
     elif flags.mode == "train":
-        from pfgm_jax import train
+        from pfgm_jax import plan, train
 
         if flags.dry_run:
-            print(train.dry_run(config))
+            print(plan.dry_run(config))
         else:
             train.train(config, flags.workdir)
     else:

@@ -11,13 +11,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
 
-from pfgm_jax import build, checkpoint, data, generator, parallel, plots, weights
+from pfgm_jax import checkpoint, generator, parallel, plots, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.data import feed
 from pfgm_jax.errors import UserError
 from pfgm_jax.log import Log, read_metrics
+from pfgm_jax.plan import describe, is_resident, prepare
 from pfgm_jax.step import (
     TrainState,
     choose,
@@ -26,8 +26,6 @@ from pfgm_jax.step import (
     init_state,
     learning_rate,
     make_batches,
-    make_cadence,
-    make_task,
     train_steps,
     truth_levels,
     truth_queries,
@@ -35,90 +33,6 @@ from pfgm_jax.step import (
 
 # The distance to the truth costs queries × training images × pixels multiplications; above this it is not measured.
 TRUTH_LIMIT = 5e7
-
-
-def memory_estimate(task, state, dataset, steps, resident):
-    """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call.
-
-    With that, the examples of the calls to come; the images too where they are `resident` on the devices.
-    """
-    n, train = dataset.train_images, dataset.train
-    split = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
-    source, batch = feed.call_shapes(split, task.batch, task.large_batch, steps, resident)
-    shapes = parallel.replicated_shapes(state)
-    analysis = train_steps.lower(task, shapes, source, batch).compile().memory_analysis()
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    waiting = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(batch)) * feed.AHEAD
-    return held + analysis.temp_size_in_bytes + waiting
-
-
-def is_resident(config, dataset):
-    """Whether the training images stay on the devices."""
-    images = dataset.train.images
-    return feed.is_resident(config.data.resident, (dataset.train_images, *images.shape[1:]), images.dtype.itemsize)
-
-
-def describe(config, derived, task, state, dataset, cadence, memory=None):
-    """The derived constants of a run in a few lines."""
-    p, counts = task.process, sum(a.size for a in jax.tree.leaves(state.params))
-    lines = [
-        f"data       {dataset.name} {'×'.join(map(str, dataset.shape))}: {dataset.train_images} train, "
-        f"{len(dataset.val)} val, {len(dataset.test)} test, {dataset.num_classes} classes; "
-        f"mean {derived['mean']:.3f}, std {derived['std']:.3f}, "
-        f"norm {derived['mean_norm']:.1f} (largest {derived['largest_norm']:.1f}); licence {dataset.licence}",
-        f"process    {p.name}: D = {p.D:g}, N = {derived['N']}, σ from {p.sigma_max:.4g} to {p.sigma_min:g}"
-        + (f", M = {derived['M']}, largest prior norm {p.max_norm:.0f}" if config.process.name == "pfgm" else "")
-        + (f", σ_data = {derived['sigma_data']:.3f}" if config.process.name in ("pfgmpp", "edm") else ""),
-        f"network    {config.model.name}: {counts:,} parameters, {config.model.dtype}",
-        f"training   {cadence.total} steps × {config.train.batch} = {cadence.total * config.train.batch:,} images "
-        f"({cadence.total * config.train.batch / dataset.train_images:.0f} epochs), learning rate {derived['lr']:.2e} "
-        f"(= {config.optim.lr:g} × √({config.train.batch}/{config.optim.lr_batch})), "
-        f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}"
-        + "".join(f", {text}" for text in _variations(config)),
-        f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call, images "
-        + ("on the devices" if is_resident(config, dataset) else "streamed from the host"),
-    ]
-    if dataset.stands_for:
-        lines.insert(1, f"stand-ins  the file is absent: what derives from the data is of {dataset.source}")
-    if memory is not None:
-        lines.append(f"memory     {memory / 2**20:.0f} MiB a device for training (compiler's estimate)")
-    return "\n".join(lines)
-
-
-def _variations(config):
-    """What training does to order, images and labels beside taking them as they are."""
-    c = config.train
-    if c.order == "balanced":
-        yield "every class as often"
-    if c.flip:
-        yield "half of the images mirrored"
-    if c.augment:
-        yield f"augmented with probability {c.augment:g}"
-    if c.label_dropout:
-        yield f"{c.label_dropout:.0%} of the labels hidden"
-
-
-def prepare(config, stand_in=False, dataset=None):
-    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence).
-
-    A `dataset` that is loaded already is not loaded again.
-    """
-    config_lib.check(config)
-    parallel.check_divisible(config.train.batch, "--config.train.batch")
-    dataset = dataset or data.load(config.data, stand_in)
-    derived = build.derive(config, dataset)
-    task = make_task(config, derived)
-    generator.check_sampling(config, task.process, derived)
-    return dataset, derived, task, make_cadence(config)
-
-
-def dry_run(config):
-    """What `train` would do, as text; nothing is written."""
-    dataset, derived, task, cadence = prepare(config, stand_in=True)
-    state = init_state(task, dataset.shape)
-    memory = memory_estimate(task, state, dataset, cadence.per_call, is_resident(config, dataset))
-    overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    return f"{config}\n{overview}\n{describe(config, derived, task, state, dataset, cadence, memory)}"
 
 
 def open_run(workdir, config, derived):
@@ -207,7 +121,9 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
     state = parallel.replicate(state)
     resident = is_resident(config, dataset)
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
-    plan = feed.planner(task.seed, config.train.order, train.labels, len(train), task.batch, config.train.large_batch)
+    indices = feed.planner(
+        task.seed, config.train.order, train.labels, len(train), task.batch, config.train.large_batch
+    )
     evaluate = _evaluation(config, task, dataset, source, log)
     show = generator.Generator(config, derived, None)
     rate = learning_rate(config, derived)
@@ -216,7 +132,7 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
     def due(every):
         return step % every == 0 or step >= cadence.total
 
-    send = lambda call: (call[1], feed.send(plan(*call), None if resident else train))
+    send = lambda call: (call[1], feed.send(indices(*call), None if resident else train))
     with feed.ahead(send, _calls(step, cadence)) as batches:
         while step < cadence.total and not interrupt.asked:
             asked = time.perf_counter()

@@ -9,7 +9,7 @@ import pytest
 
 from configs import digits, medmnist
 from pfgm_jax import advise as advise_lib
-from pfgm_jax import build, main, train
+from pfgm_jax import build, main, plan, step
 from pfgm_jax import config as config_lib
 from pfgm_jax.advise import rules, trial
 from pfgm_jax.errors import UserError
@@ -241,11 +241,11 @@ def fake_trial(monkeypatch, planned, limit, *, base=1.0, each=1.0, seconds=0.01,
         ran.append(task.batch)
         return 1 / seconds, max(steps * task.batch * seconds, 1.0), steps
 
-    monkeypatch.setattr(train, "memory_estimate", memory)
+    monkeypatch.setattr(plan, "memory_estimate", memory)
     monkeypatch.setattr(trial, "time_steps", time_steps)
     config = digits.get_config()
     config.train.update(batch=planned, large_batch=0)
-    task = train.make_task(config, DERIVED | {"lr": 1e-3, "shape": [8, 8, 1]})
+    task = step.make_task(config, DERIVED | {"lr": 1e-3, "shape": [8, 8, 1]})
     machine = trial.Machine("made up", devices, True, limit / trial.HEADROOM, 0)
     dataset = types.SimpleNamespace(train_images=images)
     return trial.run(task, None, dataset, 8, machine, True, lambda text: None), ran
@@ -279,7 +279,7 @@ def test_an_estimate_that_is_not_a_line_is_looked_at(monkeypatch):
         return task.batch if task.batch <= 64 else 3 * task.batch
 
     def patched(*args):
-        monkeypatch.setattr(train, "memory_estimate", crooked)
+        monkeypatch.setattr(plan, "memory_estimate", crooked)
         return run(*args)
 
     monkeypatch.setattr(trial, "run", patched)
@@ -292,7 +292,7 @@ def test_only_a_lack_of_memory_is_no_bug(monkeypatch):
         def memory_estimate(*_):
             raise jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(train, "memory_estimate", memory_estimate)
+        monkeypatch.setattr(plan, "memory_estimate", memory_estimate)
 
     task = types.SimpleNamespace(large_batch=0, _replace=lambda **_: None)
     fails("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
@@ -325,7 +325,7 @@ def test_the_mode_in_earnest(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trial, "SECONDS", 0.2)
     monkeypatch.setattr(trial, "MOST_IMAGES", 16)
-    monkeypatch.setattr(train, "memory_estimate", lambda task, *_: task.batch * 1e6)
+    monkeypatch.setattr(plan, "memory_estimate", lambda task, *_: task.batch * 1e6)
     tiny = ["--config.model.channels=4", "--config.model.multipliers=1", "--config.model.embedding_channels=8",
             "--config.train.large_batch=0", "--config.train.steps_per_call=1", "--config.train.batch=15"]  # fmt: skip
     main.run(["--mode=advise", f"--config={ROOT}/configs/digits.py:quick", *tiny])

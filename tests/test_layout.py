@@ -16,6 +16,7 @@ LAYERS = [
     {"build"},
     {"config"},
     {"generator", "step", "recipes"},
+    {"plan"},
     {"train", "evaluate"},
     {"export", "importer", "advise", "card"},
     {"main"},

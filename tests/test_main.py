@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
-from pfgm_jax import build, data, main, models, train, weights
+from pfgm_jax import build, data, main, models, plan, weights
 from pfgm_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -273,7 +273,7 @@ def test_training_refuses_samples_that_it_could_not_draw(refused, arg, overrides
 )
 def test_a_run_of_every_process_can_be_prepared(process, solver):
     config = main.load_config(f"{DIGITS}:process={process},quick".removeprefix("--config="), {"sample.solver": solver})
-    _, derived, task, _ = train.prepare(config)
+    _, derived, task, _ = plan.prepare(config)
     assert task.process.name == process and task.process.sigma_max == pytest.approx(derived["sigma_max"])
 
 

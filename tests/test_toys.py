@@ -13,7 +13,7 @@ from test_models import random_params
 
 import pfgm_jax
 from configs import toy
-from pfgm_jax import data, evaluate, generator, models, plots, train
+from pfgm_jax import data, evaluate, generator, models, plan, plots, train
 from pfgm_jax.data import diameter, moments, to_unit, toys
 from pfgm_jax.errors import UserError
 
@@ -199,14 +199,14 @@ def test_a_point_is_drawn_where_it_is(tmp_path):
 
 
 def test_dry_run_and_every_process():
-    assert "moons 1×1×2: 8000 train" in train.dry_run(toy.get_config("dataset=moons,quick"))
+    assert "moons 1×1×2: 8000 train" in plan.dry_run(toy.get_config("dataset=moons,quick"))
     for name in ("pfgm", "edm", "ve", "vp", "subvp", "ddpm"):
-        _, derived, task, _ = train.prepare(toy.get_config(f"process={name}"))
+        _, derived, task, _ = plan.prepare(toy.get_config(f"process={name}"))
         assert task.process.sigma_max == pytest.approx(derived["sigma_max"])
     # PFGM's prior at N = 2 is clipped where a tenth of it lies: P(R > kz) = 1/√(1 + k²).
-    flow = train.prepare(toy.get_config("process=pfgm"))[2].process
+    flow = plan.prepare(toy.get_config("process=pfgm"))[2].process
     assert 1 / np.hypot(1, flow.max_norm / flow.sigma_max) == pytest.approx(0.1, abs=0.01)
     turned = toy.get_config("dataset=rings,D=2")
     turned.train.flip = True
     with pytest.raises(UserError, match="rings is of points: train.augment and train.flip are for images"):
-        train.prepare(turned)
+        plan.prepare(turned)

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from configs import digits
-from pfgm_jax import build, checkpoint, data, field, parallel, process, train
+from pfgm_jax import build, checkpoint, data, field, parallel, plan, process, train
 from pfgm_jax import config as config_lib
 from pfgm_jax import step as step_lib
 from pfgm_jax.data import feed, to_unit
@@ -77,7 +77,7 @@ def test_eight_devices_train_as_one_in_float64(x64, objective):
     # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments.
     settings = {"model.dtype": "float64", "model.dropout": 0.2, "optim.warmup": 0}
     config = tiny(**settings, **OBJECTIVES[objective])
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
 
     def run(devices):
         step = parallel.pmap(lambda *args: step_lib.train_step(task, *args), devices=devices)
@@ -103,7 +103,7 @@ def test_eight_devices_train_as_one_in_float64(x64, objective):
 def test_eight_devices_give_the_gradient_of_one_in_float32():
     # Sums of 16 examples in another order: some float32 epsilons, 1.2e-7 each.
     config = tiny(**{"model.dropout": 0.2})
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
     state = step_lib.init_state(task, dataset.shape)
 
     def gradient(devices):
@@ -130,7 +130,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def final_items(config, workdir):
-    dataset, _, task, cadence = train.prepare(config)
+    dataset, _, task, cadence = plan.prepare(config)
     step, items = checkpoint.restore(workdir, train._items(step_lib.init_state(task, dataset.shape)))
     assert step == cadence.total
     return items
@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     config = tiny(**{"train.images": 128})
     train.train(config, tmp_path)
     config.train.images = 512
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
     items = checkpoint.restore(tmp_path, train._items(step_lib.init_state(task, dataset.shape)))[1]
     items["params"]["conv_in"]["kernel"] = items["params"]["conv_in"]["kernel"] * np.nan
     checkpoint.save(tmp_path, 12, items)
@@ -241,7 +241,7 @@ def test_every_objective_learns(tmp_path, objective):
 
 def test_validation_loss_counts_each_example_once_whatever_the_padding():
     config = tiny()
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
     params = parallel.replicate(step_lib.init_state(task, dataset.shape).params)
     chosen = step_lib.choose(0, 180, 40)
     assert len(set(chosen)) == 40 and chosen.max() < 180
@@ -255,7 +255,7 @@ def test_validation_loss_counts_each_example_once_whatever_the_padding():
 
 def test_distance_to_truth_is_zero_for_the_truth_and_right_for_a_constant(monkeypatch):
     config = tiny()
-    dataset, derived, task, _ = train.prepare(config)
+    dataset, derived, task, _ = plan.prepare(config)
     state = step_lib.init_state(task, dataset.shape)
     images, labels = dataset.train.images, dataset.train.labels
     points = to_unit(images)
@@ -290,7 +290,7 @@ def test_learning_rate_warms_up_decays_and_follows_the_batch():
 def test_ema_follows_edms_half_life_with_ramp():
     # EDM: decay 0.5^(batch / min(half-life, ramp × images seen)), 0 at the start.
     config = tiny(**{"train.ema_halflife": 100, "train.ema_ramp": 0.5, "optim.lr": 0.01})
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
     devices = jax.devices()
     step = parallel.pmap(lambda *args: step_lib.train_step(task, *args)[0])
     state = stacked(step_lib.init_state(task, dataset.shape), devices)
@@ -341,7 +341,7 @@ def keys_of(n):
 
 
 def test_half_of_the_images_are_mirrored():
-    task, n = train.prepare(tiny(**{"train.flip": True}))[2], 4000
+    task, n = plan.prepare(tiny(**{"train.flip": True}))[2], 4000
     y = np.random.default_rng(0).uniform(-1, 1, (n, 2, 2, 1)).astype(np.float32)
     seen = np.asarray(step_lib._vary(task, keys_of(n), jnp.asarray(y), None)[0])
     mirrored = (seen == y[:, :, ::-1]).all((1, 2, 3))
@@ -355,7 +355,7 @@ def test_the_target_is_the_field_of_what_the_network_is_told(monkeypatch):
     """Its label's images, all of them where the label is hidden, and mirrored ones too where images are mirrored."""
     config = tiny(**{"train.large_batch": 48, "train.label_dropout": 0.5, "model.conditional": True,
                      "train.flip": True, "train.batch": 48})  # fmt: skip
-    dataset, _, task, _ = train.prepare(config)
+    dataset, _, task, _ = plan.prepare(config)
     params = jax.tree.map(jnp.asarray, step_lib.init_state(task, dataset.shape).params)
     examples = jax.tree.map(lambda a: jnp.asarray(a[0]), on_one(examples_of(config, dataset, 0)))
     recorded = {}

@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from pfgm_jax import build, data, parallel, train
+from pfgm_jax import build, data, parallel, plan
 from pfgm_jax import config as config_lib
 from pfgm_jax.advise import rules, trial
 from pfgm_jax.advise.rules import Findings, Line, size
@@ -38,16 +38,16 @@ def advise(config, argument, overrides, workdir=None):
     say("loading the data")
     dataset = data.load(config.data, stand_in=True)
     first = possible_batch(config, dataset.train_images, parallel.device_count())
-    dataset, derived, task, cadence = train.prepare(config, dataset=dataset)
+    dataset, derived, task, cadence = plan.prepare(config, dataset=dataset)
     state = init_state(task, dataset.shape)
-    resident = train.is_resident(config, dataset)
+    resident = plan.is_resident(config, dataset)
     found = trial.run(task, state, dataset, cadence.per_call, machine, resident, say)
     findings = find(config, dataset, derived, state, machine, found, say)
     lines, hours = rules.judge(findings)
     memory = found.memory[task.batch]
     memory = None if math.isinf(memory) else memory
-    plan = train.describe(config, derived, task, state, dataset, cadence, memory)
-    return report(plan, findings, [*first, *lines], hours, argument, overrides, workdir)
+    described = plan.describe(config, derived, task, state, dataset, cadence, memory)
+    return report(described, findings, [*first, *lines], hours, argument, overrides, workdir)
 
 
 def possible_batch(config, images, devices):
@@ -88,7 +88,7 @@ def find(config, dataset, derived, state, machine, found, say):
     )
 
 
-def report(plan, found, lines, hours, argument, overrides, workdir):
+def report(described, found, lines, hours, argument, overrides, workdir):
     """The advice as text, with the command at its end."""
     machine, tried = found.machine, found.trial
     speeds = [
@@ -99,7 +99,7 @@ def report(plan, found, lines, hours, argument, overrides, workdir):
     parts = [
         f"machine    {machine.devices} × {machine.kind}, {size(machine.memory)} of memory "
         f"{'to share' if machine.cpu else 'each'}, {size(machine.disk)} of disk free",
-        plan,
+        described,
         f"batches    {fits} (the compiler's estimates; {size(trial.HEADROOM * machine.memory)} may be filled)",
         f"speed      {'; '.join(speeds) or 'not measured'}",
         f"compiling  {tried.compiling:.0f} s for all of this; what a run needs of it is kept",

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax import models, parallel, train
+from pfgm_jax import models, parallel, plan
 from pfgm_jax.data import census, feed
 from pfgm_jax.step import train_steps
 
@@ -79,9 +79,9 @@ def out_of_memory(error):
 
 
 def estimate(task, state, dataset, steps, batch, resident):
-    """`train.memory_estimate` of a batch; inf where the compiler finds that it cannot fit."""
+    """`plan.memory_estimate` of a batch; inf where the compiler finds that it cannot fit."""
     try:
-        return train.memory_estimate(with_batch(task, batch), state, dataset, steps, resident)
+        return plan.memory_estimate(with_batch(task, batch), state, dataset, steps, resident)
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -97,8 +97,8 @@ def time_steps(task, state, dataset, steps, seconds):
     images = dataset.train.images
     some = census.chosen(images, TRIED_BYTES)
     source, labels = parallel.replicate((np.asarray(images[some]), dataset.train.labels[some])), dataset.train.labels
-    plan = feed.planner(task.seed, "real", labels[some], len(some), task.batch, task.large_batch)
-    batch = feed.send(plan(0, steps))
+    indices = feed.planner(task.seed, "real", labels[some], len(some), task.batch, task.large_batch)
+    batch = feed.send(indices(0, steps))
     try:
         state = parallel.replicate(state)
         call = train_steps.lower(task, state, source, batch).compile()

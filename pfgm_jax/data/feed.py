@@ -46,7 +46,7 @@ def take(images, labels, indices):
 
 
 def planner(seed, order, labels, n, batch, large_batch):
-    """`plan(step, steps) -> Indices` [steps, B] and [steps, R] of that many steps from `step` on.
+    """`indices(step, steps) -> Indices` [steps, B] and [steps, R] of that many steps from `step` on.
 
     Args:
       seed: of the run.
@@ -60,7 +60,7 @@ def planner(seed, order, labels, n, batch, large_batch):
     else:
         ordered = lambda positions: epoch_order((seed, 1), positions, n)
 
-    def plan(step, steps):
+    def indices(step, steps):
         starts = (step + np.arange(steps, dtype=np.int64))[:, None] * batch
         examples = ordered(starts + np.arange(batch))
         if not large_batch:
@@ -70,7 +70,7 @@ def planner(seed, order, labels, n, batch, large_batch):
         # The small batch is the first rows of the large one (PFGM's algorithm 1).
         return Indices(examples, ordered(starts + np.arange(large_batch)))
 
-    return plan
+    return indices
 
 
 def is_resident(wanted, images_shape, itemsize=1):
