@@ -14,12 +14,11 @@ import statistics
 import time
 
 import jax
-import numpy as np
 from jax import lax
 
 from configs import medmnist
 from pfgm_jax import augment, parallel, plan, step
-from pfgm_jax.data import to_unit
+from pfgm_jax.data import feed, to_unit
 
 STEPS = 4  # a call
 
@@ -49,13 +48,14 @@ def main():
     config.data.dir = args.dir or config.data.dir
     dataset, _, task, _ = plan.prepare(config)
     state = parallel.replicate(step.init_state(task, dataset.shape))
-    images, labels = (np.asarray(a[: args.batch]) for a in (dataset.train.images, dataset.train.labels))
-    train_set, batch = parallel.replicate((images, labels)), parallel.shard(to_unit(images))
+    indices = feed.planner(task.seed, task.order, dataset.train.labels, task.batch, task.large_batch)
+    examples = feed.send(indices(0, STEPS), dataset.train)
+    batch = parallel.shard(to_unit(dataset.train.images[: args.batch]))
 
     times = {"step": [], "augmentation": []}
     for call in range(args.calls + 1):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(step.train_steps(task, state, *train_set, STEPS))
+        state, _ = jax.block_until_ready(step.train_steps(task, state, None, examples))
         middle = time.perf_counter()
         jax.block_until_ready(augmentations(batch, args.probability))
         if call:  # the first compiles

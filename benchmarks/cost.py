@@ -32,6 +32,7 @@ import numpy as np
 from configs import lsun_bedroom256
 from pfgm_jax import build, data, models, parallel, plan, step
 from pfgm_jax import main as command_line
+from pfgm_jax.data import feed
 
 # The sizes that the presets are for; the networks of the recipes that are no presets.
 SIZES = {
@@ -119,16 +120,17 @@ def probe(path, overrides):
     derived = build.derive(config, dataset)
     task = step.make_task(config, derived)
     state = step.init_state(task, shape)
-    estimate = plan.memory_estimate(task, state, dataset, STEPS)
-    arrays = (state, images, split.labels)
-    compiled = step.train_steps.lower(task, *parallel.replicated_shapes(arrays), STEPS).compile()
+    estimate = plan.memory_estimate(task, state, dataset, STEPS, resident=True)
+    shapes = feed.call_shapes((images, split.labels), task.order, task.batch, task.large_batch, STEPS, resident=True)
+    compiled = step.train_steps.lower(task, parallel.replicated_shapes(state), *shapes).compile()
+    indices = feed.planner(task.seed, task.order, split.labels, task.batch, task.large_batch)(0, STEPS)
     jax.clear_caches()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what compiling has freed would else be room for what follows
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
-    held = tuple(parallel.replicate(a) for a in arrays)
-    jax.block_until_ready(compiled(*held))
+    held = parallel.replicate(state), parallel.replicate((images, split.labels))
+    jax.block_until_ready(compiled(*held, feed.send(indices)))
     return {"estimate": estimate, "peak": resident("VmHWM") - before}
 
 

@@ -28,7 +28,7 @@ heart long before: watch eval/gap, the loss on validation images less that on tr
 
 from pfgm_jax import recipes
 from pfgm_jax.config import D_of, default, parse_arg
-from pfgm_jax.models import preset
+from pfgm_jax.models import attend_alike, preset
 from pfgm_jax.models.unet import level_sizes
 
 
@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.data.update(name="npz" if args.dir.endswith(".npz") else "folder", size=args.size, dir=args.dir)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
     kind = "cpu" if args.cpu or args.quick else "medical"
-    fields = preset(args.network) if args.network else network(kind, args.size)
+    fields = recipes.published_network(args.network, args.size) if args.network else network(kind, args.size)
     config.model.update(fields | dict(remat=args.remat))
     batch = 128 if args.size <= 128 else 32
     config.optim.update(lr=1e-3, lr_batch=512, warmup=250_000, clip=1.0)
@@ -67,12 +67,9 @@ def network(kind, size):
     """
     made_for = next((side for side, most in ((28, 32), (64, 64), (128, 128)) if size <= most), 224)
     fields = preset(f"{kind}_{made_for}")
-    levels = len(fields["multipliers"])
-    sides = [side for side, _ in level_sizes((made_for, made_for), levels)]
-    attending = [sides.index(side) for side in fields["attention"]]
+    if size <= 224:
+        return attend_alike(fields, made_for, size)
     widths = list(fields["multipliers"])
-    while size > 224 and level_sizes((size, size), len(widths))[-1][0] > 32:
+    while (coarsest := level_sizes((size, size), len(widths))[-1][0]) > 32:
         widths.append(widths[-1])
-    own = [side for side, _ in level_sizes((size, size), len(widths))]
-    attention = tuple(own[level] for level in attending) if size <= 224 else (own[-1],)
-    return fields | dict(multipliers=tuple(widths), attention=attention)
+    return fields | dict(multipliers=tuple(widths), attention=(coarsest,))

@@ -29,9 +29,8 @@ def get_config(arg=None):
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
     kind = "cpu" if args.cpu or args.quick else "medical"
-    config.model.update(preset(args.network or f"{kind}_{args.size}") | dict(remat=args.remat))
-    if args.network and args.size in (28, 224):
-        config.model.attention = tuple(side * 7 // 8 for side in config.model.attention)
+    fields = recipes.published_network(args.network, args.size) if args.network else preset(f"{kind}_{args.size}")
+    config.model.update(fields | dict(remat=args.remat))
     config.optim.update(lr=1e-3, lr_batch=512, warmup=375_000, clip=1.0)
     config.train.update(images=7_500_000, batch=512, ema_halflife=500_000, log_every=25_600)
     config.sample.update(n=64)

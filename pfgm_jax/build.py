@@ -41,8 +41,10 @@ def derive(config, dataset):
     facts = moments(dataset.train.images)
     N = math.prod(dataset.shape)
     if config.train.batch > dataset.train_images:
+        fitting = 2 ** int(math.log2(dataset.train_images))
         raise UserError(
-            f"--config.train.batch={config.train.batch} is more than the {dataset.train_images} training images"
+            f"--config.train.batch={config.train.batch} is more than the {dataset.train_images} training images; "
+            f"write --config.train.batch={fitting}"
         )
     if dataset.train.images.dtype != np.uint8 and (config.train.augment or config.train.flip):
         raise UserError(f"{dataset.name} is of points: train.augment and train.flip are for images; leave them out")

@@ -4,6 +4,7 @@ import math
 import pathlib
 import re
 import sys
+import tempfile
 import time
 from typing import NamedTuple
 
@@ -305,6 +306,16 @@ def draw(card, folder):
     return written
 
 
+def _make_writable(folder):
+    """Makes the folder; UserError where nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={folder}: {error.strerror or error}") from None
+
+
 def write(config, workdir=None):
     """The data card of config.data as text; with `workdir`, it and its pictures are written there.
 
@@ -314,18 +325,15 @@ def write(config, workdir=None):
     begun = time.perf_counter()
     say = lambda doing: print(f"data       {time.perf_counter() - begun:4.0f} s  {doing}", file=sys.stderr, flush=True)
     folder = pathlib.Path(workdir) if workdir else None
-    try:
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "data_card.md").touch()
-        card = make(data.load(config.data), say)
-        content = text(card)
-        if not folder:
-            return f"{content}\n\nWith --workdir=FOLDER this goes to FOLDER/data_card.md, with pictures beside it."
-        drawable = card.dataset.train.images.dtype == np.uint8
-        written = draw(card, folder) if drawable else []
-        linked = "".join(f"\n\n![{name}]({name})" for name in written if name.endswith(".png"))
-        (folder / "data_card.md").write_text(content + linked + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+    if folder:
+        _make_writable(folder)  # before what takes long
+    dataset = data.load(config.data)
+    card = make(dataset, say)
+    content = text(card)
+    if not folder:
+        return f"{content}\n\nWith --workdir=FOLDER this goes to FOLDER/data_card.md, with pictures beside it."
+    drawable = dataset.train.images.dtype == np.uint8
+    written = draw(card, folder) if drawable else []
+    linked = "".join(f"\n\n![{name}]({name})" for name in written if name.endswith(".png"))
+    (folder / "data_card.md").write_text(content + linked + "\n")
     return f"{content}\n\nWritten to {folder}: {', '.join(['data_card.md', *written])}"

@@ -241,7 +241,9 @@ def check(config):
     if config.train.augment:
         able = "augment_channels" in build.network_fields(config.model.name)
         require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
-        alone = "the field of a large batch is of images as they are; use train.large_batch=0"
+        alone = "the field of a large batch is of images as they are; " + (
+            "PFGM goes with train.flip=True instead" if name == "pfgm" else "use train.large_batch=0"
+        )
         require(not config.train.large_batch, "train.augment", alone)
         require(not config.train.flip, "train.flip", "train.augment mirrors half of the images itself")
     require(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2³² − 1")

@@ -22,7 +22,10 @@ def export(workdir, overrides):
     folder = evaluate.writable(workdir, "export")
     images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
     plots.picture(images).save(folder / "samples.png")
-    config_lib.save_run(folder, made.config, made.derived | {"step": made.step})
+    travelling = made.config.copy_and_resolve_references()
+    if travelling.sample.guide:  # which stays behind
+        travelling.sample.update(guide="", guidance=1.0)
+    config_lib.save_run(folder, travelling, made.derived | {"step": made.step})
     imported = made.derived.get("imported")
     origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
     weights.save(folder / weights.EXPORTED, made.params, origin | {"pfgm_jax": __version__})

@@ -24,7 +24,7 @@ def class_labels(labels, n, key, classes, counts):
         logits = jnp.log(jnp.asarray(counts, jnp.float32))
         return np.asarray(jax.vmap(jax.random.categorical, (0, None))(keys, logits))
     text = isinstance(labels, str)
-    wanted = np.asarray(_named_classes(labels, classes) if text else labels)
+    wanted = np.asarray(_named_classes(labels, classes, counts) if text else labels)
     shaped = text or wanted.shape in ((), (n,))
     if not shaped or wanted.dtype.kind not in "iu" or wanted.min() < 0 or wanted.max() >= K:
         hint = f"no class is called {labels!r}{nearest(labels, ['real', 'balanced', *classes])}; " if text else ""
@@ -36,10 +36,11 @@ def class_labels(labels, n, key, classes, counts):
     return np.resize(wanted, n)  # in turn
 
 
-def _named_classes(text, classes):
-    """The classes that a text means, to be taken in turn; −1 for what is none."""
+def _named_classes(text, classes, counts):
+    """The classes that a text means, to be taken in turn; −1 for what is none. A name comes before a number."""
     if text == "balanced":
-        return range(len(classes))
-    if text in classes:
+        return np.flatnonzero(counts)  # those that the network was trained on
+    if text in classes:  # names may have commas
         return [classes.index(text)]
-    return [int(item) if item.strip().isdecimal() else -1 for item in text.split(",")]
+    items = [item.strip() for item in text.split(",")]
+    return [classes.index(t) if t in classes else int(t) if t.isdecimal() else -1 for t in items]

@@ -41,9 +41,13 @@ def host_memory():
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # no Linux: all that there is
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
+    cgroup = pathlib.Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         try:
-            free = min(free, int(pathlib.Path("/sys/fs/cgroup", limit).read_text()))
+            free = min(free, int((cgroup / limit).read_text()) - int((cgroup / used).read_text()))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return free

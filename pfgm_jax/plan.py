@@ -32,17 +32,19 @@ def memory_estimate(task, state, dataset, steps, resident):
     """
     n, train = dataset.train_images, dataset.train
     split = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
-    source, batch = feed.call_shapes(split, task.batch, task.large_batch, steps, resident)
+    source, batch = feed.call_shapes(split, task.order, task.batch, task.large_batch, steps, resident)
     shapes = parallel.replicated_shapes(state)
     analysis = train_steps.lower(task, shapes, source, batch).compile().memory_analysis()
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    waiting = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(batch)) * feed.AHEAD
+    waiting = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(batch)) * (feed.AHEAD + 1)
     return held + analysis.temp_size_in_bytes + waiting
 
 
 def is_resident(config, dataset):
-    """Whether the training images stay on the devices."""
+    """Whether the training images stay on the devices: as asked, else where they fit and are in memory already."""
     images = dataset.train.images
+    if config.data.resident is None and isinstance(images, data.LazyImages):
+        return False
     return feed.is_resident(config.data.resident, (dataset.train_images, *images.shape[1:]), images.dtype.itemsize)
 
 

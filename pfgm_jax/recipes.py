@@ -10,6 +10,7 @@ import math
 
 from pfgm_jax.config import D_of, default
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.models import attend_alike, preset
 
 
 def start(data, size, args, published):
@@ -95,6 +96,14 @@ def ode(config):
     config.sample.update(solver="rk45", rtol=1e-5, atol=1e-5)
 
 
+def published_network(name, size):
+    """Fields of config.model: a published network, made for 32 or 64 px, for images of `size` px.
+
+    It attends as it would at the next power of two: at 28 px where it does at 32.
+    """
+    return attend_alike(preset(name), 2 ** math.ceil(math.log2(size)), size)
+
+
 def tell_class(config):
     """The network is told the class, nine times in ten, so that samples can be asked for and guided."""
     config.model.conditional, config.train.label_dropout = True, 0.1
@@ -120,7 +129,7 @@ def two_cores(config):
 
 
 def smoke_test(config):
-    """Eight steps of a narrow network, and four samples."""
+    """A few steps of a narrow network, and four samples."""
     two_cores(config)
     config.train.update(images=128, batch=16, log_every=64, eval_every=64, sample_every=128, save_every=64)
     config.train.update(eval_images=32, large_batch=min(config.train.large_batch, 64))

@@ -79,6 +79,7 @@ class Task(NamedTuple):
     model: object
     optimizer: optax.GradientTransformation
     seed: int
+    order: str
     batch: int
     large_batch: int
     flip: bool
@@ -100,6 +101,7 @@ def make_task(config, derived):
         model,
         make_optimizer(config, derived),
         config.seed,
+        config.train.order,
         config.train.batch,
         config.train.large_batch,
         config.train.flip,

@@ -121,9 +121,7 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
     state = parallel.replicate(state)
     resident = is_resident(config, dataset)
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
-    indices = feed.planner(
-        task.seed, config.train.order, train.labels, len(train), task.batch, config.train.large_batch
-    )
+    indices = feed.planner(task.seed, task.order, train.labels, task.batch, task.large_batch)
     evaluate = _evaluation(config, task, dataset, source, log)
     show = generator.Generator(config, derived, None)
     rate = learning_rate(config, derived)
@@ -218,7 +216,7 @@ def _evaluation(config, task, dataset, source, log):
     images = dataset.train.images
     # The truth of a network that is not told the label, trained on balanced classes, would weigh the images.
     levels, whole = (), None
-    if math.prod(images.shape) <= TRUTH_LIMIT and (config.train.order == "real" or config.model.conditional):
+    if math.prod(images.shape) <= TRUTH_LIMIT and (task.order == "real" or task.model.num_labels):
         levels = truth_levels(task.process)
         whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))
         queries = truth_queries(task.seed, len(images))

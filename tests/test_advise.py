@@ -237,7 +237,7 @@ def fake_trial(monkeypatch, planned, limit, *, base=1.0, each=1.0, seconds=0.01,
     def memory(task, state, dataset, steps, resident):
         return base + each * task.batch
 
-    def time_steps(task, state, dataset, steps, left):
+    def time_steps(task, state, dataset, steps, left, resident):
         ran.append(task.batch)
         return 1 / seconds, max(steps * task.batch * seconds, 1.0), steps
 

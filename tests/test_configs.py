@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from configs import digits, medmnist
+from configs import digits, folder, medmnist
 from pfgm_jax import build, data, generator, models, parametrization, sampling
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError
@@ -191,7 +191,8 @@ def test_impossible_processes_and_solvers(arg, changes, words):
 
 def test_every_solver_option_is_a_field_that_may_be_None():
     config = config_lib.default()
-    fields = set(config.sample) - {"n", "seed", "batch", "solver", "frames", "D"}
+    others = {"n", "seed", "batch", "solver", "frames", "D", "labels", "guidance", "guide"}
+    fields = set(config.sample) - others
     taken = [set(sampling.find(solver)[1]) - {"frames"} for solver in sampling.SOLVERS]
     assert fields == set().union(*taken)
     for name in fields:
@@ -252,3 +253,11 @@ def test_sample_options_come_back_from_config_json(tmp_path):
     assert config_lib.differences(again, digits.get_config("process=ddpm")) == []  # sampling is no other run
     again.process.T = 50
     assert config_lib.differences(again, config) == ["process.T"]
+
+
+@pytest.mark.parametrize("size, attention", [(28, (14,)), (32, (16,)), (48, (12,)), (64, (16,)), (100, (25,))])
+def test_a_published_network_attends_at_the_level_that_it_would_at_a_power_of_two(size, attention):
+    # DDPM++ of three levels attends at its 16 px level, at 32 px the second and at 64 px the third.
+    config = folder.get_config(f"dir=x,size={size},network=ddpmpp")
+    expected = attention if size <= 64 else (16,)  # three levels do not come down from 128 px to 16
+    assert config.model.attention == expected

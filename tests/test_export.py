@@ -177,6 +177,14 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
 # ---- what is refused
 
 
+def test_a_guide_stays_behind(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    export.export(copy, FEW | {"sample.guide": str(run), "sample.guidance": "2.0"})
+    config, _ = config_lib.load_run(copy / "export")
+    assert (config.sample.guide, config.sample.guidance) == ("", 1.0)
+    assert f"guidance 2 from {run}" in (copy / "export" / "README.md").read_text()
+
+
 def test_training_into_weights_alone_is_refused(folder, command):
     before = (folder / "config.json").read_bytes()
     code, _, err = command("--config=configs/digits.py:quick", f"--workdir={folder}")

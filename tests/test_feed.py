@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from pfgm_jax import data, parallel
+from pfgm_jax import data, parallel, plan
+from pfgm_jax.config import default
 from pfgm_jax.data import feed
 
 N, B, R = 100, 16, 32
@@ -16,7 +17,7 @@ SPLIT = data.Split(rng.integers(0, 256, (N, 4, 4, 3), dtype=np.uint8), rng.integ
 
 
 def planned(order="real", large_batch=0, seed=0):
-    return feed.planner(seed, order, SPLIT.labels, N, B, large_batch)
+    return feed.planner(seed, order, SPLIT.labels, B, large_batch)
 
 
 @pytest.mark.parametrize("order", ["real", "balanced"])
@@ -37,13 +38,13 @@ def test_resident_and_streamed_examples_are_the_same_on_every_device(order, larg
 
 
 def test_a_step_sees_the_same_examples_however_the_steps_are_grouped():
-    plan = planned(large_batch=R)
-    whole, parts = plan(0, 6), [plan(0, 4), plan(4, 1), plan(5, 1)]
+    steps = planned(large_batch=R)
+    whole, parts = steps(0, 6), [steps(0, 4), steps(4, 1), steps(5, 1)]
     for name in ("examples", "references"):
         np.testing.assert_array_equal(getattr(whole, name), np.concatenate([getattr(p, name) for p in parts]))
-    assert (plan(0, 1).examples != planned(seed=1)(0, 1).examples).any()
+    assert (steps(0, 1).examples != planned(seed=1)(0, 1).examples).any()
     # An epoch holds every image once.
-    epoch = plan(0, 7).examples.ravel()[:N]
+    epoch = steps(0, 7).examples.ravel()[:N]
     assert sorted(epoch) == list(range(N))
 
 
@@ -59,10 +60,10 @@ def test_the_large_batch_begins_with_the_small_one_and_a_whole_one_repeats_nothi
 
 def test_shapes_for_the_compiler_are_those_that_are_sent():
     split = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (SPLIT.images, SPLIT.labels))
-    for large_batch in (0, R, 5 * N):
-        indices = planned(large_batch=large_batch)(0, 3)
+    for order, large_batch in (("real", 0), ("real", R), ("real", 5 * N), ("balanced", 5 * N)):
+        indices = planned(order, large_batch)(0, 3)
         for resident in (True, False):
-            source, shapes = feed.call_shapes(split, B, large_batch, 3, resident)
+            source, shapes = feed.call_shapes(split, order, B, large_batch, 3, resident)
             sent = feed.send(indices, None if resident else SPLIT)
             assert jax.tree.map(lambda a: (a.shape, a.dtype), sent) == jax.tree.map(
                 lambda a: (a.shape, a.dtype), shapes
@@ -75,6 +76,22 @@ def test_images_stay_on_the_devices_where_they_fit(monkeypatch):
     assert feed.is_resident(None, (10, 10, 10, 1)) and not feed.is_resident(None, (10, 10, 10, 3))
     assert not feed.is_resident(None, (10, 10, 10, 1), itemsize=4)
     assert feed.is_resident(True, (10, 10, 10, 3)) and not feed.is_resident(False, (1, 1, 1, 1))
+
+
+def test_an_image_of_both_batches_is_read_once():
+    read = []
+
+    def reading(indices):
+        read.extend(indices.tolist())
+        return SPLIT.images[indices]
+
+    split = data.Split(data.LazyImages(SPLIT.images.shape, reading), SPLIT.labels)
+    indices = planned(large_batch=R)(0, 2)
+    sent = feed.send(indices, split)
+    assert len(read) == 2 * R
+    np.testing.assert_array_equal(np.asarray(sent.images).swapaxes(0, 1).reshape(2, B, 4, 4, 3),
+                                  SPLIT.images[indices.examples])  # fmt: skip
+    assert not plan.is_resident(default(), data.Dataset("lazy", split, split, split, ("a", "b", "c"), "", ""))
 
 
 # ---- the thread

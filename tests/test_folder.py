@@ -88,6 +88,12 @@ def test_splits_by_subfolder(tmp_path, names, capsys):
     assert "classes and splits by subfolder\n" in capsys.readouterr().err
 
 
+def test_two_folders_of_one_split_are_both_read(tmp_path):
+    for split, count in {"train": 3, "val": 2, "validation": 4}.items():
+        classes(tmp_path / split, {"cat": count, "dog": 1})
+    assert counts(data.load(config(tmp_path, test=0))) == [4, 8, 0]
+
+
 def test_splits_without_classes_and_without_val(tmp_path, capsys):
     classes(tmp_path, {"train": 18, "test": 4, "masks": 3})
     put(tmp_path / "loose.png")
@@ -154,6 +160,13 @@ def test_tables_that_do_not_fit(tmp_path, rows, columns, words):
         put(tmp_path / f"{i}.png")
     table(tmp_path, rows, columns)
     fails(tmp_path, tmp_path, *words)
+
+
+def test_a_table_in_a_folder_by_a_way_round(tmp_path, capsys):
+    classes(tmp_path / "here", {"cat": 3})
+    table(tmp_path / "here", [(f"cat/{i}.png", "cat") for i in range(3)])
+    assert sum(counts(data.load(config(tmp_path / "here" / ".." / "here")))) == 3
+    assert "skipped" not in capsys.readouterr().err
 
 
 def test_a_table_that_is_none(tmp_path):

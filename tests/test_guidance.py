@@ -123,7 +123,7 @@ def asked(labels, n=6, key=0):
 @pytest.mark.parametrize(
     "labels, expected",
     [
-        ("balanced", [0, 1, 2, 3, 0, 1]), (2, [2] * 6), (np.int64(2), [2] * 6), ("2", [2] * 6),
+        ("balanced", [0, 1, 2, 0, 1, 2]), (2, [2] * 6), (np.int64(2), [2] * 6), ("2", [2] * 6),
         ("platelet", [2] * 6), (NAMES[1], [1] * 6), ("3", [3] * 6), ("3,1", [3, 1] * 3), ("3, 1", [3, 1] * 3),
         ([0, 1, 2, 3, 3, 3], [0, 1, 2, 3, 3, 3]), (jnp.zeros(6, jnp.int32), [0] * 6),
     ],
@@ -159,6 +159,14 @@ def test_labels_that_there_are_not(labels, words):
     message = str(caught.value)
     assert words in message and "\n" not in message
     assert "0 basophil, 1 immature granulocytes(myelocytes, and others), 2 platelet, 3" in message
+
+
+def test_names_that_are_numbers_are_names():
+    grades = ["1", "2", "3", "4", "5"]  # as folders are called
+    ask = lambda labels, counts=(9,) * 5: class_labels(labels, 4, jax.random.key(0), grades, counts).tolist()
+    assert ask("3") == [2] * 4 and ask("3,5") == [2, 4, 2, 4] and ask("0") == [0] * 4
+    assert ask(3) == [3] * 4  # a number in Python is a number
+    assert ask("balanced", (9, 0, 9, 0, 9)) == [0, 2, 4, 0]  # not those that no training image has
 
 
 def test_an_error_names_only_so_many_classes():

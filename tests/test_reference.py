@@ -38,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kept", [20_000, 10])
 def test_a_reference_is_made_once(monkeypatch, kept):
     monkeypatch.setitem(make.__globals__, "KEPT", kept)
-    monkeypatch.setitem(make.__globals__, "CHUNK", 5)
+    monkeypatch.setitem(make.__globals__, "CHUNK_BYTES", 5 * 16)
     data, extractor = dataset(), Extractor()
     first, second = make(data, "train", extractor), make(data, "train", extractor)
     assert extractor.seen == 23 and first.name == second.name == "23 train images of toy 4×4×1, pixels"

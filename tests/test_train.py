@@ -48,8 +48,8 @@ def stacked(tree, devices):
 
 def examples_of(config, dataset, step):
     """What each of eight devices sees of a step, [8, ...] on the host."""
-    n, c = len(dataset.train), config.train
-    indices = feed.planner(config.seed, c.order, dataset.train.labels, n, c.batch, c.large_batch)(step, 1)
+    c = config.train
+    indices = feed.planner(config.seed, c.order, dataset.train.labels, c.batch, c.large_batch)(step, 1)
     seen = data.take(dataset.train.images, dataset.train.labels, indices)
     images, references = feed.on_devices(seen.images, seen.references)
     labels, known = feed.on_devices(seen.labels, seen.reference_labels)

@@ -21,7 +21,8 @@ __all__ = ["advise"]
 def advise(config, argument, overrides, workdir=None):
     """Advice on a plan as text: its derived constants, memory, speed and hours, what to change, and a command.
 
-    Takes about 20 s of training steps, and what compiling takes. Nothing is written but the compiler's cache.
+    Takes about 20 s of training steps, and what compiling takes. Nothing is written but caches: the compiler's, and of
+    data that have to be downloaded.
 
     Args:
       config: the plan. argument, overrides: --config and the {key: text} that it is made from, for the command.

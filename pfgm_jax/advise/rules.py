@@ -73,17 +73,13 @@ def networks_for(config, derived):
     shape, found = derived["shape"], []
     side = max(shape[:2])
     for name, made_for in next(names for limit, names in NETWORKS if side <= limit).items() if side >= 16 else ():
-        fields = models.preset(name)
-        changed = config.copy_and_resolve_references()
-        changed.model.update(fields)
-        network = build.make_model(changed, derived)
         try:
-            levels = zip(network.check_size((made_for, made_for)), network.check_size(shape[:2]), strict=True)
+            fields = models.attend_alike(models.preset(name), made_for, side)
         except UserError:  # such a side cannot be halved as often
             continue
-        fields["attention"] = tuple(here[0] for there, here in levels if there[0] in fields["attention"])
-        network = network.clone(attention=fields["attention"])
-        found.append(Network(name, fields, trial.parameters(network, shape)))
+        changed = config.copy_and_resolve_references()
+        changed.model.update(fields)
+        found.append(Network(name, fields, trial.parameters(build.make_model(changed, derived), shape)))
     return found
 
 

@@ -1,6 +1,6 @@
 """What the machine is, and what a planned training step takes of it: memory by the compiler, speed by trying.
 
-Nothing is written but the compiler's cache.
+Nothing is written but caches: the compiler's, and of data that have to be downloaded.
 """
 
 import math
@@ -88,16 +88,17 @@ def estimate(task, state, dataset, steps, batch, resident):
         return math.inf
 
 
-def time_steps(task, state, dataset, steps, seconds):
+def time_steps(task, state, dataset, steps, seconds, resident):
     """(images a second, seconds, steps) of calls of `steps` training steps, over about `seconds`; None if memory fails.
 
     The images of the data set go round, or a part of them where they are many. The first call warms up and does not
-    count, unless it takes all the time there is.
+    count, unless it takes all the time there is. A set that is not `resident` is at most as fast as its images
+    are read.
     """
     images = dataset.train.images
     some = census.chosen(images, TRIED_BYTES)
     source, labels = parallel.replicate((np.asarray(images[some]), dataset.train.labels[some])), dataset.train.labels
-    indices = feed.planner(task.seed, "real", labels[some], len(some), task.batch, task.large_batch)
+    indices = feed.planner(task.seed, task.order, labels[some], task.batch, task.large_batch)
     batch = feed.send(indices(0, steps))
     try:
         state = parallel.replicate(state)
@@ -112,12 +113,21 @@ def time_steps(task, state, dataset, steps, seconds):
                 continue
             done = max(counted, 1)
             if spent + spent / done > seconds:
-                return done * steps * task.batch / spent, spent, done * steps
+                speed = done * steps * task.batch / spent
+                return min(speed, math.inf if resident else _feed_speed(task, dataset, steps)), spent, done * steps
             counted += 1
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
         return None
+
+
+def _feed_speed(task, dataset, steps):
+    """Images a second that are read and sent to the devices, over one call's."""
+    indices = feed.planner(task.seed, task.order, dataset.train.labels, task.batch, task.large_batch)
+    begun = time.perf_counter()
+    jax.block_until_ready(feed.send(indices(0, steps), dataset.train))
+    return steps * task.batch / (time.perf_counter() - begun)
 
 
 def run(task, state, dataset, per_call, machine, resident, say):
@@ -139,7 +149,7 @@ def run(task, state, dataset, per_call, machine, resident, say):
     def attempt(batch, steps, seconds):
         nonlocal trying
         say(f"training at batch {batch}, about {seconds:.0f} s")
-        found = time_steps(with_batch(task, batch), state, dataset, steps, seconds)
+        found = time_steps(with_batch(task, batch), state, dataset, steps, seconds, resident)
         if found is None:
             memory[batch] = math.inf
         else:

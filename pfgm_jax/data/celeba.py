@@ -55,8 +55,8 @@ def load(data_config) -> Dataset:
 def find(data_config):
     """celeba64.npz in `data.dir`, or that folder where it holds img_align_celeba, or None."""
     given = published.folder(data_config)
-    if given is None:
-        return None
+    if given is None or given.suffix == ".npz":
+        return given if given is not None and given.is_file() else None
     if (given / "celeba64.npz").is_file():
         return given / "celeba64.npz"
     return given if (given / "img_align_celeba").is_dir() else None

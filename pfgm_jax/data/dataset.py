@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 HOST_BYTES = 4 * 2**30  # sources keep images of at most so many decoded bytes in memory, and read others as needed
-SAMPLED = 10_000  # images of a `LazyImages` that stand for all in `moments` and `diameter`
+SAMPLED, SAMPLED_BYTES = 10_000, 2**30  # at most, images of a `LazyImages` that stand for all of them in `moments`
 
 
 class LazyImages:
@@ -140,9 +140,10 @@ class Moments(NamedTuple):
 
 
 def _sampled(images):
-    """The images as an array; of more than SAMPLED `LazyImages` as many, drawn alike every time."""
-    if isinstance(images, LazyImages) and len(images) > SAMPLED:
-        return images[np.sort(np.random.RandomState(0).permutation(len(images))[:SAMPLED])]
+    """The images as an array; of many `LazyImages` some, drawn alike every time."""
+    most = min(SAMPLED, max(1, SAMPLED_BYTES // math.prod(images.shape[1:])))
+    if isinstance(images, LazyImages) and len(images) > most:
+        return images[np.sort(np.random.RandomState(0).permutation(len(images))[:most])]
     return np.asarray(images)
 
 

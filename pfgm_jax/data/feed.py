@@ -16,7 +16,7 @@ import numpy as np
 from pfgm_jax import parallel
 from pfgm_jax.data.order import balanced_order, epoch_order
 
-# Calls whose examples are ready, or on their way to the devices, while one runs.
+# Calls whose examples are ready, or on their way to the devices, beside the one that runs and the one that follows it.
 AHEAD = 2
 # A set is kept on the devices if it takes at most this part of a device's memory.
 RESIDENT_SHARE = 0.25
@@ -45,16 +45,16 @@ def take(images, labels, indices):
     return Examples(images[examples], labels[examples], *known)
 
 
-def planner(seed, order, labels, n, batch, large_batch):
+def planner(seed, order, labels, batch, large_batch):
     """`indices(step, steps) -> Indices` [steps, B] and [steps, R] of that many steps from `step` on.
 
     Args:
       seed: of the run.
       order: "real" for every image once an epoch, "balanced" for every class as often.
-      labels: [n] classes of the training images, read where the order is balanced.
-      n: training images.
+      labels: [n] classes of the training images, which matter where the order is balanced.
       batch: B. large_batch: R, 0 for no references; a large batch of all images holds each of them once.
     """
+    n = len(labels)
     if order == "balanced":
         ordered = lambda positions: balanced_order((seed, 1), positions, labels)
     else:
@@ -92,7 +92,14 @@ def send(indices, split=None):
     """The `Indices` of a call on the devices, or the `Examples` that they are of a split that stays on the host."""
     if split is None:
         return parallel.place(Indices(*on_devices(*indices)))
-    chosen = take(split.images, split.labels, indices)
+    examples, references = indices
+    if references is not None and np.array_equal(references[:, : examples.shape[1]], examples):
+        # The small batch is part of the large one: each image is read once.
+        whole = take(split.images, split.labels, Indices(references, None))
+        mine = slice(None), slice(examples.shape[1])
+        chosen = Examples(whole.images[mine], whole.labels[mine], whole.images, whole.labels)
+    else:
+        chosen = take(split.images, split.labels, indices)
     images, references = on_devices(chosen.images, chosen.references)
     labels, reference_labels = on_devices(chosen.labels, chosen.reference_labels)
     return parallel.place(Examples(images, labels, references, reference_labels))
@@ -139,15 +146,18 @@ def ahead(make, items):
         thread.join()
 
 
-def call_shapes(split, batch, large_batch, steps, resident):
+def call_shapes(split, order, batch, large_batch, steps, resident):
     """(source, batch) of one call of `train_steps` as shapes with a device axis, for the compiler.
 
     Args:
       split: (images [n, H, W, C], labels [n]) as shapes.
-      batch, large_batch, steps: of the call. resident: whether the images stay on the devices.
+      order, batch, large_batch: as for `planner`. steps: of the call.
+      resident: whether the images stay on the devices.
     """
-    devices, n = parallel.device_count(), len(split[1])
-    rows = [(devices, steps, batch // devices), (devices, steps, min(large_batch, n)) if large_batch else None]
+    devices = parallel.device_count()
+    if order == "real":
+        large_batch = min(large_batch, len(split[1].shape) and split[1].shape[0])
+    rows = [(devices, steps, batch // devices), (devices, steps, large_batch) if large_batch else None]
     if resident:
         indices = [row and jax.ShapeDtypeStruct(row, np.int32) for row in rows]
         return parallel.replicated_shapes(split), Indices(*indices)

@@ -109,8 +109,9 @@ def _by_split(root, folders, skipped):
         if part is None:
             skipped.add("folders beside those of the splits", root / name)
         else:
-            made[part], way = _by_class(root / name, part, skipped)
-            ways |= {way} if made[part] else set()
+            found, way = _by_class(root / name, part, skipped)
+            made.setdefault(part, []).extend(found)
+            ways |= {way} if found else set()
     for name in sorted(os.listdir(root)):
         if _is_wanted(root / name, skipped):
             skipped.add("images beside the folders of the splits", root / name)
@@ -156,7 +157,7 @@ def _by_table(root, skipped):
     if absent:
         raise UserError(f"{table} names {len(absent)} files that are not there, such as {absent[0]}")
     for path in _walk(root, skipped):
-        if path not in rows and path != str(table):
+        if os.path.normpath(path) not in rows and path != str(table):
             skipped.add(f"images without a row in {TABLE}", path)
     return list(rows.values())
 

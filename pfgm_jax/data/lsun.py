@@ -64,6 +64,8 @@ def load(data_config) -> Dataset:
 def find(data_config):
     """NAME.npz in `data.dir`, or that folder where it holds image files, or None."""
     given = published.folder(data_config)
+    if given is not None and given.suffix == ".npz" and given.is_file():
+        return given
     if given is None or not given.is_dir():
         return None
     if (given / f"{data_config.name}.npz").is_file():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pathlib
 import sys
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from pfgm_jax.metrics import frechet
 
 # Features are kept up to so many (164 MB at 2048 features), for the metrics that need them; of more, statistics only.
 KEPT = 20_000
-CHUNK = 10_000  # images whose features are in memory together where only statistics are kept
+CHUNK_BYTES = 2**30  # images in memory together where only statistics are kept
 HASHED = 1000  # of images that are not in memory, so many are read to tell one set from another
 
 
@@ -46,9 +47,10 @@ def reference(dataset, split, extractor):
     path = cache_dir().parent / "reference" / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
     if path.exists():
         return _load(path, name)
-    chunks = [images] if len(images) <= KEPT else [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
+    rows = max(2, CHUNK_BYTES // math.prod(images.shape[1:]))
+    chunks = (images[i : i + rows] for i in range(0, len(images), rows))
     made = map(extractor, chunks)
-    features = next(made) if len(images) <= KEPT else None
+    features = np.concatenate(list(made)) if len(images) <= KEPT else None
     statistics = frechet.accumulate(made if features is None else [features])
     _save(path, statistics, features, name)
     return Reference(name, statistics, features)

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from pfgm_jax.models.adm import ADM
 from pfgm_jax.models.mlp import MLP
 from pfgm_jax.models.ncsnv2 import NCSNv2
-from pfgm_jax.models.presets import PRESETS, preset
+from pfgm_jax.models.presets import PRESETS, attend_alike, preset
 from pfgm_jax.models.unet import UNet
 
-__all__ = ["ADM", "MLP", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "init", "preset"]
+__all__ = ["ADM", "MLP", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "attend_alike", "init", "preset"]
 
 NETWORKS = {"unet": UNet, "adm": ADM, "ncsnv2": NCSNv2, "mlp": MLP}
 

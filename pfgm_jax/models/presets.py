@@ -4,6 +4,7 @@ Each sets all the fields that its network has but `conditional`, `remat` and `dt
 """
 
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.models.unet import level_sizes
 
 # DDPM++ and NCSN++ as EDM has them for 32 px (arXiv 2206.00364, table 7).
 _DDPMPP = dict(
@@ -55,6 +56,19 @@ PRESETS = {
     "cpu_128": _CPU | dict(attention=(32,)),
     "cpu_224": _CPU | dict(attention=()),
 }  # fmt: skip
+
+
+def attend_alike(fields, made_for, size):
+    """Fields of a U-Net for images of `size` px that attends at the levels at which it does at `made_for` px.
+
+    Levels are halved upwards, so that 28 px has 14 where 32 has 16. A resolution that is no level at `made_for` px
+    stays, and with it the attention in the middle of the network.
+    """
+    if "attention" not in fields:
+        return fields
+    there, here = ([side for side, _ in level_sizes((s, s), len(fields["multipliers"]))] for s in (made_for, size))
+    here = dict(zip(there, here, strict=True))
+    return fields | dict(attention=tuple(here.get(side, side) for side in fields["attention"]))
 
 
 def preset(name):
