@@ -74,8 +74,9 @@ OBJECTIVES = {
     "objective", [pytest.param(o, marks=pytest.mark.slow) if o == "clean" else o for o in OBJECTIVES]
 )
 def test_eight_devices_train_as_one_in_float64(x64, objective):
-    # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments.
-    settings = {"model.dtype": "float64", "model.dropout": 0.2, "optim.warmup": 0}
+    # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments. The rate
+    # is constant: its cosine is float32, and two programs may round it differently.
+    settings = {"model.dtype": "float64", "model.dropout": 0.2, "optim.warmup": 0, "optim.decay": "constant"}
     config = tiny(**settings, **OBJECTIVES[objective])
     dataset, _, task, _ = plan.prepare(config)
 
