@@ -139,7 +139,7 @@ def classifier(dataset, seed=0, steps=None, flip=False):
         confusion = arrays.pop("confusion")
         return Classifier(traverse_util.unflatten_dict(arrays, sep="/"), dataset.classes, confusion, protocol)
     params = fit(*gather(train), dataset.num_classes, steps, seed, flip, f"classifier of {dataset.name}")
-    confusion = test_confusion(params, *gather(test), dataset.num_classes)
+    confusion = confusion_of(params, *gather(test), dataset.num_classes)
     kept.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
     return Classifier(params, dataset.classes, confusion, protocol)
 
@@ -162,20 +162,27 @@ def steps_for(n, steps=None):
 
 
 def gather(split):
-    """A Split's (small images uint8 [m, h, w, C], labels [m]) in memory; of more than MOST_IMAGES, so many are drawn."""
+    """A Split's (images uint8 [m, h, w, C] after `shrink`, labels [m]); of more than MOST_IMAGES, so many are drawn."""
     n = len(split)
-    chosen = np.arange(n)
-    if n > MOST_IMAGES:
-        chosen = np.sort(np.random.default_rng(0).choice(n, MOST_IMAGES, replace=False))
-    chunks = [shrink(split.images[chosen[i : i + EXAMINED]]) for i in range(0, len(chosen), EXAMINED)]
-    return np.concatenate(chunks or [np.zeros((0, 1, 1, 1), np.uint8)]), split.labels[chosen]
+    if n <= MOST_IMAGES:
+        return shrink(split.images), split.labels
+    chosen = np.sort(np.random.default_rng(0).choice(n, MOST_IMAGES, replace=False))
+    return shrink(split.images, chosen), split.labels[chosen]
 
 
-def shrink(images):
-    """uint8 [n, H, W, C], halved (means over 2 x 2 pixels) until no side exceeds SIDE; small ones as they are."""
-    images = np.asarray(images)
+def shrink(images, indices=None):
+    """uint8 [n, H, W, C], or those at `indices`, halved (means over 2 x 2 pixels) until no side exceeds SIDE.
+
+    images: an array or what can be sliced like one; small images come back as they are.
+    """
     if max(images.shape[1:3]) <= SIDE:
-        return images
+        return np.asarray(images if indices is None else images[indices])
+    indices = np.arange(len(images)) if indices is None else indices
+    chunks = [_halved(images[indices[i : i + EXAMINED]]) for i in range(0, len(indices), EXAMINED)]
+    return np.concatenate(chunks or [_halved(np.zeros((0, *images.shape[1:]), np.uint8))])
+
+
+def _halved(images):
     x = jnp.asarray(images, jnp.float32)
     while max(x.shape[1:3]) > SIDE:
         x = layers.downsample(x)
@@ -278,7 +285,7 @@ def apply(params, num_classes, images):
     return tuple(np.concatenate(x) for x in zip(*found, strict=True))
 
 
-def test_confusion(params, images, labels, num_classes):
+def confusion_of(params, images, labels, num_classes):
     """Counts int [K, K] of images by true class and by predicted class."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, apply(params, num_classes, images)[0].argmax(axis=1)), 1)
@@ -286,6 +293,6 @@ def test_confusion(params, images, labels, num_classes):
 
 
 def recall(confusion):
-    """Share found of each class [K] from `test_confusion`; NaN for a class without images."""
+    """Share found of each class [K] from `confusion_of`; NaN for a class without images."""
     total = confusion.sum(axis=1)
     return np.where(total > 0, np.diag(confusion) / np.maximum(total, 1), np.nan)
