@@ -5,8 +5,8 @@
     share of samples with d < t;  k / (m + 1), about 1 %, is expected of fresh images
 
 Where samples and held-out images are of one law, the number of n samples below t is beta-binomial(n, k, m + 1 − k),
-whatever that law and the distance are (t is an order statistic), so `chance` is exact: the probability that fresh images
-give as many or more. The interval is for the share of all samples below this t (Clopper and Pearson 1934).
+whatever that law and the distance are, as t is an order statistic. So `chance`, the probability that fresh images give
+as many or more, is exact. The interval is for the share of all samples below this t (Clopper and Pearson 1934).
 
 Copies that are in the data already are no memory of a model, and are accounted for:
 * held-out images that equal a training image, byte by byte, are left out of t and counted;
@@ -14,9 +14,9 @@ Copies that are in the data already are no memory of a model, and are accounted 
 * of the samples below t, those are counted as "in a crowd" whose training image has another one nearer than t too: they
   may be one more of the same kind, not a copy.
 
-It measures nearness in a space. Pixels miss copies that are shifted or turned (`mirror` looks for mirrored ones); features
-see past that, but may also hold different images for alike. And the law of classes counts: if samples have more of a
-class whose images lie close together, the share rises without a copy. So look at the picture.
+It measures nearness in a space. Pixels miss copies that are shifted by a pixel, or turned (`mirror` looks for mirrored
+ones); features see past that, but may also hold different images for alike. And the shares of classes count: if samples
+have more of a class whose images lie close together, the number rises without a copy. So look at the picture.
 """
 
 import hashlib
@@ -191,7 +191,7 @@ def text(result):
     lines = [
         f"{r.share:.2%} [{r.low:.2%}, {r.high:.2%}] of samples are nearer to a training image than {r.expected:.2%} of "
         f"held-out images are; fresh images give as many with probability {r.chance:.2g}",
-        f"{r.count} samples lie below that distance, {r.threshold:.4g}; {r.crowded} of them in a crowd of training images; "
+        f"{r.count} samples lie below that distance, {r.threshold:.4g}; of them {r.crowded} in a crowd of training images; "
         f"{r.identical} equal a training image",
         f"in the data: {r.held_out_copies} held-out images equal a training image and are left out, {r.train_copies} "
         "training images have an exact copy",

@@ -7,9 +7,9 @@
     repeated    the training images, those of each class repeated up to the largest class's number: what the balance
                 alone does, which "filled" has to beat
 
-Every arm has the same network (`metrics/classifier.py`), the same number of optimiser steps, the same seeds and the same
-test images; they differ in nothing but what is seen. The error is that of the mean over seeds (first weights and order):
-it holds neither the chance of the test set nor that of another sampling run.
+Every arm has the same network (`metrics/classifier.py`), the same number of optimiser steps, the same seeds and the
+same test images; they differ in nothing but what is seen. The error is that of the mean over seeds (first weights,
+order, shifts): it holds neither the chance of the test set nor that of another sampling run.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,11 @@ ARMS = ("real", "synthetic", "filled", "repeated")
 
 
 class Arm(NamedTuple):
-    """counts: int [K], images of each class that it is trained on, repeats included; confusions: int [seeds, K, K], true by predicted."""
+    """What one arm found.
+
+    counts: int [K], images of each class that it is trained on, repeats included.
+    confusions: int [seeds, K, K], test images by true and by predicted class.
+    """
 
     counts: np.ndarray
     confusions: np.ndarray
@@ -103,14 +107,14 @@ def usefulness(dataset, images, labels, seeds=3, steps=None, flip=False, arms=AR
         found[arm] = Arm(np.bincount(classes, minlength=dataset.num_classes), np.stack(confusions))
     protocol = (
         f"{len(test_labels)} test images of {dataset.name} {'×'.join(map(str, dataset.shape))}; classifier "
-        f"v{classifier.VERSION}, {steps} steps of {classifier.BATCH} for every row{', mirrored' if flip else ''}; mean ± "
-        f"standard error over {seeds} seeds"
+        f"v{classifier.VERSION}, {steps} steps of {classifier.BATCH} for every row{', mirrored' if flip else ''}; "
+        f"mean ± standard error over {seeds} seeds"
     )
     return Usefulness(found, dataset.classes, protocol)
 
 
 def joined(real, real_labels, more, more_labels):
-    """(images, labels) of the real ones and, of every class, as many of `more` as it lacks to the largest class's number.
+    """(images, labels) of the real ones and, of every class, as many of `more` as it lacks to the largest class.
 
     Where `more` has fewer, those that it has, again and again; none where it has none.
     """
