@@ -21,14 +21,15 @@ def digits():
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PFGM_JAX_CACHE", str(tmp_path))
+    monkeypatch.setattr(module, "BATCH", 16)
     return tmp_path / "classifier"
 
 
 def test_it_learns_is_kept_and_gives_features(digits, cache, monkeypatch):
     first = module.classifier(digits, steps=60)
-    # 98 % with 300 steps; 75, which 60 are rounded up to, gave 93 % and chance gives 10 %
-    assert first.accuracy > 0.8
-    assert "75 steps of 64, seed 0, test accuracy" in first.name and "1437 images of digits 8×8×1" in first.name
+    # 60 are rounded up to 75, which gave 82 %; chance gives 10 %
+    assert first.accuracy > 0.6
+    assert "75 steps of 16, seed 0, test accuracy" in first.name and "1437 images of digits 8×8×1" in first.name
     predicted = first.predict(digits.test.images)
     assert first.accuracy == (predicted == digits.test.labels).mean()
     for c, found in enumerate(first.recall):
@@ -112,13 +113,15 @@ def test_without_test_images_there_is_no_accuracy(digits):
     assert found.predict(digits.test.images[:0]).shape == (0,)
 
 
-def test_steps():
+def test_steps(monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 64)
     assert module.steps_for(100) == 300 and module.steps_for(10**6) == 1500
     assert module.steps_for(5000) == 800  # 781 rounded up
     assert module.steps_for(5000, 1) == 25
 
 
 @pytest.mark.slow
-def test_digits_are_told_apart(digits):
+def test_digits_are_told_apart(digits, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 64)
     found = module.classifier(digits)
     assert found.accuracy > 0.95 and np.nanmin(found.recall) > 0.8

@@ -191,8 +191,8 @@ def text(result):
     lines = [
         f"{r.share:.2%} [{r.low:.2%}, {r.high:.2%}] of samples are nearer to a training image than {r.expected:.2%} of "
         f"held-out images are; fresh images give as many with probability {r.chance:.2g}",
-        f"{r.count} samples lie below that distance, {r.threshold:.4g}; of them {r.crowded} in a crowd of training images; "
-        f"{r.identical} equal a training image",
+        f"{r.count} samples lie below that distance, {r.threshold:.4g}; of them {r.crowded} in a crowd of training "
+        f"images; {r.identical} equal a training image",
         f"in the data: {r.held_out_copies} held-out images equal a training image and are left out, {r.train_copies} "
         "training images have an exact copy",
         r.protocol,
