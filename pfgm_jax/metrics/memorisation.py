@@ -14,9 +14,10 @@ Copies that are in the data already are no memory of a model, and are accounted 
 * of the samples below t, those are counted as "in a crowd" whose training image has another one nearer than t too: they
   may be one more of the same kind, not a copy.
 
-It measures nearness in a space. Pixels miss copies that are shifted by a pixel, or turned (`mirror` looks for mirrored
-ones); features see past that, but may also hold different images for alike. And the shares of classes count: if samples
-have more of a class whose images lie close together, the number rises without a copy. So look at the picture.
+It measures nearness in a space. Pixels miss copies that are mirrored or moved by one pixel, unless `mirror` and `shift`
+look for them. Features can see past such changes, but those of a classifier hold all images of a class for alike, and
+find few copies. And the shares of classes count: if samples have more of a class whose images lie close together, the
+number rises without a copy. So look at the picture.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ BLOCK = 4096  # training images whose features are in memory together
 
 
 class Closest(NamedTuple):
-    """The samples nearest to training images: uint8 [k, H, W, C] and distances [k]; mirrored where that was nearer."""
+    """The samples nearest to training images: uint8 [k, H, W, C] and distances [k]; seen as they are nearest."""
 
     samples: np.ndarray
     train: np.ndarray
@@ -82,7 +83,7 @@ class Pixels:
         return to_unit(shrink(images)).reshape(len(images), -1)
 
 
-def memorisation(samples, train, held_out, extractor=None, train_features=None, mirror=False, k=10, seed=0):
+def memorisation(samples, train, held_out, extractor=None, train_features=None, mirror=False, shift=0, k=10, seed=0):
     """The Memorisation of samples.
 
     Args:
@@ -90,22 +91,24 @@ def memorisation(samples, train, held_out, extractor=None, train_features=None, 
         the model was not trained on.
       extractor: uint8 images -> features [n, d], with a `name`; None: `Pixels`.
       train_features: [N, d] of the training images, if they are known.
-      mirror: a left-right mirrored image is looked at as well, and the nearer one counts; for held-out images too.
+      mirror, shift: images are also looked at left-right mirrored, and moved by up to so many pixels each way (edges
+        repeated), and the nearest view counts; for held-out images too. Time grows with the number of views.
       k: closest samples that are kept for the picture.
       seed: of the draw where there are more than QUERIES.
 
     Raises:
       ValueError: fewer than two held-out images that are no copies, or no samples.
     """
-    extractor = extractor or Pixels()
+    extractor, views = extractor or Pixels(), _views(mirror, shift)
     in_train = _digests(train)
     train_set = set(in_train)
     held_out, n_held_out = _drawn(held_out, seed)
     fresh = np.array([digest not in train_set for digest in _digests(held_out)], bool)
     copies, held_out = int((~fresh).sum()), held_out[fresh]
     samples, n_samples = _drawn(samples, seed)
-    if len(held_out) < 2 or not len(samples):
-        raise ValueError(f"{len(samples)} samples and {len(held_out)} held-out images that are no copies: too few")
+    m, n = len(held_out), len(samples)
+    if m < 2 or not n:
+        raise ValueError(f"{n} samples and {m} held-out images that are no copies: too few")
 
     def features_of(images):
         return as_features(extractor(images))
@@ -115,20 +118,14 @@ def memorisation(samples, train, held_out, extractor=None, train_features=None, 
             part = slice(start, start + BLOCK)
             yield start, features_of(train[part]) if train_features is None else as_features(train_features[part])
 
-    queries = [samples, held_out]
-    queries += [images[:, :, ::-1] for images in queries] if mirror else []
-    features = [features_of(images) for images in queries]
-    distance, nearest = neighbours(np.concatenate(features), blocks)
-    ends = np.cumsum([len(images) for images in queries])[:-1]
-    distances, nearests = np.split(distance, ends), np.split(nearest, ends)
-    turned = np.zeros(len(samples), bool)
-    if mirror:
-        turned = distances[2] < distances[0]
-        nearests[0] = np.where(turned, nearests[2], nearests[0])
-        distances = [np.minimum(distances[i], distances[i + 2]) for i in (0, 1)]
-    d, d_held_out = distances[:2]
+    both = np.concatenate([samples, held_out])
+    distance, nearest, viewed = np.full(n + m, np.inf), np.full(n + m, -1), np.zeros(n + m, int)
+    for i, view in enumerate(views):
+        found, which = neighbours(features_of(view(both)), blocks)
+        nearer = found < distance
+        distance[nearer], nearest[nearer], viewed[nearer] = found[nearer], which[nearer], i
+    d, d_held_out, nearest = distance[:n], distance[n:], nearest[:n]
 
-    m, n = len(held_out), len(samples)
     order = max(1, (m + 1) // 100)
     threshold = float(np.sort(d_held_out)[order - 1])
     below = d < threshold
@@ -136,30 +133,49 @@ def memorisation(samples, train, held_out, extractor=None, train_features=None, 
     interval = binomtest(count, n).proportion_ci(0.95)
 
     # Of the training images that samples below the threshold are nearest to: is there another one as near?
-    hit, of_hit = np.unique(nearests[0][below], return_inverse=True)
-    crowded = 0
-    if count:
-        among = neighbours(features_of(train[hit]), blocks, exclude=hit)[0] if len(train) > 1 else np.full(1, np.inf)
-        crowded = int((among < threshold)[of_hit].sum())
+    hit, of_hit = np.unique(nearest[below], return_inverse=True)
+    among = neighbours(features_of(train[hit]), blocks, exclude=hit)[0] if count else np.zeros(0)
 
     first = np.argsort(d, kind="stable")[:k]
-    shown = np.where(turned[first, None, None, None], samples[first][:, :, ::-1], samples[first])
-    shown_features = (
-        np.where(turned[first, None], features[2][first], features[0][first]) if mirror else features[0][first]
-    )
-    other_distance, other = neighbours(shown_features, lambda: [(0, features[1])])
-    closest = Closest(shown, np.asarray(train[nearests[0][first]]), held_out[other], d[first], other_distance)
+    shown = np.concatenate([views[viewed[i]](samples[i : i + 1]) for i in first])
+    other_distance, other = neighbours(features_of(shown), lambda: [(0, features_of(held_out))])
     counted = lambda found, all_: f"{found}" if found == all_ else f"{found} of {all_}, drawn at random,"
-    protocol = (
-        f"{counted(n, n_samples)} samples and {counted(m + copies, n_held_out)} held-out images against {len(train)} "
-        f"training images, Euclidean distance in {extractor.name}{', mirrored or not' if mirror else ''}"
-    )
-    identical = sum(digest in train_set for digest in _digests(samples))
+    moved = f", moved by up to {shift} px or not" if shift else ""
     return Memorisation(
-        count / n, float(interval.low), float(interval.high), order / (m + 1),
-        float(betabinom.sf(count - 1, n, order, m + 1 - order)), threshold, count, crowded, identical, d, nearests[0],
-        d_held_out, copies, _with_copy(in_train), closest, protocol,
-    )  # fmt: skip
+        share=count / n,
+        low=float(interval.low),
+        high=float(interval.high),
+        expected=order / (m + 1),
+        chance=float(betabinom.sf(count - 1, n, order, m + 1 - order)),
+        threshold=threshold,
+        count=count,
+        crowded=int((among < threshold)[of_hit].sum()),
+        identical=sum(digest in train_set for digest in _digests(samples)),
+        distances=d,
+        nearest=nearest,
+        held_out_distances=d_held_out,
+        held_out_copies=copies,
+        train_copies=_with_copy(in_train),
+        closest=Closest(shown, np.asarray(train[nearest[first]]), held_out[other], d[first], other_distance),
+        protocol=f"{counted(n, n_samples)} samples and {counted(m + copies, n_held_out)} held-out images against "
+        f"{len(train)} training images, Euclidean distance in {extractor.name}"
+        f"{', mirrored or not' if mirror else ''}{moved}",
+    )
+
+
+def _views(mirror, shift):
+    """Functions of images [n, H, W, C]: as they are, and moved and mirrored as `memorisation` says."""
+
+    def moved(down, right, step):
+        def view(images):
+            height, width = images.shape[1:3]
+            padded = np.pad(images, ((0, 0), (shift, shift), (shift, shift), (0, 0)), mode="edge")
+            return padded[:, shift - down :, shift - right :][:, :height, :width][:, :, ::step]
+
+        return view
+
+    offsets = sorted(range(-shift, shift + 1), key=abs)
+    return [moved(i, j, step) for step in ((1, -1) if mirror else (1,)) for i in offsets for j in offsets]
 
 
 def neighbours(queries, blocks, exclude=None):
