@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
+from scipy.stats import nhypergeom
 
 from pfgm_jax import data
 from pfgm_jax.data.dataset import LazyImages
@@ -85,12 +86,15 @@ def test_fresh_images_are_as_expected():
 
     rng = np.random.default_rng(0)
     draw = lambda n: rng.integers(0, 256, (n, 1, 1, 3), dtype=np.uint8)
-    results = [module.memorisation(draw(100), draw(40), draw(299), First()) for _ in range(150)]
-    assert {r.expected for r in results} == {3 / 300}
-    # beta-binomial(100, 3, 297): variance 1.32, so 150 mean counts of 1 have a standard error of 0.094
-    assert abs(np.mean([r.count for r in results]) - 1) < 5 * 0.094
+    results = [module.memorisation(draw(100), draw(40), draw(259), First()) for _ in range(150)]
+    assert {r.expected for r in results} == {2 / 260}
+    # beta-binomial(100, 2, 258): mean 0.769, variance 1.05, so that the mean of 150 has a standard error of 0.084
+    assert abs(np.mean([r.count for r in results]) - 100 * 2 / 260) < 5 * 0.084
     # P(chance <= 0.05) <= 0.05: 7.5 of 150, and 5 deviations
     assert sum(r.chance <= 0.05 for r in results) < 7.5 + 5 * np.sqrt(7.5)
+    # The same law by counting: of 359 images in random order, the samples before the second held-out one.
+    for r in results:
+        np.testing.assert_allclose(r.chance, nhypergeom.sf(r.count - 1, 359, 100, 2), rtol=1e-9)
 
 
 def test_copies_in_the_data_are_accounted_for(digits):
