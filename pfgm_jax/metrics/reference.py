@@ -3,21 +3,17 @@
 import hashlib
 import json
 import math
-import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from pfgm_jax import foreign, weights
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError
-from pfgm_jax.metrics import frechet
+from pfgm_jax.metrics import frechet, kept
 
 # Features are kept up to so many (164 MB at 2048 features), for the metrics that need them; of more, statistics only.
 KEPT = 20_000
 CHUNK_BYTES = 2**30  # images in memory together where only statistics are kept
-HASHED = 1000  # of images that are not in memory, so many are read to tell one set from another
 
 
 class Reference(NamedTuple):
@@ -41,7 +37,7 @@ def reference(dataset, split, extractor):
     if len(images) < 2:
         raise UserError(f"{dataset.name} has {len(images)} images in its {split} split: choose another reference")
     shape = "×".join(map(str, images.shape[1:]))
-    facts = [dataset.name, dataset.source, split, list(images.shape), _content(images), extractor.fingerprint]
+    facts = [dataset.name, dataset.source, split, list(images.shape), kept.content(images), extractor.fingerprint]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     name = f"{len(images)} {split} images of {dataset.name} {shape}, {extractor.name}"
     path = cache_dir().parent / "reference" / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
@@ -89,38 +85,12 @@ def real_floor(against, train, n, test=None, seed=0):
     return floor
 
 
-def _content(images):
-    """A hash of the images: of all in memory, else of some that are spread evenly."""
-    if not isinstance(images, np.ndarray):
-        images = images[np.linspace(0, len(images) - 1, min(HASHED, len(images))).astype(np.int64)]
-    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
-
-
-def _digest(arrays):
-    """SHA-256 of arrays by name, as bytes [32]."""
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[name]))
-    return np.frombuffer(digest.digest(), np.uint8)
-
-
 def _save(path, statistics, features, name):
     arrays = {"n": np.array([statistics.n]), "mean": statistics.mean, "scatter": statistics.scatter}
-    arrays |= {} if features is None else {"features": features}
-    try:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        weights.save(path, arrays | {"sha256": _digest(arrays)}, {"reference": name})
-    except OSError as error:  # then it is made again next time
-        print(f"cannot keep the reference's features in {path}: {error.strerror or error}", file=sys.stderr)
+    kept.save(path, arrays | ({} if features is None else {"features": features}), f"features of {name}")
 
 
 def _load(path, name):
-    again = "delete it, the next run makes it anew"
-    try:
-        arrays = foreign.read(path)
-    except UserError as error:
-        raise UserError(f"{error}: {again}") from None
-    if not np.array_equal(arrays.pop("sha256", None), _digest(arrays)):
-        raise UserError(f"{path} is damaged: {again}")
+    arrays = kept.load(path)
     statistics = frechet.Statistics(int(arrays["n"][0]), arrays["mean"], arrays["scatter"])
     return Reference(name, statistics, arrays.get("features"))
