@@ -129,8 +129,8 @@ def default():
     config.evaluate.features = ""  # what figures see: pixels, inception; "": pixels for digits, else inception
     config.evaluate.split = "train"  # real images that figures compare with: train, val, test
     config.evaluate.inception = ""  # file with the weights of the Inception network; "" fetches them to the cache
-    config.evaluate.solvers = "euler,heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
-    config.evaluate.steps = (4, 6, 9, 13, 18, 26, 36)  # numbers of steps (adaptive ones take tolerances),
+    config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
+    config.evaluate.steps = (5, 9, 18, 36)  # numbers of steps (adaptive ones take tolerances),
     config.evaluate.D = ""  # and values of D like 64,128,inf; "": the run's own
     return config.lock()
 

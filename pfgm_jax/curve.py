@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from pfgm_jax import evaluate, generator, sample_set, sampling
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import TITLES, columns, number
@@ -36,9 +38,7 @@ def points(config, process):
     names = [name.strip() for name in config.evaluate.solvers.split(",") if name.strip()]
     steps = tuple(config.evaluate.steps)
     if not names or not steps or min(steps) < 1:
-        raise UserError(
-            "a curve needs evaluate.solvers, such as heun,rk45, and evaluate.steps of 1 or more, such as 9,18"
-        )
+        raise UserError("a curve needs evaluate.solvers, such as heun,rk45, and evaluate.steps, such as 9,18")
     found = []
     for D in _numbers(config.evaluate.D):
         for name in names:
@@ -77,11 +77,13 @@ def curve(workdir, overrides):
     floor, rows, protocols = measure.floor(n), [], {}
     options = {name for point in sweep for name in point.options}
     given = {name: config.sample[name] for name in ("solver", "D", *options)}
-    for point in sweep:
+    bar = tqdm(sweep, unit="point")
+    for point in bar:
+        bar.set_description(f"{point.name}, {point.setting}")
         asked = given | {"solver": point.solver, **point.options} | ({} if point.D is None else {"D": point.D})
         for name, value in asked.items():
             config.sample[name] = value
-        samples = sample_set.collect(made, folder, n, measure.extractor, guide, timed=True)
+        samples = sample_set.collect(made, folder, n, measure.extractor, guide, timed=True, silent=True)
         figures = {name: figure._asdict() for name, figure in estimate(measure.metric, samples.features).items()}
         row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
         rows.append(row | {"seconds": _finite(samples.seconds), "figures": figures})
@@ -120,7 +122,10 @@ def table(rows, floor):
 def draw(rows, floor, distance, n, path):
     """Draws the distance against evaluations and against time, with intervals and what real images reach, as a PNG."""
     from matplotlib.figure import Figure  # no pyplot: no global state and no screen
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+    # A Fréchet distance depends on n: lines of fewer real images would stand too high.
+    alike = {name: figures for name, figures in floor.items() if figures["n"] == n} or floor
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for ax, key, scale, label in (
@@ -134,9 +139,12 @@ def draw(rows, floor, distance, n, path):
             errors = below, [v["high"] - v["value"] for v in values]
             x, y = [scale * row[key] for row in here], [v["value"] for v in values]
             ax.errorbar(x, y, yerr=errors, label=name, marker="o", markersize=4, capsize=2, linewidth=1.2)
-        for style, (name, figures) in zip(("--", ":"), floor.items(), strict=False):
+        for style, (name, figures) in zip(("--", ":"), alike.items(), strict=False):
             ax.axhline(figures[distance], color="grey", linestyle=style, label=f"{name} (n = {figures['n']})")
-        ax.set(xscale="log", yscale="log", xlabel=label)
+        ax.set(yscale="log", xlabel=label)
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].set(ylabel=f"{TITLES[distance]} of {n:,} samples, 95 %")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -59,7 +59,7 @@ def key_of(facts):
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def collect(made, folder, n, extractor, guide=None, timed=False):
+def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
     """A SampleSet of n samples of the Generator `made`, of which those in `folder` are not made again.
 
     Args:
@@ -67,6 +67,7 @@ def collect(made, folder, n, extractor, guide=None, timed=False):
       extractor: uint8 images -> features [n, d], with a `fingerprint`.
       guide: a Generator, as for `made.sample`.
       timed: draw a chunk once without counting it, so that the others are timed without compilation.
+      silent: show no progress.
     """
     told = facts(made, guide)
     key, chunk = key_of(told), told["chunk"]
@@ -78,7 +79,7 @@ def collect(made, folder, n, extractor, guide=None, timed=False):
     labels = made.labels(seed, count * chunk)
     asked = labels if made.config.model.conditional else None
     compiled, parts = False, []
-    for i in tqdm(range(count), desc=f"{made.config.sample.solver}, {chunk} at once", disable=count < 2):
+    for i in tqdm(range(count), desc=f"{made.config.sample.solver}, {chunk} at once", disable=silent or count < 2):
         rows = slice(i * chunk, (i + 1) * chunk)
 
         def draw(rows=rows):
