@@ -11,7 +11,7 @@ from pfgm_jax import data
 from pfgm_jax.data import images as image_files
 from pfgm_jax.data import layout, npz
 from pfgm_jax.errors import UserError
-from pfgm_jax.measure import Measure, check_count, default_features, extractor
+from pfgm_jax.measure import check_count, check_real, measure_against
 from pfgm_jax.metrics.reference import cached_at
 
 
@@ -31,6 +31,7 @@ def audit(images, real, labels=None, features="", split="train", inception=""):
     """
     if not isinstance(real, data.Dataset):
         real = _as_dataset(np.asarray(real))
+    check_real(real, split)
     name = "images"
     if isinstance(images, str | Path):
         name = str(images)
@@ -45,7 +46,7 @@ def audit(images, real, labels=None, features="", split="train", inception=""):
         labels = np.asarray(labels).reshape(-1)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise UserError(f"labels must be {len(images)} whole numbers, one an image, not {labels.shape}")
-    measure = Measure(real, split, extractor(features or default_features(real.name), inception))
+    measure = measure_against(real, split, features, inception)
     told = f"{len(images)} images of {name}, SHA-256 {hashlib.sha256(np.ascontiguousarray(images)).hexdigest()}"
     return measure(measure.extractor(images), labels, told, by_class=labels is not None and real.num_classes > 1)
 
@@ -53,17 +54,16 @@ def audit(images, real, labels=None, features="", split="train", inception=""):
 def stats(config):
     """Makes and caches the features of a config's real images, of its evaluate.split; returns lines that say so."""
     dataset = data.load(config.data)
-    made = extractor(config.evaluate.features or default_features(dataset.name), config.evaluate.inception)
-    measure = Measure(dataset, config.evaluate.split, made)
-    lines = [f"reference  {measure.reference.name}", *(f"  {k}: {v}" for k, v in measure.protocol().items())]
-    return "\n".join([*lines, f"  file       {cached_at(dataset, config.evaluate.split, made)}"])
+    options = config.evaluate
+    measure = measure_against(dataset, options.split, options.features, options.inception)
+    lines = [f"reference  {measure.reference.name}"]
+    return "\n".join([*lines, f"  file       {cached_at(dataset, options.split, measure.extractor)}"])
 
 
 def run(source, config, workdir=None):
     """`audit` for the command line; writes results/audit-NAME.json into a workdir, if there is one; returns a table."""
-    measured = audit(
-        source, data.load(config.data), None, *(config.evaluate[k] for k in ("features", "split", "inception"))
-    )
+    options = {name: config.evaluate[name] for name in ("features", "split", "inception")}
+    measured = audit(source, data.load(config.data), **options)
     lines = [str(measured)]
     if workdir:
         folder = Path(workdir, "results")

@@ -8,7 +8,6 @@ from tqdm import tqdm
 from pfgm_jax import evaluate, generator, sample_set, sampling
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import TITLES, columns, number
-from pfgm_jax.metrics import estimate
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)  # of adaptive solvers, in place of steps
 
@@ -84,7 +83,7 @@ def curve(workdir, overrides):
         for name, value in asked.items():
             config.sample[name] = value
         samples = sample_set.collect(made, folder, n, measure.extractor, guide, timed=True, silent=True)
-        figures = {name: figure._asdict() for name, figure in estimate(measure.metric, samples.features).items()}
+        figures = {name: figure._asdict() for name, figure in measure.estimate(samples.features).items()}
         row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
         rows.append(row | {"seconds": _finite(samples.seconds), "figures": figures})
         protocols[f"{point.name}, {point.setting}"] = evaluate.protocol(made, samples, n)

@@ -12,7 +12,7 @@ import numpy as np
 from pfgm_jax import config as config_lib
 from pfgm_jax import data, generator, models, plots, sample_set, sampling
 from pfgm_jax.errors import UserError
-from pfgm_jax.measure import TITLES, Measure, check_count, columns, default_features, extractor, number
+from pfgm_jax.measure import TITLES, check_count, columns, default_features, measure_against, number
 
 MEASURED = 10_000  # samples at most, unless more are asked for
 
@@ -121,10 +121,10 @@ def evaluate(workdir, overrides):
     _check_options(made, overrides)
     measured, samples = _measured(made, folder, measure_for(made), guide_of(made))
     stem = folder / f"{features_of(config)}-{config.sample.solver}-{samples.key[:8]}"
-    plots.grid(samples.images).save(stem.with_suffix(".png"))
+    picture = plots.grid(samples.images)
     if made.config.model.conditional:
-        shown = samples.labels[: len(samples.images)]
-        plots.class_grid(samples.images, shown, made.derived["classes"]).save(stem.with_suffix(".png"))
+        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], made.derived["classes"])
+    picture.save(stem.with_suffix(".png"))
     save_record(stem.with_suffix(".json"), measured.record())
     kept = f"{folder}/samples-{samples.key} (the next run takes them from there)"
     return "\n".join([str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"])
@@ -189,7 +189,7 @@ def measure_for(made):
     if dataset.shape != made.shape:
         raise UserError(f"the run makes images of {_by(made.shape)}, those of {dataset.name} are {_by(dataset.shape)}")
     count(config, dataset)
-    return Measure(dataset, config.evaluate.split, extractor(features_of(config), config.evaluate.inception))
+    return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
 
 
 def guide_of(made):

@@ -141,13 +141,8 @@ def run(argv):
     else:
         from pfgm_jax import curve, evaluate, export
 
-        modes = {
-            "sample": evaluate.sample,
-            "evaluate": evaluate.evaluate,
-            "curve": curve.curve,
-            "export": export.export,
-        }
-        print(modes[flags.mode](flags.workdir, overrides))
+        modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "curve": curve.curve}
+        print((modes | {"export": export.export})[flags.mode](flags.workdir, overrides))
 
 
 def _keep_compiled_programs():

@@ -6,6 +6,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.errors import UserError, nearest
@@ -83,16 +84,8 @@ class Measure:
     """
 
     def __init__(self, dataset, split, extractor):
-        if split not in SPLITS:
-            raise UserError(
-                f"--config.evaluate.split={split} is not one of {', '.join(SPLITS)}{nearest(split, SPLITS)}"
-            )
+        check_real(dataset, split)
         real = getattr(dataset, split)
-        if real.images.dtype != np.uint8:
-            raise UserError(f"{dataset.name} holds points, not images: there are no figures for them")
-        if len(real) < 2 * LEAST:
-            hint = "choose another --config.evaluate.split"
-            raise UserError(f"{len(real)} {split} images of {dataset.name} are too few to measure against: {hint}")
         self.dataset, self.split, self.extractor = dataset, split, extractor
         self.reference = reference(dataset, split, extractor)
         self.labels = real.labels[kept(len(real))]
@@ -125,7 +118,7 @@ class Measure:
         if self.split == "train" and len(self.dataset.test) >= LEAST:
             test = reference(self.dataset, "test", self.extractor).features
         found = real_floor(self._against, self.reference.features, n, test)
-        rows = {"train": f"real, half of {self.split}", "test": "real, test"}
+        rows = {"train": f"real, part of {self.split}", "test": "real, test"}
         self._floors[n] = {rows[part]: figures for part, figures in found.items()}
         for figures in self._floors[n].values():
             del figures["reference"]
@@ -141,16 +134,30 @@ class Measure:
           by_class: measure each class by itself too; needs `labels`.
 
         Raises:
-          UserError: too few images, or images of another shape's features.
+          UserError: too few images.
         """
         n = len(features)
         check_count(n)
-        figures = estimate(self.metric, features)
+        figures = self.estimate(features)
         scores = {"samples": {"n": n} | {name: figure.value for name, figure in figures.items()}} | self.floor(n)
         intervals = {name: (figure.low, figure.high) for name, figure in figures.items()}
         classes = self._by_class(features, labels) if by_class else {}
         protocol = ({"samples": made} if made else {}) | self.protocol(bool(classes))
+        if n < features.shape[1]:
+            width, title = features.shape[1], TITLES[self.extractor.distances[0]]
+            protocol["few"] = f"{title} of fewer samples than features ({width}) lies far above that of many"
         return Measured(scores, intervals, classes, protocol)
+
+    def estimate(self, features):
+        """Every figure of features [n, d] with its interval; shows its progress if it is long."""
+        with tqdm(total=REPLICATES + 1, desc="figures and intervals", delay=5) as bar:
+
+            def counted(fake):
+                figures = self.metric(fake)
+                bar.update()
+                return figures
+
+            return estimate(counted, features)
 
     def protocol(self, by_class=False):
         """{what: words} of everything but how the images were made."""
@@ -180,6 +187,25 @@ class Measure:
         both = lambda real, fake: {"n": len(fake), names[0]: frechet.fid(real, fake), names[1]: kernel.kid(real, fake)}
         found = per_class(both, self.reference.features, self.labels, features, labels)
         return {self.dataset.classes[c]: figures for c, figures in found.items()}
+
+
+def measure_against(dataset, split, features="", inception=""):
+    """The Measure with features by name, "" for the default; wrong data are found before weights are fetched."""
+    check_real(dataset, split)
+    return Measure(dataset, split, extractor(features or default_features(dataset.name), inception))
+
+
+def check_real(dataset, split):
+    """Raises UserError for a split that nothing can be measured against."""
+    if split not in SPLITS:
+        there = ", ".join(SPLITS)
+        raise UserError(f"--config.evaluate.split={split} is not one of {there}{nearest(split, SPLITS)}")
+    real = getattr(dataset, split)
+    if real.images.dtype != np.uint8:
+        raise UserError(f"{dataset.name} holds points, not images: there are no figures for them")
+    if len(real) < 2 * LEAST:
+        hint = "choose another --config.evaluate.split"
+        raise UserError(f"{len(real)} {split} images of {dataset.name} are too few to measure against: {hint}")
 
 
 def check_count(n):

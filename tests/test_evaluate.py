@@ -116,7 +116,7 @@ def test_a_run_is_measured(workdir, monkeypatch, capsys):
                   "3 function evaluations"):  # fmt: skip
         assert words in record["protocol"]["samples"] and words in out
     assert "1437 train images of digits" in record["protocol"]["reference"] and "FID" in out
-    assert record["scores"]["samples"]["n"] == record["scores"]["real, half of train"]["n"] == 24
+    assert record["scores"]["samples"]["n"] == record["scores"]["real, part of train"]["n"] == 24
     assert record["scores"]["samples"]["fid"] > record["scores"]["real, test"]["fid"]  # two steps are too few
     low, high = record["intervals"]["fid"]
     assert low < record["scores"]["samples"]["fid"] < high

@@ -10,7 +10,7 @@ import pfgm_jax
 from pfgm_jax import auditing, main
 from pfgm_jax.data.dataset import Dataset, Split, to_unit
 from pfgm_jax.errors import UserError
-from pfgm_jax.measure import LEAST, Measure, Pixels, extractor, number
+from pfgm_jax.measure import LEAST, Pixels, extractor, number
 from pfgm_jax.metrics import density_coverage, fid, kid, precision_recall
 from pfgm_jax.metrics.reference import kept
 
@@ -66,8 +66,8 @@ def test_figures_are_those_of_the_metrics(real):
 
 def test_real_images_reach_the_floor_and_noise_does_not(real):
     again = pfgm_jax.audit(real.train.images, real, features="pixels").scores
-    floor = again["real, half of train"]
-    assert list(again) == ["samples", "real, half of train", "real, test"]
+    floor = again["real, part of train"]
+    assert list(again) == ["samples", "real, part of train", "real, test"]
     assert floor["n"] == 150 and again["real, test"]["n"] == 90
     assert again["samples"]["fd"] < 1e-6 < floor["fd"]  # the same images, but for rounding to float32
     fresh = pfgm_jax.audit(draw(np.random.default_rng(2), 90, np.arange(90) % 2), real, features="pixels").scores
@@ -91,7 +91,7 @@ def test_the_protocol_says_everything(real):
 
 def test_another_split_has_no_test_images_beside_it(real):
     found = pfgm_jax.audit(real.train.images[:40], real, features="pixels", split="test")
-    assert list(found.scores) == ["samples", "real, half of test"]
+    assert list(found.scores) == ["samples", "real, part of test"]
     assert "90 test images of made" in found.protocol["reference"]
 
 
@@ -107,7 +107,7 @@ def test_a_large_reference_says_what_is_of_a_part(real, monkeypatch):
 
 def test_an_array_of_real_images_is_enough(real):
     found = pfgm_jax.audit(real.test.images, real.train.images, features="pixels")
-    assert list(found.scores) == ["samples", "real, half of train"]
+    assert list(found.scores) == ["samples", "real, part of train"]
 
 
 def test_files_are_read(real, tmp_path):
@@ -171,8 +171,8 @@ def test_other_mistakes(real):
         with pytest.raises(UserError, match=words):
             pfgm_jax.audit(images, real, **options)
     points = Split(np.zeros((40, 1, 1, 2), np.float32), np.zeros(40, np.int32))
-    with pytest.raises(UserError, match="points, not images"):
-        Measure(Dataset("toy", points, points, points, ("a",), "none", "made up"), "train", Pixels())
+    with pytest.raises(UserError, match="points, not images"):  # and no weights are fetched for that
+        pfgm_jax.audit(images, Dataset("toy", points, points, points, ("a",), "none", "made up"))
 
 
 def test_numbers_keep_their_digits():
