@@ -160,6 +160,7 @@ def compare(workdir, other, overrides):
         "second": f"{other}: {protocol(runs[1], sets[1], n)}",
         "pairs": "sample i of both from the same noise" if paired else "samples of their own noise",
     } | measure.protocol()
+    del protocols["real"]  # no row for them here
     path = folders[0] / f"compare-{sets[0].key[:8]}-{sets[1].key[:8]}.json"
     figures = {name: figure._asdict() | {"difference": figure.difference._asdict()} for name, figure in found.items()}
     save_record(path, {"protocol": protocols, "differences": figures})

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs import digits
+from pfgm_jax import build, curve, data, evaluate, generator, main, models, sample_set, weights
 from pfgm_jax import config as config_lib
-from pfgm_jax import curve, evaluate, generator, main, sample_set
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import Pixels
 from pfgm_jax.metrics import inception_weights
@@ -124,6 +125,25 @@ def test_a_run_is_measured(workdir, monkeypatch, capsys):
     monkeypatch.setattr(generator.Generator, "sample", None)  # nothing is drawn again
     main.run([*command, "--config.evaluate.num_samples=20"])
     assert "20 samples" in capsys.readouterr().out
+
+
+def test_classes_that_were_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inception_weights, "load", lambda path: Fake())
+    config = digits.get_config("conditional")
+    config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8)
+    derived = build.derive(config, data.load(config.data))
+    folder = tmp_path / "told"
+    folder.mkdir()
+    config_lib.save_run(folder, config, derived)
+    weights.save(folder / weights.EXPORTED, models.init(build.make_model(config, derived), derived["shape"]), {})
+    few = ["--config.evaluate.features=inception", "--config.evaluate.num_samples=20", "--config.sample.labels=3,5"]
+    main.run(["--mode=evaluate", f"--workdir={folder}", *ARGUMENTS, *few])
+    out = capsys.readouterr().out
+    (path,) = (folder / "results").glob("*.json")
+    record = json.loads(path.read_text())
+    assert {name: figures["n"] for name, figures in record["by_class"].items()} == {"3": 10, "5": 10}
+    assert "labels 3,5" in out and "FID depends on n" in out
+    assert path.with_suffix(".png").exists()
 
 
 def test_two_runs_are_compared(workdir, monkeypatch, tmp_path, capsys):
