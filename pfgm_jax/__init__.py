@@ -1,7 +1,7 @@
 """pfgm_jax: Poisson flow generative models (PFGM, PFGM++) and their diffusion peers in JAX/Flax."""
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "load"]
+__all__ = ["UserError", "audit", "load"]
 
 from pfgm_jax.errors import UserError
 
@@ -11,3 +11,10 @@ def load(workdir):
     from pfgm_jax.generator import load as load_generator  # jax and flax are imported only when they are used
 
     return load_generator(workdir)
+
+
+def audit(images, real, labels=None, **options):
+    """Measures anyone's images: `print(audit("samples.npz", real))`. See `pfgm_jax.auditing.audit`."""
+    from pfgm_jax import auditing
+
+    return auditing.audit(images, real, labels, **options)

@@ -125,8 +125,13 @@ def default():
         config.sample[name] = placeholder(kind)
 
     config.evaluate = ConfigDict()
-    config.evaluate.n = 360
+    config.evaluate.num_samples = 0  # 0: as many as training images, at most 10 000; for pixels, as held-out ones
+    config.evaluate.features = ""  # what figures see: pixels, inception; "": pixels for digits, else inception
+    config.evaluate.split = "train"  # real images that figures compare with: train, val, test
     config.evaluate.inception = ""  # file with the weights of the Inception network; "" fetches them to the cache
+    config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
+    config.evaluate.steps = (5, 9, 18, 36)  # numbers of steps (adaptive ones take tolerances),
+    config.evaluate.D = ""  # and values of D like 64,128,inf; "": the run's own
     return config.lock()
 
 
@@ -251,8 +256,9 @@ def check(config):
     for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):
         require(config.train[key] >= 1, f"train.{key}", "at least 1")
     require(config.train.ema_halflife >= 0, "train.ema_halflife", "at least 0 images")
-    for key in ("sample.n", "sample.batch", "evaluate.n"):
+    for key in ("sample.n", "sample.batch"):
         require(flatten(config)[key] >= 1, key, "at least 1")
+    require(config.evaluate.num_samples >= 0, "evaluate.num_samples", "0 for the default, or more")
     require(config.sample.D is None or config.sample.D > 0, "sample.D", "D is a number > 0, inf, or None")
     require(config.sample.frames >= 0 and config.sample.frames != 1, "sample.frames", "0 for none, or at least 2")
     if config.train.large_batch:
@@ -305,8 +311,10 @@ def load_run(workdir):
     try:
         record = json.loads(path.read_text())
         config = default()
+        known = flatten(config)
         for key, value in record["config"].items():
-            override(config, key, value)
+            if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
+                override(config, key, value)
         return config, record["derived"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

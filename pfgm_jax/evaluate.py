@@ -10,12 +10,15 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, plots, sampling
+from pfgm_jax import data, generator, models, plots, sample_set, sampling
 from pfgm_jax.errors import UserError
+from pfgm_jax.measure import TITLES, check_count, columns, default_features, measure_against, number
+
+MEASURED = 10_000  # samples at most, unless more are asked for
 
 
 def open_run(workdir, overrides):
-    """The run's Generator with `overrides` of sample.* and evaluate.*."""
+    """The run's Generator with `overrides` of sample.*, evaluate.* and data.*."""
     made = generator.load(workdir)
     for key, value in overrides.items():
         config_lib.override(made.config, key, value)
@@ -33,6 +36,12 @@ def writable(workdir, name):
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
     return folder
+
+
+def _check_options(made, overrides):
+    """UserError for options of another solver."""
+    options = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    sampling.check_options(made.config.sample.solver, options)
 
 
 # Of a solver's options, those that belong to every protocol; others where they are set.
@@ -70,11 +79,10 @@ def sample(workdir, overrides):
     """
     made = open_run(workdir, overrides)
     config = made.config.sample
-    options = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
-    sampling.check_options(config.solver, options)
+    _check_options(made, overrides)
     key = jax.random.key(config.seed)
     labels = made.labels(key, config.n)
-    guide = generator.load(config.guide) if config.guide else None
+    guide = guide_of(made)
     folder = writable(workdir, "samples")
     begun = time.perf_counter()
     images, stats = made.sample(key, config.n, guide=guide)
@@ -100,23 +108,134 @@ def sample(workdir, overrides):
 
 
 def evaluate(workdir, overrides):
+    """Measures a run against real images and writes results/*.json; returns a table with its protocol.
+
+    Digits get the pixel score (`_pixel_score`) unless evaluate.features asks for other features.
+
+    Raises:
+      UserError: no real images that fit the run, too few samples, or weights of the features that are not to be had.
+    """
+    made = open_run(workdir, overrides)
+    config, folder = made.config, writable(workdir, "results")
+    if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
+        return _pixel_score(made, folder)
+    _check_options(made, overrides)
+    measured, samples = _measured(made, folder, measure_for(made), guide_of(made))
+    stem = folder / f"{features_of(config)}-{config.sample.solver}-{samples.key[:8]}"
+    picture = plots.grid(samples.images)
+    if made.config.model.conditional:
+        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], made.derived["classes"])
+    picture.save(stem.with_suffix(".png"))
+    save_record(stem.with_suffix(".json"), measured.record())
+    kept = f"{folder}/samples-{samples.key} (the next run takes them from there)"
+    return "\n".join([str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"])
+
+
+def compare(workdir, other, overrides):
+    """Measures two runs alike and says which differences their intervals resolve; returns a table.
+
+    Samples of either that were measured before are not drawn again.
+    """
+    from pfgm_jax import metrics
+
+    runs = [open_run(place, overrides) for place in (workdir, other)]
+    folders = [writable(place, "results") for place in (workdir, other)]
+    if runs[0].shape != runs[1].shape:
+        raise UserError(f"{workdir} makes images of {_by(runs[0].shape)}, {other} of {_by(runs[1].shape)}")
+    measure = measure_for(runs[0])
+    n = count(runs[0].config, measure.dataset)
+    sets = [
+        sample_set.collect(made, folder, n, measure.extractor, guide_of(made))
+        for made, folder in zip(runs, folders, strict=True)
+    ]
+    paired = runs[0].process == runs[1].process  # then sample i of both starts from the same noise
+    found = metrics.compare(measure.metric, *(s.features for s in sets), paired=paired)
+    lines = [["", "first", "second", "first - second, 95 %"]]
+    for name, figure in found.items():
+        low, high = (number(x) for x in (figure.difference.low, figure.difference.high))
+        difference = f"{number(figure.difference.value)} [{low}, {high}]"
+        cells = (number(figure.a), number(figure.b), difference + ("" if figure.resolved else "  not resolved"))
+        lines.append([TITLES.get(name, name), *cells])
+    protocols = {
+        "first": f"{workdir}: {protocol(runs[0], sets[0], n)}",
+        "second": f"{other}: {protocol(runs[1], sets[1], n)}",
+        "pairs": "sample i of both from the same noise" if paired else "samples of their own noise",
+    } | measure.protocol()
+    del protocols["real"]  # no row for them here
+    path = folders[0] / f"compare-{sets[0].key[:8]}-{sets[1].key[:8]}.json"
+    figures = {name: figure._asdict() | {"difference": figure.difference._asdict()} for name, figure in found.items()}
+    save_record(path, {"protocol": protocols, "differences": figures})
+    told = [f"{what}: {words}" for what, words in protocols.items()]
+    return "\n".join([columns(lines), "", *told, f"  figures    {path}"])
+
+
+def count(config, dataset):
+    """How many samples are to be measured; UserError for too few."""
+    features, n = features_of(config), config.evaluate.num_samples
+    held_out = len(dataset.val) + len(dataset.test)
+    n = n or (held_out if features == "pixels" and held_out else min(dataset.train_images, MEASURED))
+    check_count(n)
+    return n
+
+
+def measure_for(made):
+    """The Measure that a run's config asks for.
+
+    Raises:
+      UserError: no real images that fit the run.
+    """
+    config = made.config
+    if config.data.name == "imported":
+        raise UserError("say which real images to compare with, such as --config.data.name=cifar10")
+    dataset = data.load(config.data)
+    if dataset.shape != made.shape:
+        raise UserError(f"the run makes images of {_by(made.shape)}, those of {dataset.name} are {_by(dataset.shape)}")
+    count(config, dataset)
+    return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
+
+
+def guide_of(made):
+    """The Generator of sample.guide, or None."""
+    return generator.load(made.config.sample.guide) if made.config.sample.guide else None
+
+
+def save_record(path, record):
+    """Writes JSON in one piece."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _measured(made, folder, measure, guide):
+    """(Measured, SampleSet) of as many samples as the config asks for, those kept in `folder` among them."""
+    n = count(made.config, measure.dataset)
+    samples = sample_set.collect(made, folder, n, measure.extractor, guide)
+    print(f"comparing {n:,} samples with {measure.reference.name}", file=sys.stderr)
+    by_class = made.config.model.conditional and tuple(made.derived["classes"]) == tuple(measure.dataset.classes)
+    return measure(samples.features, samples.labels, protocol(made, samples, n), by_class), samples
+
+
+def features_of(config):
+    """What figures of this run see: "pixels" or "inception"."""
+    return config.evaluate.features or default_features(config.data.name)
+
+
+def _by(shape):
+    return "×".join(map(str, shape))
+
+
+def _pixel_score(made, folder):
     """Scores a run on digits in pixel space, beside controls that must fail; returns a table.
 
     The figures go to results/pixel_score.json.
-
-    Raises:
-      UserError: a data set of other images, on which pixels are no features.
     """
     from pfgm_jax.metrics import PixelScorer, controls, table
 
-    made = open_run(workdir, overrides)
-    config, folder = made.config, writable(workdir, "results")
-    if config.data.name != "digits":
-        raise UserError(f"the pixel score is for digits; {config.data.name} needs features that see more than pixels")
+    config = made.config
     digits = data.load(config.data)
     held_out = np.concatenate([digits.val.images, digits.test.images])
     held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
-    n = min(config.evaluate.n, len(held_out))
+    n = min(config.evaluate.num_samples or len(held_out), len(held_out))
     scorer = PixelScorer(digits.train.images, digits.train.labels, held_out)
 
     rows, protocols = {}, {}

@@ -221,7 +221,7 @@ class Generator:
             raise UserError(f"the guide is told classes that this network does not know: {names}")
         return Guide(weak.network, weak.params, told, weight)
 
-    def sample(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, **options):
+    def sample(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, first=0, **options):
         """Draws n images.
 
         Sample i depends on (key, i): asking for more keeps the first ones, up to what a batch shares: the step control
@@ -239,6 +239,7 @@ class Generator:
             sample.guidance.
           guide: a Generator of a weaker network, or what `load` takes; None takes the run's sample.guide, and this
             network without its label where that is empty.
+          first: number of the first sample: a large set is drawn in parts.
           options: of the solver, such as rtol, steps, grid, frames; unset ones come from the run's sample section.
 
         Returns:
@@ -250,10 +251,10 @@ class Generator:
           UserError: an unknown solver or option, a solver that the process does not admit, labels or a guide that do
             not fit, guidance that was not trained for, or a solve that did not reach the data.
         """
-        x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, **options)
+        x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, first, **options)
         return to_images(self.derived, x), stats
 
-    def sample_unit(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, **options):
+    def sample_unit(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, first=0, **options):
         """As `sample`, but float images in the unit scale [-1, 1], not clipped."""
         solver = solver or self.config.sample.solver
         sampling.check_options(solver, options)
@@ -261,7 +262,10 @@ class Generator:
         flow = sampling_process(self.config, self.process, D)
         if n < 1:
             raise UserError(f"n must be at least 1, got {n}")
-        labels = self.labels(key, n, labels)
+        if labels is None or isinstance(labels, str):
+            labels = self.labels(key, first + n, labels)[first:]
+        else:
+            labels = self.labels(key, n, labels)
         by = self.guide(guidance, guide)
         network, weights = (by.network, (by.params, by.weight)) if by else (None, ((), 1.0))
         program = _sampler(self.network, network, flow, solver, tuple(sorted(options.items())), self.shape)
@@ -270,7 +274,7 @@ class Generator:
         parts = []
         for start in tqdm(range(0, n, batch), desc=f"sample, {batch} at once", disable=n <= batch):
             indices = np.arange(start, start + batch)  # the last batch is filled up, so that one program serves all
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, indices)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + indices)
             told = parallel.shard(labels[np.minimum(indices, n - 1)])
             guide_told = told if by and by.told else np.full_like(told, -1)
             x, trajectory, stats = program(parallel.shard(keys), told, guide_told, self.params, *weights)

@@ -2,7 +2,8 @@
 
 python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/digits [--config.train.batch=128 ...]
 python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
-python -m pfgm_jax.main --mode=data|advise --config=configs/digits.py[:ARGUMENTS]
+python -m pfgm_jax.main --mode=data|advise|stats --config=configs/digits.py[:ARGUMENTS]
+python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
 """
 
 import argparse
@@ -13,8 +14,11 @@ import sys
 
 from pfgm_jax.errors import UserError, nearest
 
-MODES = ("train", "data", "advise", "sample", "evaluate", "export", "import")
-PLANNING = ("train", "data", "advise")  # those that take a config file; the others open a run
+MODES = ("train", "data", "advise", "sample", "evaluate", "compare", "curve", "stats", "audit", "export", "import")
+PLANNING = ("train", "data", "advise", "stats", "audit")  # those that take a config file; the others open a run
+MEASURING = ("evaluate", "compare", "curve")  # those that open real images too
+SOURCES = {"import": "the checkpoint to import", "audit": "the images, a folder or an npz file",
+           "compare": "the run to compare with"}  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,11 +32,12 @@ def parse(argv):
                      usage="%(prog)s [options] [--config.a.b=value ...]",
                      description="Train, sample and score Poisson flow generative models.")  # fmt: skip
     parser.add_argument(
-        "--config", metavar="FILE[:ARGS]", help="config file and its arguments, for --mode=train, data, advise"
+        "--config", metavar="FILE[:ARGS]", help=f"config file and its arguments, for --mode={', '.join(PLANNING)}"
     )
     parser.add_argument("--workdir", help="the run directory")
     parser.add_argument("--mode", default="train", metavar="|".join(MODES), help="what to do (train)")
-    parser.add_argument("--source", metavar="FILE", help="checkpoint of other code, for --mode=import")
+    help_ = "; ".join(f"--mode={mode}: {what}" for mode, what in SOURCES.items())
+    parser.add_argument("--source", metavar="PATH", help=help_)
     parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
     flags, rest = parser.parse_known_args(argv)
     overrides = {}
@@ -48,9 +53,11 @@ def parse(argv):
         raise UserError(f"--mode={flags.mode} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}")
     if flags.dry_run and flags.mode != "train":
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
-    if (flags.mode == "import") != (flags.source is not None):
-        raise UserError("--source=FILE and --mode=import go together: the checkpoint to import")
-    if not flags.workdir and not flags.dry_run and flags.mode not in ("data", "advise"):
+    if flags.mode in SOURCES and flags.source is None:
+        raise UserError(f"--mode={flags.mode} needs --source=PATH: {SOURCES[flags.mode]}")
+    if flags.source is not None and flags.mode not in SOURCES:
+        raise UserError(f"--source=PATH is for --mode={' or '.join(SOURCES)}, not for --mode={flags.mode}")
+    if not flags.workdir and not flags.dry_run and flags.mode not in ("data", "advise", "stats", "audit"):
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
     if (flags.workdir or "").startswith("pretrained:"):
         raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
@@ -98,8 +105,10 @@ def run(argv):
 
         for key, text in overrides.items():
             override(default(), key, text)  # unknown keys and wrong types first
-            if not key.startswith(("sample.", "evaluate.")):
-                raise UserError(f"--mode={flags.mode} takes overrides of sample.* and evaluate.*, not of {key}")
+            sections = ("sample.", "evaluate.", *(("data.",) if flags.mode in MEASURING else ()))
+            if not key.startswith(sections):
+                there = " and ".join(f"{section}*" for section in sections)
+                raise UserError(f"--mode={flags.mode} takes overrides of {there}, not of {key}")
     if flags.mode in PLANNING:
         config = load_config(flags.config, overrides)
     if flags.mode == "data":
@@ -117,11 +126,23 @@ def run(argv):
             print(plan.dry_run(config))
         else:
             train.train(config, flags.workdir)
-    else:
-        from pfgm_jax import evaluate, export
+    elif flags.mode == "stats":
+        from pfgm_jax import auditing
 
-        modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "export": export.export}
-        print(modes[flags.mode](flags.workdir, overrides))
+        print(auditing.stats(config))
+    elif flags.mode == "audit":
+        from pfgm_jax import auditing
+
+        print(auditing.run(flags.source, config, flags.workdir))
+    elif flags.mode == "compare":
+        from pfgm_jax import evaluate
+
+        print(evaluate.compare(flags.workdir, flags.source, overrides))
+    else:
+        from pfgm_jax import curve, evaluate, export
+
+        modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "curve": curve.curve}
+        print((modes | {"export": export.export})[flags.mode](flags.workdir, overrides))
 
 
 def _keep_compiled_programs():

@@ -171,7 +171,7 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
     assert code == 0 and "weights of edm-cifar10.pkl" in out and (tmp_path / "export" / "samples" / "heun.gif").exists()
     same(pfgm_jax.load(tmp_path / "export").params, jax.device_get(made.params))
     code, _, err = command("--mode=evaluate", f"--workdir={tmp_path}")
-    assert code == 2 and "pixel score is for digits" in err
+    assert code == 2 and "say which real images to compare with" in err
 
 
 # ---- what is refused

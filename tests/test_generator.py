@@ -348,3 +348,14 @@ def test_per_sample_steps_do_not_depend_on_the_batch():
 def test_a_shared_step_size_costs_every_sample_the_same(generator):
     _, stats = generator.sample(jax.random.key(0), 3, solver="rk45", frames=6, rtol=1e-3, atol=1e-3)
     assert stats.sample_nfe.shape == (3,) and (stats.sample_nfe == stats.nfe).all()
+
+
+def test_a_large_set_in_parts(told):
+    key = jax.random.key(5)
+    for labels in (None, "real", "balanced"):
+        whole, _ = told.sample(key, 16, labels=labels, solver="heun", steps=4)
+        part, _ = told.sample(key, 8, labels=labels, solver="heun", steps=4, first=8)
+        # One program makes them in batches of other sizes: a grey level of rounding.
+        np.testing.assert_allclose(part.astype(int), whole[8:].astype(int), atol=1)
+    other, _ = told.sample(key, 8, labels=told.labels(key, 8), solver="heun", steps=4)
+    assert np.abs(other.astype(int) - whole[8:].astype(int)).mean() > 1

@@ -13,12 +13,13 @@ LAYERS = [
     {"parametrization", "models", "sampling", "guidance"},
     {"losses", "augment", "data", "checkpoint", "weights", "foreign", "convert", "log", "plots"},
     {"metrics"},
-    {"build"},
+    {"build", "measure"},
     {"config"},
     {"generator", "step", "recipes"},
     {"plan"},
-    {"train", "evaluate"},
-    {"export", "importer", "advise", "card"},
+    {"train", "sample_set"},
+    {"evaluate"},
+    {"export", "importer", "advise", "card", "auditing", "curve"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent

@@ -114,7 +114,7 @@ def test_other_impossible_values(refused):
 @pytest.mark.parametrize(
     "override",
     ["optim.lr=none", "train.batch=none", "optim.lr_batch=0", "sample.batch=0", "train.steps_per_call=-1", "seed=-1",
-     "optim.beta1=2", "process.sigma_max=0", "process.sigma_data=0", "process.sigma_min=90", "evaluate.n=0"],
+     "optim.beta1=2", "process.sigma_max=0", "process.sigma_data=0", "process.sigma_min=90", "evaluate.num_samples=-1"],
 )  # fmt: skip
 def test_values_out_of_range(refused, override):
     refused(f"{DIGITS}:quick", f"--config.{override}")

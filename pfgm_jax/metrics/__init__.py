@@ -5,7 +5,7 @@ from pfgm_jax.metrics.intervals import compare, estimate
 from pfgm_jax.metrics.kernel import kid, kid_subsets
 from pfgm_jax.metrics.neighbours import density_coverage, nearest_distance, precision_recall
 from pfgm_jax.metrics.pixel_score import CRITERIA, PixelScorer, Score, controls, table
-from pfgm_jax.metrics.reference import per_class, real_floor, reference
+from pfgm_jax.metrics.references import per_class, real_floor, reference
 
 __all__ = [
     "CRITERIA", "PixelScorer", "Score", "compare", "controls", "density_coverage", "estimate", "fid", "kid",

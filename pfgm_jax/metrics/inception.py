@@ -128,7 +128,10 @@ class Inception:
       name: what to print beside figures that were made with it.
       fingerprint: SHA-256 of the weights that make the features.
       params: see the module; `"output" in params` tells whether there are logits.
+      distances: what a Fréchet and a kernel distance of these features are called.
     """
+
+    distances = ("fid", "kid")
 
     def __init__(self, params, name):
         self.params, self.name, self.fingerprint = params, name, fingerprint(params)

@@ -1,5 +1,6 @@
 """What figures are measured against: features of real images, kept between runs, and what real images reach."""
 
+import functools
 import hashlib
 import json
 import math
@@ -11,17 +12,24 @@ from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import frechet, kept
 
-# Features are kept up to so many (164 MB at 2048 features), for the metrics that need them; of more, statistics only.
+# For the metrics that need features themselves, so many are kept (164 MB at 2048 features), of images drawn at random.
 KEPT = 20_000
-CHUNK_BYTES = 2**30  # images in memory together where only statistics are kept
+CHUNK_BYTES = 2**30  # images in memory together
 
 
 class Reference(NamedTuple):
-    """A split's statistics, its features [n, d] themselves or None, and the name to print beside figures."""
+    """The statistics of all images of a split, features [n, d] of `kept` images, the name to print beside figures."""
 
     name: str
     statistics: frechet.Statistics
-    features: np.ndarray | None
+    features: np.ndarray
+
+
+def kept_indices(total):
+    """Indices of the images whose features a Reference keeps, of `total`: all, or KEPT at random, the same always."""
+    if total <= KEPT:
+        return np.arange(total)
+    return np.sort(np.random.default_rng(0).choice(total, KEPT, replace=False))
 
 
 def reference(dataset, split, extractor):
@@ -37,19 +45,28 @@ def reference(dataset, split, extractor):
     if len(images) < 2:
         raise UserError(f"{dataset.name} has {len(images)} images in its {split} split: choose another reference")
     shape = "×".join(map(str, images.shape[1:]))
-    facts = [dataset.name, dataset.source, split, list(images.shape), kept.content(images), extractor.fingerprint]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    path = cached_at(dataset, split, extractor)
     name = f"{len(images)} {split} images of {dataset.name} {shape}, {extractor.name}"
-    path = cache_dir().parent / "reference" / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
     if path.exists():
         return _load(path, name)
     rows = max(2, CHUNK_BYTES // math.prod(images.shape[1:]))
-    chunks = (images[i : i + rows] for i in range(0, len(images), rows))
-    made = map(extractor, chunks)
-    features = np.concatenate(list(made)) if len(images) <= KEPT else None
-    statistics = frechet.accumulate(made if features is None else [features])
+    statistics, parts, chosen = [], [], kept_indices(len(images))
+    for start in range(0, len(images), rows):
+        made = extractor(images[start : start + rows])
+        statistics.append(frechet.statistics(made))
+        parts.append(made[chosen[(chosen >= start) & (chosen < start + rows)] - start])
+    statistics, features = functools.reduce(frechet.merge, statistics), np.concatenate(parts)
     _save(path, statistics, features, name)
     return Reference(name, statistics, features)
+
+
+def cached_at(dataset, split, extractor):
+    """The file of the cache that holds what `reference` gives for these arguments, once it is made."""
+    images = getattr(dataset, split).images
+    facts = [dataset.name, dataset.source, split, list(images.shape), kept.content(images), extractor.fingerprint, KEPT]
+    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    folder = cache_dir().parent / "reference"
+    return folder / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
 
 
 def per_class(metric, real, real_labels, fake, fake_labels):
@@ -87,10 +104,10 @@ def real_floor(against, train, n, test=None, seed=0):
 
 def _save(path, statistics, features, name):
     arrays = {"n": np.array([statistics.n]), "mean": statistics.mean, "scatter": statistics.scatter}
-    kept.save(path, arrays | ({} if features is None else {"features": features}), f"features of {name}")
+    kept.save(path, arrays | {"features": features}, f"features of {name}")
 
 
 def _load(path, name):
     arrays = kept.load(path)
     statistics = frechet.Statistics(int(arrays["n"][0]), arrays["mean"], arrays["scatter"])
-    return Reference(name, statistics, arrays.get("features"))
+    return Reference(name, statistics, arrays["features"])
