@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfgm_jax import data
+from pfgm_jax import data, examine
 from pfgm_jax.data import images as image_files
 from pfgm_jax.data import layout, npz
 from pfgm_jax.errors import UserError
@@ -15,16 +15,17 @@ from pfgm_jax.measure import check_count, check_real, measure_against
 from pfgm_jax.metrics.references import cached_at
 
 
-def audit(images, real, labels=None, features="", split="train", inception=""):
+def audit(images, real, labels=None, features="", split="train", inception="", name="images"):
     """A `Measured` of images, by the same figures, protocol and floor as a run of one's own.
 
     Args:
       images: uint8 [n, H, W, C], or the path of a folder of image files or of an npz file with `images` (and `labels`).
       real: a Dataset, such as `data.load(config.data)`, or training images uint8 [N, H, W, C].
       labels: [n] classes of the images, to measure each class by itself too.
-      features: "pixels" or "inception"; "": pixels for digits, else inception.
+      features: "pixels", "inception" or "domain" (`measure.extractor`); "": pixels for digits, else inception.
       split: of `real`, to compare with.
       inception: file with the network's weights; "" fetches them to the cache.
+      name: what the images are called in errors and the protocol.
 
     Raises:
       UserError: no images, too few, or others than the real ones in size, channels or type.
@@ -32,7 +33,6 @@ def audit(images, real, labels=None, features="", split="train", inception=""):
     if not isinstance(real, data.Dataset):
         real = _as_dataset(np.asarray(real))
     check_real(real, split)
-    name = "images"
     if isinstance(images, str | Path):
         name = str(images)
         images, labels = read(images, real)
@@ -62,15 +62,22 @@ def stats(config):
 
 def run(source, config, workdir=None):
     """`audit` for the command line; writes results/audit-NAME.json into a workdir, if there is one; returns a table."""
-    options = {name: config.evaluate[name] for name in ("features", "split", "inception")}
-    measured = audit(source, data.load(config.data), **options)
+    options, real, stem = config.evaluate, data.load(config.data), None
+    check_real(real, options.split)
+    images, labels = read(source, real)
+    measured = audit(images, real, labels, options.features, options.split, options.inception, name=str(source))
     lines = [str(measured)]
     if workdir:
         folder = Path(workdir, "results")
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"audit-{Path(source).stem}.json"
-        path.write_text(json.dumps(measured.record(), indent=1) + "\n")
-        lines.append(f"  figures    {path}")
+        stem = folder / f"audit-{Path(source).stem}"
+        Path(f"{stem}.json").write_text(json.dumps(measured.record(), indent=1) + "\n")
+        lines.append(f"  figures    {stem}.json")
+    told = measured.protocol["samples"]
+    if options.copies:
+        lines += examine.copies(real, images, stem, told, mirror=True)
+    if options.usefulness:
+        lines += examine.use(real, images, labels, stem, told, options.seeds)
     return "\n".join(lines)
 
 

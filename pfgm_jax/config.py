@@ -126,8 +126,12 @@ def default():
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 0  # 0: as many as training images, at most 10 000; for pixels, as held-out ones
-    config.evaluate.features = ""  # what figures see: pixels, inception; "": pixels for digits, else inception
+    config.evaluate.features = ""  # what figures see: pixels, inception, or domain, a classifier of the set's classes;
+    # "": pixels for digits, else inception
     config.evaluate.split = "train"  # real images that figures compare with: train, val, test
+    config.evaluate.copies = True  # look for copies of training images
+    config.evaluate.usefulness = False  # train classifiers on labelled samples, and on real images beside them,
+    config.evaluate.seeds = 3  # each so many times
     config.evaluate.inception = ""  # file with the weights of the Inception network; "" fetches them to the cache
     config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
     config.evaluate.steps = (5, 9, 18, 36)  # numbers of steps (adaptive ones take tolerances),
@@ -215,16 +219,8 @@ def check(config):
     require(good, "model.resample_filter", "an even number of taps, the same from both ends, like 1,1 or 1,3,3,1")
     for key in build.unused_model_fields(config):
         # Numbers that only differ from network to network may stay; asking for what there is not may not.
-        asked = key in (
-            "conditional",
-            "remat",
-            "encoder",
-            "decoder",
-            "resample_filter",
-            "keep_width",
-            "embedding",
-            "log_noise",
-        )
+        asked = key in ("conditional", "remat", "encoder", "decoder", "resample_filter", "keep_width", "embedding",
+                        "log_noise")  # fmt: skip
         unchanged = not asked or config.model[key] == default().model[key]
         require(unchanged, f"model.{key}", f"the network {config.model.name} has no such option")
     for key in ("optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std"):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, plots, sample_set, sampling
+from pfgm_jax import data, examine, generator, models, plots, sample_set, sampling
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import TITLES, check_count, columns, default_features, measure_against, number
 
@@ -120,7 +120,8 @@ def evaluate(workdir, overrides):
     if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
         return _pixel_score(made, folder)
     _check_options(made, overrides)
-    measured, samples = _measured(made, folder, measure_for(made), guide_of(made))
+    measure = measure_for(made)
+    measured, samples = _measured(made, folder, measure, guide_of(made))
     stem = folder / f"{features_of(config)}-{config.sample.solver}-{samples.key[:8]}"
     picture = plots.grid(samples.images)
     if made.config.model.conditional:
@@ -128,7 +129,17 @@ def evaluate(workdir, overrides):
     picture.save(stem.with_suffix(".png"))
     save_record(stem.with_suffix(".json"), measured.record())
     kept = f"{folder}/samples-{samples.key} (the next run takes them from there)"
-    return "\n".join([str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"])
+    lines = [str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"]
+    options, n = config.evaluate, len(samples.features)
+    if options.copies or options.usefulness:
+        images, told = sample_set.images_of(folder, samples.key, n), measured.protocol["samples"]
+    if options.copies:
+        mirror = bool(config.train.flip or config.train.augment)  # such copies are copies then
+        lines += examine.copies(measure.dataset, images, stem, told, mirror=mirror)
+    if options.usefulness:
+        labels = samples.labels if config.model.conditional else None
+        lines += examine.use(measure.dataset, images, labels, stem, told, options.seeds)
+    return "\n".join(lines)
 
 
 def compare(workdir, other, overrides):
@@ -216,7 +227,7 @@ def _measured(made, folder, measure, guide):
 
 
 def features_of(config):
-    """What figures of this run see: "pixels" or "inception"."""
+    """What figures of this run see: "pixels", "inception" or "domain"."""
     return config.evaluate.features or default_features(config.data.name)
 
 

@@ -14,7 +14,7 @@ from pfgm_jax.metrics import estimate, frechet, kernel, neighbours, per_class, r
 from pfgm_jax.metrics.intervals import REPLICATES
 from pfgm_jax.metrics.references import kept_indices
 
-FEATURES = ("pixels", "inception")
+FEATURES = ("pixels", "inception", "domain")
 LEAST = 12  # images, of which halves still have five neighbours
 TITLES = {"fid": "FID", "kid": "KID", "fd": "Fréchet distance", "kd": "kernel distance"}
 K, DENSITY_K = 3, 5
@@ -25,20 +25,28 @@ class Pixels:
     """The pixels themselves as features, in [-1, 1]: enough for images as small as the digits."""
 
     name, fingerprint, distances = "pixels in [-1, 1]", "pixels", ("fd", "kd")
+    about = ""
 
     def __call__(self, images):
         """Features float32 [n, H W C] of uint8 images [n, H, W, C]."""
         return to_unit(np.asarray(images)).reshape(len(images), -1)
 
 
-def extractor(features, path=""):
-    """What makes features: "pixels", or "inception" with weights from a file `path` or, if that is "", the cache.
+def extractor(features, dataset, path=""):
+    """What makes features: "pixels", "inception" or "domain".
+
+    "inception" has weights from a file `path` or, if that is "", from the cache; "domain" is a classifier of the
+    Dataset's own classes, which is trained where it is not in the cache (`metrics.classifier`).
 
     Raises:
-      UserError: an unknown word, or weights that are not to be had.
+      UserError: an unknown word, weights that are not to be had, or a data set that no classifier can be trained on.
     """
     if features == "pixels":
         return Pixels()
+    if features == "domain":
+        from pfgm_jax.metrics import classifier
+
+        return classifier.classifier(dataset)
     if features == "inception":
         from pfgm_jax.metrics import inception_weights
 
@@ -164,10 +172,7 @@ class Measure:
         n_kept, total = len(self.reference.features), self.reference.statistics.n
         distance = TITLES[self.extractor.distances[0]]
         some = f"; {distance} by all of them, the other figures by {n_kept} at random" if n_kept < total else ""
-        features = f"{self.extractor.name}, {self.reference.features.shape[1]} features"
-        if self.extractor.fingerprint != Pixels.fingerprint:
-            features = f"{self.extractor.name}, resized to 299 px bilinearly as in that graph, SHA-256 of the weights "
-            features += self.extractor.fingerprint
+        features = f"{self.extractor.name}, {self.reference.features.shape[1]} features{self.extractor.about}"
         kernel_title = TITLES[self.extractor.distances[1]]
         words = {
             "features": features,
@@ -192,7 +197,7 @@ class Measure:
 def measure_against(dataset, split, features="", inception=""):
     """The Measure with features by name, "" for the default; wrong data are found before weights are fetched."""
     check_real(dataset, split)
-    return Measure(dataset, split, extractor(features or default_features(dataset.name), inception))
+    return Measure(dataset, split, extractor(features or default_features(dataset.name), dataset, inception))
 
 
 def check_real(dataset, split):

@@ -117,6 +117,15 @@ def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
     )
 
 
+def images_of(folder, key, n):
+    """The uint8 images [n, H, W, C] of a set that `collect` has made."""
+    place, found = pathlib.Path(folder, f"samples-{key}"), []
+    for path in sorted(place.glob("[0-9]*[0-9].npz")):
+        if "-" not in path.stem and sum(map(len, found)) < n:
+            found.append(_read(path, ("images",))["images"])
+    return np.concatenate(found)[:n]
+
+
 def _digest(params):
     """SHA-256 of a tree of arrays."""
     digest = hashlib.sha256()

@@ -110,7 +110,7 @@ def test_a_run_is_measured(workdir, monkeypatch, capsys):
     command = ["--mode=evaluate", f"--workdir={workdir}", *ARGUMENTS, "--config.evaluate.features=inception"]
     main.run([*command, "--config.evaluate.num_samples=24"])
     out = capsys.readouterr().out
-    (path,) = (workdir / "results").glob("*.json")
+    (path,) = (workdir / "results").glob("*[0-9a-f].json")
     record = json.loads(path.read_text())
     assert path.stem.startswith("inception-heun-") and path.with_suffix(".png").exists()
     for words in ("24 samples, pfgmpp D = 128", "EMA weights after 200,192 images", "heun (steps 2,", "seed 0",
@@ -139,7 +139,7 @@ def test_classes_that_were_asked_for(tmp_path, monkeypatch, capsys):
     few = ["--config.evaluate.features=inception", "--config.evaluate.num_samples=20", "--config.sample.labels=3,5"]
     main.run(["--mode=evaluate", f"--workdir={folder}", *ARGUMENTS, *few])
     out = capsys.readouterr().out
-    (path,) = (folder / "results").glob("*.json")
+    (path,) = (folder / "results").glob("*[0-9a-f].json")
     record = json.loads(path.read_text())
     assert {name: figures["n"] for name, figures in record["by_class"].items()} == {"3": 10, "5": 10}
     assert "labels 3,5" in out and "FID depends on n" in out

@@ -14,6 +14,7 @@ LAYERS = [
     {"losses", "augment", "data", "checkpoint", "weights", "foreign", "convert", "log", "plots"},
     {"metrics"},
     {"build", "measure"},
+    {"examine"},
     {"config"},
     {"generator", "step", "recipes"},
     {"plan"},

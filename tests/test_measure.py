@@ -85,7 +85,7 @@ def test_the_protocol_says_everything(real):
         assert words in text
     assert json.loads(json.dumps(found.record()))["protocol"] == found.protocol
     assert {"scores", "protocol", "intervals", "by_class"} == found.record().keys()
-    assert extractor("pixels").fingerprint == Pixels.fingerprint
+    assert extractor("pixels", real).fingerprint == Pixels.fingerprint
 
 
 def test_another_split_has_no_test_images_beside_it(real):
@@ -162,7 +162,7 @@ def test_images_that_cannot_be_measured(real, tmp_path, make, words):
 def test_other_mistakes(real):
     images = real.test.images
     for options, words in (
-        ({"features": "pixel"}, "not one of pixels, inception; did you mean 'pixels'"),
+        ({"features": "pixel"}, "not one of pixels, inception, domain; did you mean 'pixels'"),
         ({"features": "pixels", "split": "tset"}, "not one of train, val, test; did you mean 'test'"),
         ({"features": "pixels", "split": "val"}, "0 val images of made are too few"),
         ({"features": "pixels", "labels": np.zeros(3, int)}, "labels must be 90 whole numbers"),

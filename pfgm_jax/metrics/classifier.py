@@ -78,8 +78,11 @@ class Classifier:
       confusion: int [K, K], true class by predicted class, over images that it was not trained on; zeros if there are
         none.
       name: what to print beside figures that were made with it.
-      fingerprint: SHA-256 of its weights.
+      fingerprint: SHA-256 of its weights. about: what else belongs to a protocol.
+      distances: what a Fréchet and a kernel distance of these features are called.
     """
+
+    distances = ("fd", "kd")
 
     def __init__(self, params, classes, confusion, protocol):
         self.params, self.classes, self.confusion = params, classes, confusion
@@ -87,6 +90,7 @@ class Classifier:
         self.fingerprint = hashlib.sha256(f"{VERSION}".encode() + digest.tobytes()).hexdigest()
         found = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
         self.name = f"{protocol}, test accuracy {found}"
+        self.about = f", SHA-256 of the weights {self.fingerprint}"
 
     @property
     def accuracy(self):
@@ -131,7 +135,7 @@ def classifier(dataset, seed=0, steps=None, flip=False):
     path = cache_dir().parent / "classifier" / f"{dataset.name}-{dataset.shape[0]}-{key[:16]}.safetensors"
     shape = "×".join(map(str, dataset.shape))
     protocol = (
-        f"{WIDTHS[-1]} features of a classifier (v{VERSION}) trained on {min(len(train), MOST_IMAGES)} images of "
+        f"a classifier (v{VERSION}) trained on {min(len(train), MOST_IMAGES)} images of "
         f"{dataset.name} {shape}, {steps} steps of {BATCH}, seed {seed}" + (", mirrored" if flip else "")
     )
     if path.exists():

@@ -126,7 +126,7 @@ class Inception:
 
     Attributes:
       name: what to print beside figures that were made with it.
-      fingerprint: SHA-256 of the weights that make the features.
+      fingerprint: SHA-256 of the weights that make the features. about: what else belongs to a protocol.
       params: see the module; `"output" in params` tells whether there are logits.
       distances: what a Fréchet and a kernel distance of these features are called.
     """
@@ -135,6 +135,7 @@ class Inception:
 
     def __init__(self, params, name):
         self.params, self.name, self.fingerprint = params, name, fingerprint(params)
+        self.about = f", resized to 299 px bilinearly as in that graph, SHA-256 of the weights {self.fingerprint}"
         self._copies = None
 
     def __call__(self, images, batch=None):
