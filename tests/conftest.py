@@ -1,15 +1,18 @@
 """Eight CPU devices for every test, so that device counts can be compared in one process."""
 
+import importlib.metadata
 import os
 
 import pytest
 
 # Tests compile far more than they compute: the optimisation of machine code would take most of their time, and the CPU
-# compiler's newer fusion emitters nearly twice as long as its older ones.
+# compiler's newer fusion emitters nearly twice as long as its older ones, which later versions have no more.
+OLDER = " --xla_cpu_use_fusion_emitters=false" if importlib.metadata.version("jaxlib").startswith("0.10.") else ""
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false"
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + OLDER
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # No test reads or fills the cache of the person who runs it.
