@@ -126,8 +126,7 @@ def default():
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 0  # 0: as many as training images, at most 10 000; for pixels, as held-out ones
-    config.evaluate.features = ""  # what figures see: pixels, inception, or domain, a classifier of the set's classes;
-    # "": pixels for digits, else inception
+    config.evaluate.features = ""  # pixels, inception, domain (a classifier); "": pixels for digits, else inception
     config.evaluate.split = "train"  # real images that figures compare with: train, val, test
     config.evaluate.copies = True  # look for copies of training images
     config.evaluate.usefulness = False  # train classifiers on labelled samples, and on real images beside them,
@@ -232,11 +231,11 @@ def check(config):
     for key in DERIVED:
         value = flatten(config)[key]
         require(value is None or value > 0, key, "greater than 0, or None to take it from the data")
-    for key in ("train.label_dropout", "train.augment", "data.val", "data.test"):
+    for key in ("train.label_dropout", "data.val", "data.test"):
         require(0 <= flatten(config)[key] < 1, key, "at least 0 and below 1")
+    require(0 <= config.train.augment <= 1, "train.augment", "a probability from 0 to 1")
     require(config.data.val + config.data.test < 1, "data.test", "with data.val it leaves nothing to train on")
     require(config.data.channels in (0, 1, 3), "data.channels", "1 for grey, 3 for colours, 0 for what the images are")
-    require(0 <= config.data.split_seed < 2**32, "data.split_seed", "a whole number from 0 to 2³² − 1")
     told = config.model.conditional
     require(told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
     if config.train.augment:
@@ -247,8 +246,8 @@ def check(config):
         )
         require(not config.train.large_batch, "train.augment", alone)
         require(not config.train.flip, "train.flip", "train.augment mirrors half of the images itself")
-    require(0 <= config.seed < 2**32, "seed", "a whole number from 0 to 2³² − 1")
-    require(0 <= config.sample.seed < 2**32, "sample.seed", "a whole number from 0 to 2³² − 1")
+    for key in ("seed", "sample.seed", "data.split_seed"):
+        require(0 <= flatten(config)[key] < 2**32, key, "a whole number from 0 to 2³² − 1")
     for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):
         require(config.train[key] >= 1, f"train.{key}", "at least 1")
     require(config.train.ema_halflife >= 0, "train.ema_halflife", "at least 0 images")

@@ -380,3 +380,45 @@ def test_the_target_is_the_field_of_what_the_network_is_told(monkeypatch):
     np.testing.assert_array_equal(
         recorded["allowed"], labels[:, None] == labels
     )  # validation hides and mirrors nothing
+
+
+class Recorder:
+    """A network that returns zeros and keeps what it was told."""
+
+    num_labels = 0
+
+    def apply(self, variables, x, noise, labels, dropout_keys=None, augment=None):
+        self.augment = augment
+        return jnp.zeros_like(x)
+
+
+def test_the_network_is_told_how_its_images_were_augmented(monkeypatch):
+    config = tiny(**{"train.augment": 0.5, "train.large_batch": 0})
+    dataset, derived, task, _ = plan.prepare(config)
+    assert task.model.augment_channels == 9
+    task = task._replace(model=Recorder())
+    examples = data.Examples(jnp.asarray(dataset.train.images[:64]), jnp.asarray(dataset.train.labels[:64]), None, None)
+    shown, pairs = [], step_lib.process.training_pairs
+    monkeypatch.setattr(
+        step_lib.process, "training_pairs", lambda flow, keys, y: shown.append(y) or pairs(flow, keys, y)
+    )
+    step_lib.example_losses(task, {}, examples, keys_of(64), train=True)
+    told = np.asarray(task.model.augment)
+    changed = (np.asarray(shown[0]) != np.asarray(to_unit(examples.images))).any(axis=(1, 2, 3))
+    # An image is changed where its labels are not zero (a mirrored digit may look the same).
+    assert told.shape == (64, 9) and not changed[~told.any(axis=1)].any() and changed.mean() > 0.8
+    step_lib.example_losses(task, {}, examples, keys_of(64), train=False)
+    assert task.model.augment is None
+    np.testing.assert_array_equal(shown[1], to_unit(examples.images))
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [({"train.large_batch": 64}, "use train.large_batch=0"), ({"train.flip": True}, "mirrors half"),
+     ({"model.name": "ncsnv2"}, "takes no augmentation labels"), ({"train.augment": 1.5}, "from 0 to 1"),
+     ({"process.name": "pfgm", "process.D": 1.0, "train.large_batch": 64}, "PFGM goes with train.flip=True")],
+)  # fmt: skip
+def test_augmentation_that_cannot_be(settings, words):
+    config = tiny(**({"train.augment": 0.1, "train.large_batch": 0} | settings))
+    with pytest.raises(UserError, match=words):
+        config_lib.check(config)
