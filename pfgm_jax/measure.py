@@ -16,7 +16,8 @@ from pfgm_jax.metrics.references import kept_indices
 
 FEATURES = ("pixels", "inception", "domain")
 LEAST = 12  # images, of which halves still have five neighbours
-TITLES = {"fid": "FID", "kid": "KID", "fd": "Fréchet distance", "kd": "kernel distance"}
+TITLES = {"fid": "FID", "kid": "KID", "fd": "Fréchet distance", "kd": "kernel distance",
+          "is": "Inception score"}  # fmt: skip
 K, DENSITY_K = 3, 5
 SPLITS = ("train", "val", "test")
 
@@ -107,10 +108,12 @@ class Measure:
     def _against(self, features, statistics=None):
         """`fake features -> {figure: value}` against real features, and statistics of more of them."""
         distance, kernel_distance = self.extractor.distances
+        own = getattr(self.extractor, "own", lambda fake: {})
         parts = [
             frechet.against(features if statistics is None else statistics),
             kernel.against(features),
             neighbours.against(features, K, DENSITY_K),
+            own,
         ]
         names = {"fid": distance, "kid": kernel_distance}
         return lambda fake: {names.get(k, k): value for part in parts for k, value in part(fake).items()}

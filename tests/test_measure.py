@@ -1,6 +1,7 @@
 """Figures of images: the right ones, against the right images, with their protocol; and what is refused."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import pfgm_jax
 from pfgm_jax import auditing, main
 from pfgm_jax.data.dataset import Dataset, Split, to_unit
 from pfgm_jax.errors import UserError
-from pfgm_jax.measure import LEAST, Pixels, extractor, number
-from pfgm_jax.metrics import density_coverage, fid, kid, precision_recall, references
+from pfgm_jax.measure import LEAST, Measure, Pixels, extractor, number
+from pfgm_jax.metrics import density_coverage, fid, inception, kid, precision_recall, references
 
 SHAPE = (4, 4, 1)
 
@@ -86,6 +87,19 @@ def test_the_protocol_says_everything(real):
     assert json.loads(json.dumps(found.record()))["protocol"] == found.protocol
     assert {"scores", "protocol", "intervals", "by_class"} == found.record().keys()
     assert extractor("pixels", real).fingerprint == Pixels.fingerprint
+
+
+def test_the_inception_score_stands_beside_the_others_where_there_is_a_class_layer(real):
+    class Classes(Pixels):
+        def own(self, features):
+            weights = {"output": {"kernel": np.random.default_rng(0).normal(size=(16, 7))}}
+            return {"is": inception.inception_score(inception.logits(weights, features))[0]}
+
+    measure = Measure(real, "train", Classes())
+    found = measure(measure.features(real.test.images))
+    assert 1 < found.scores["samples"]["is"] < 7 and "Inception score" in str(found) and "is" in found.intervals
+    assert all("is" in row for row in found.scores.values())
+    assert inception.Inception.own(types.SimpleNamespace(params={}), None) == {}
 
 
 def test_another_split_has_no_test_images_beside_it(real):

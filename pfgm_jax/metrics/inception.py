@@ -138,6 +138,12 @@ class Inception:
         self.about = f", resized to 299 px bilinearly as in that graph, SHA-256 of the weights {self.fingerprint}"
         self._copies = None
 
+    def own(self, features):
+        """Figures of features that need no reference: the Inception score, where the weights have the class layer."""
+        if "output" not in self.params:
+            return {}
+        return {"is": inception_score(logits(self.params, features), min(10, len(features)))[0]}
+
     def __call__(self, images, batch=None):
         """Features [n, 2048], float32, of uint8 images [n, H, W, 1 or 3] of any size; shows its progress if it is long.
 
