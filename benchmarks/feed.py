@@ -8,6 +8,7 @@ which the loop had nothing to run because its images were not there yet. Medians
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import sys
@@ -48,7 +49,8 @@ def measure(files, args, resident, host_bytes):
     config.train.update(eval_every=10**9, sample_every=10**9, save_every=10**9, eval_images=8)
     config.sample.update(n=4, solver="heun", steps=2)
     with tempfile.TemporaryDirectory() as workdir:
-        train.train(config, workdir)
+        with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to stdout
+            train.train(config, workdir)
         records = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
     timed = [record for record in records if "input_wait" in record]
     return tuple(float(np.median([record[key] for record in timed])) for key in ("images_per_second", "input_wait"))
@@ -70,7 +72,7 @@ def main():
             print(f"== {name}", file=sys.stderr)
             rows[name] = measure(files, args, resident, host_bytes)
     base = rows["resident on the devices"][0]
-    print(f"{args.network}, {args.size} px, batch {args.batch}, {len(rows)} runs of {args.calls} calls of 8 steps\n")
+    print(f"{args.network}, {args.size} px, batch {args.batch}, one run each of {args.calls} calls of 8 steps\n")
     print("| images | images/s | of resident | input wait |\n|---|--:|--:|--:|")
     for name, (speed, wait) in rows.items():
         print(f"| {name} | {speed:.1f} | {speed / base:.2f} | {wait:.1%} |")
