@@ -13,7 +13,7 @@ import pathlib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from pfgm_jax import __version__, build, models, sampling
+from pfgm_jax import __version__, build, files, models, sampling
 from pfgm_jax.errors import UserError, nearest
 
 # What may change when a run is continued or used; any other difference is another run.
@@ -288,10 +288,7 @@ def _to_json(value):
 def save_run(workdir, config, derived):
     """Writes config.json, the truth about a run, in one piece."""
     record = {"version": __version__, "config": flatten(config), "derived": derived}
-    path = pathlib.Path(workdir) / "config.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_to_json(record), indent=1) + "\n")
-    temporary.replace(path)
+    files.write_text(pathlib.Path(workdir) / "config.json", json.dumps(_to_json(record), indent=1) + "\n")
 
 
 def load_run(workdir):

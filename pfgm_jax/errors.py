@@ -12,3 +12,12 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the option closest to `word`, or "" when none is close."""
     matches = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def printable(text: str) -> str:
+    r"""The text with what a terminal would obey, or cannot encode, written out: such as \x1b for ESC.
+
+    Names that come from files (classes, columns, a server's answer) pass through here before they are shown.
+    """
+    shown = (c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text))
+    return "".join(shown)

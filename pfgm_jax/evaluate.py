@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, examine, generator, models, plots, sample_set, sampling
+from pfgm_jax import data, examine, files, generator, models, plots, sample_set, sampling
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import TITLES, check_count, columns, default_features, measure_against, number
 
@@ -212,9 +212,7 @@ def guide_of(made):
 
 def save_record(path, record):
     """Writes JSON in one piece."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 def _measured(made, folder, measure, guide):

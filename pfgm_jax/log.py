@@ -7,6 +7,8 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from pfgm_jax import files
+
 
 class Log:
     """Writes scalars and pictures of a run to its directory and its progress to stderr.
@@ -32,9 +34,7 @@ class Log:
         path = self.workdir / "metrics.jsonl"
         if path.exists():
             lines = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(line + "\n" for line in lines))
-            temporary.replace(path)
+            files.write_text(path, "".join(line + "\n" for line in lines))
 
     def progress(self, images, loss=None):
         """Moves the bar to `images`."""

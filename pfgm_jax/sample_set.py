@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import generator
+from pfgm_jax import files, generator
 
 SHOWN = 100  # images that are kept in memory, for a picture
 
@@ -138,10 +138,8 @@ def _digest(params):
 
 def _write(path, arrays):
     """An npz file in one piece."""
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as stream:
+    with files.replacing(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **arrays)
-    temporary.replace(path)
 
 
 def _read(path, names):

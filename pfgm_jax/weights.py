@@ -1,12 +1,11 @@
 """Weights in safetensors files: flat names, shapes and bytes, nothing that can run."""
 
-import pathlib
-
 import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
+from pfgm_jax import files
 from pfgm_jax.errors import UserError
 
 # The file that makes a folder an exported run.
@@ -23,9 +22,8 @@ def save(path, params, metadata):
     from safetensors.numpy import save as to_bytes
 
     content = to_bytes({name: np.asarray(leaf, order="C") for name, leaf in _flatten(params).items()}, metadata)
-    temporary = pathlib.Path(path).with_suffix(".tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 # What a network's own parameters lack and imported ones bring (`layers.FourierEmbedding`).

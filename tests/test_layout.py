@@ -6,7 +6,7 @@ import pathlib
 import pfgm_jax
 
 LAYERS = [
-    {"errors"},
+    {"errors", "files"},
     {"schedule", "parallel", "labels"},
     {"process"},
     {"field"},
