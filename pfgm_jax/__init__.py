@@ -6,11 +6,11 @@ __all__ = ["UserError", "audit", "load"]
 from pfgm_jax.errors import UserError
 
 
-def load(workdir):
+def load(workdir, step=None):
     """Opens a trained run: `load("runs/digits").sample(key, 16)`. See `pfgm_jax.generator.load`."""
     from pfgm_jax.generator import load as load_generator  # jax and flax are imported only when they are used
 
-    return load_generator(workdir)
+    return load_generator(workdir, step)
 
 
 def audit(images, real, labels=None, **options):

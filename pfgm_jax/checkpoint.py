@@ -1,24 +1,55 @@
 """Checkpoints by orbax, checked: every array's SHA-256 is saved beside it and compared when it is read.
 
 Orbax itself restores a file with a flipped byte without a word. A step that is damaged or incomplete is passed over,
-loudly, for the one before it. Saving is synchronous, so that a step exists only when all of it does.
+loudly, for the one before it. Saving is synchronous, so that a step exists only when all of it does, and no step is
+removed before its successor exists.
+
+The checksums (`digest`) are under a checksum of their own, with the number of the step: a digest that is damaged, or of
+another step, is damage too, and no sign of another network. Digests of older versions are without it.
 """
 
+import contextlib
 import hashlib
+import json
+import logging
+import os
 import pathlib
+import re
+import shutil
 import sys
 
 import jax
 import numpy as np
 
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, printable
 
 
-def _manager(workdir, keep=None):
+def _folder(workdir):
+    return pathlib.Path(workdir).absolute() / "checkpoints"
+
+
+@contextlib.contextmanager
+def _manager(workdir):
+    """Orbax's manager, which removes nothing by itself and leaves it to us to say what went wrong."""
     import orbax.checkpoint as ocp  # takes seconds to import
 
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(pathlib.Path(workdir).absolute() / "checkpoints", options=options)
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with ocp.CheckpointManager(_folder(workdir), options=options) as manager:
+            yield manager
+    finally:
+        logger.setLevel(level)
+
+
+def steps(workdir):
+    """The steps that there are, sound or not, in ascending order."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        names = [entry.name for entry in os.scandir(_folder(workdir)) if entry.is_dir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
+    return []
 
 
 def _describe(items):
@@ -36,60 +67,144 @@ def _flatten(tree):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def save(workdir, step, items, keep=2):
-    """Saves `items`, a dict of trees of host arrays, as `step`; removes all but the newest `keep` steps.
+def _seal(step, arrays):
+    """The digest of a step: what `_describe` says of its arrays, its number, and a checksum over both."""
+    content = {"step": step, "arrays": arrays}
+    return content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
-    Steps from `step` on that are there already were passed over as damaged when the run was resumed, and are removed:
-    orbax would refuse to save behind them without a word.
+
+def _unseal(step, digest):
+    """(what `_describe` said, whether a checksum vouches for it); ValueError for a digest that is not of this step."""
+    if not {"step", "arrays", "sha256"} & digest.keys():
+        return digest, False
+    if digest != _seal(digest["step"], digest["arrays"]):
+        raise ValueError("the checksum of its digest does not match")
+    if digest["step"] != step:
+        raise ValueError(f"it is step {digest['step']} under another number")
+    return digest["arrays"], True
+
+
+def save(workdir, step, items, keep=2, best=None):
+    """Saves `items`, a dict of trees of host arrays, as `step`; then removes all but the newest `keep` and `best`.
+
+    A step that is there with the same content is left as it is. Steps after `step` were passed over as damaged when the
+    run was resumed, and are removed too, as soon as this one exists.
+
+    Raises:
+      OSError: it could not be written, such as on a full disk; nothing was removed and nothing half-written is left.
     """
     import orbax.checkpoint as ocp
 
+    arrays = _describe(items)
     trees = {name: ocp.args.StandardSave(_flatten(tree)) for name, tree in items.items()}
-    with _manager(workdir, keep) as manager:
-        for damaged in [other for other in manager.all_steps() if other >= step]:
-            manager.delete(damaged)
-        if not manager.save(step, args=ocp.args.Composite(digest=ocp.args.JsonSave(_describe(items)), **trees)):
-            raise RuntimeError(f"orbax did not save step {step} in {workdir}")
+    content = ocp.args.Composite(digest=ocp.args.JsonSave(_seal(step, arrays)), **trees)
+    if step in steps(workdir):
+        if _holds(workdir, step, items, arrays):
+            return
+        shutil.rmtree(_folder(workdir) / str(step))
+    try:
+        with _manager(workdir) as manager:
+            # Forced: orbax would not save behind a later step, even a damaged one.
+            manager.save(step, args=content, force=True)
+    except Exception as error:
+        clean(workdir)
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # of tensorstore, which raises a ValueError
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(_folder(workdir) / str(step))) from error
+        raise
+    there = steps(workdir)
+    if step not in there:
+        raise RuntimeError(f"orbax did not save step {step} in {workdir}")
+    before = [other for other in there if other <= step]
+    for other in [s for s in there if s > step] + [s for s in before[:-keep] if s != best]:
+        shutil.rmtree(_folder(workdir) / str(other))
 
 
-def restore(workdir, like):
-    """The newest sound checkpoint: (step, items) with the items that `like` names, or None without any checkpoint.
+def _holds(workdir, step, items, arrays):
+    """Whether `step` is there with these items, undamaged."""
+    try:
+        with _manager(workdir) as manager:
+            return _describe(_restore_step(manager, step, items)) == arrays
+    except Exception:
+        return False
+
+
+def clean(workdir):
+    """Removes what a save that was cut off left behind."""
+    for leftover in _folder(workdir).glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def restore(workdir, like, step=None):
+    """The newest sound checkpoint, or that of `step`: (step, items) with the items that `like` names.
+
+    None without any checkpoint.
 
     Args:
       like: dict of trees of arrays or ShapeDtypeStructs; items come back in that form, as host arrays.
 
     Raises:
-      UserError: the checkpoint holds other arrays than `like` (another network), or every checkpoint is damaged.
+      UserError: the checkpoint holds other arrays than `like` (another network), every checkpoint is damaged, or there
+        is none of `step`.
     """
-    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+    there = steps(workdir)
+    if step is not None and step not in there:
+        known = ", ".join(map(str, there)) or "none"
+        raise UserError(f"{workdir} has no checkpoint of step {step}; there are {known}")
+    if not there:
         return None
-    with _manager(workdir) as manager:
-        steps = sorted(manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                return step, _restore_step(manager, step, like)
-            except (UserError, MemoryError, PermissionError):
-                raise
-            except Exception as error:  # orbax and tensorstore raise many types for a damaged file
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-                print(f"checkpoint {step} in {workdir} is damaged and passed over: {reason}", file=sys.stderr)
-    if steps:
-        raise UserError(f"every checkpoint in {workdir}/checkpoints is damaged; remove the folder to start again")
-    return None
+    doubtful, passed_over = None, []
+    try:
+        with _manager(workdir) as manager:
+            for number in [step] if step is not None else reversed(there):
+                try:
+                    return number, _restore_step(manager, number, like)
+                except (MemoryError, PermissionError):
+                    raise
+                except _OtherNetwork as error:
+                    if error.certain:
+                        raise
+                    doubtful, reason = doubtful or error, error
+                except Exception as error:  # orbax and tensorstore raise many types for a damaged file
+                    reason = error
+                line = printable((str(reason).splitlines() or [type(reason).__name__])[0][:120])
+                passed_over.append(f"checkpoint {number} in {workdir} is damaged and passed over: {line}")
+        if doubtful:  # and nothing else, so it is no damage
+            passed_over.clear()
+            raise doubtful
+    finally:
+        for line in passed_over:
+            print(line, file=sys.stderr)
+    if step is not None:
+        raise UserError(f"checkpoint {step} in {workdir} is damaged; leave out the step to take the newest sound one")
+    raise UserError(
+        f"every checkpoint in {workdir}/checkpoints is damaged; put a copy back, or start again in another folder"
+    )
+
+
+class _OtherNetwork(UserError):
+    """The arrays are not those that are asked for; `certain` where the digest that says so has a checksum."""
+
+    def __init__(self, text, certain):
+        super().__init__(text)
+        self.certain = certain
 
 
 def _restore_step(manager, step, like):
     import orbax.checkpoint as ocp
 
-    digest = manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))["digest"]
+    read = manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))["digest"]
+    digest, certain = _unseal(step, read)
     wanted = {name: _flatten(tree) for name, tree in like.items()}
     for name, leaves in wanted.items():
         for path in sorted(leaves.keys() | digest[name].keys()):
             there = "{1}{0}".format(*digest[name][path]) if path in digest[name] else "absent"
             here = f"{leaves[path].dtype}{list(leaves[path].shape)}" if path in leaves else "absent"
             if there != here:
-                raise UserError(
-                    f"checkpoint {step} is of another network: {name}{path} is {there} there and {here} here"
+                raise _OtherNetwork(
+                    f"checkpoint {step} is of another network: {name}{printable(path)} is {printable(there)} there "
+                    f"and {here} here",
+                    certain,
                 )
     abstract = {
         name: ocp.args.StandardRestore({p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in leaves.items()})

@@ -5,6 +5,7 @@ Fields that are None are left to the data (`build.derive`) or to the solver; con
 config and everything derived.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -107,7 +108,9 @@ def default():
     config.train.eval_every = 500_000
     config.train.sample_every = 1_000_000
     config.train.save_every = 1_000_000
-    config.train.keep = 2  # checkpoints
+    config.train.keep = 2  # checkpoints, the newest ones,
+    config.train.keep_best = True  # and the one with the lowest validation loss; saved when an evaluation finds it
+    config.train.init = ""  # start from other weights: a run's folder, or pretrained:NAME; "": random ones
     config.train.eval_images = 1024  # of train and of val, at most
     config.train.steps_per_call = 0  # training steps in one device call; 0: 8 on a CPU, 32 elsewhere
 
@@ -285,10 +288,25 @@ def _to_json(value):
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
+def run_record(config, derived):
+    """What config.json holds."""
+    return _to_json({"version": __version__, "config": flatten(config), "derived": derived})
+
+
 def save_run(workdir, config, derived):
     """Writes config.json, the truth about a run, in one piece."""
-    record = {"version": __version__, "config": flatten(config), "derived": derived}
-    files.write_text(pathlib.Path(workdir) / "config.json", json.dumps(_to_json(record), indent=1) + "\n")
+    files.write_text(pathlib.Path(workdir) / "config.json", json.dumps(run_record(config, derived), indent=1) + "\n")
+
+
+def read_record(workdir):
+    """The `run_record` in a folder's config.json, unchecked."""
+    return json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
+
+
+def fingerprint(record):
+    """SHA-256 over what makes weights mean what they mean: a `run_record` without what may change when it is used."""
+    fixed = {key: value for key, value in record["config"].items() if not key.startswith(MUTABLE)}
+    return hashlib.sha256(json.dumps([fixed, record["derived"]], sort_keys=True).encode()).hexdigest()
 
 
 def load_run(workdir):
@@ -301,7 +319,7 @@ def load_run(workdir):
     if not os.path.isfile(path):
         raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
     try:
-        record = json.loads(path.read_text())
+        record = read_record(workdir)
         config = default()
         known = flatten(config)
         for key, value in record["config"].items():

@@ -5,9 +5,9 @@ import pathlib
 
 import jax
 
-from pfgm_jax import __version__, evaluate, plots, weights
+from pfgm_jax import __version__, evaluate, files, plots, weights
 from pfgm_jax import config as config_lib
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, printable
 
 
 def export(workdir, overrides):
@@ -21,16 +21,30 @@ def export(workdir, overrides):
     made = evaluate.open_run(workdir, overrides)
     folder = evaluate.writable(workdir, "export")
     images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
-    plots.picture(images).save(folder / "samples.png")
+    card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
+    try:
+        return _write(made, folder, plots.picture(images), card)
+    except OSError as error:
+        raise UserError(f"nothing usable was exported: {files.unwritable(folder, error)}") from None
+
+
+def _write(made, folder, picture, card):
+    """Writes the exported folder; returns the lines that say so."""
     travelling = made.config.copy_and_resolve_references()
     if travelling.sample.guide:  # which stays behind
         travelling.sample.update(guide="", guidance=1.0)
-    config_lib.save_run(folder, travelling, made.derived | {"step": made.step})
+    derived = made.derived | {"step": made.step}
     imported = made.derived.get("imported")
     origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
-    weights.save(folder / weights.EXPORTED, made.params, origin | {"pfgm_jax": __version__})
-    card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
-    (folder / "README.md").write_text(card)
+    about = {
+        "pfgm_jax": __version__,
+        weights.CONFIG: config_lib.fingerprint(config_lib.run_record(travelling, derived)),
+    }
+    weights.save(folder / weights.EXPORTED, made.params, origin | about)
+    with files.replacing(folder / "samples.png") as temporary:
+        picture.save(temporary, format="PNG")
+    files.write_text(folder / "README.md", card)
+    config_lib.save_run(folder, travelling, derived)  # last: it makes the folder a run
     names = (weights.EXPORTED, "config.json", "samples.png", "README.md")
     return "\n".join(
         [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]
@@ -72,7 +86,8 @@ def _origin(made):
     return (
         f"{config.data.name}, {derived['train_images']} training images ({counts})",
         derived.get("licence", "not recorded"),
-        f"{made.step * config.train.batch:,} images at batch {config.train.batch}, learning rate {derived['lr']:.2e}, "
+        (f"from the weights of {printable(config.train.init)}, " if config.train.init else "")
+        + f"{made.step * config.train.batch:,} images at batch {config.train.batch}, learning rate {derived['lr']:.2e}, "
         f"target {f'the posterior mean of {large} images' if large else 'the clean image'}; the weights are the "
         f"exponential moving average, half-life {config.train.ema_halflife:,} images",
     )

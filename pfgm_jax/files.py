@@ -1,6 +1,7 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and what to say where they cannot."""
 
 import contextlib
+import errno
 import os
 import pathlib
 
@@ -32,3 +33,23 @@ def write_text(path, text):
     """Writes UTF-8 text in one piece."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def concerns(folder, error):
+    """Whether an OSError is of writing to `folder`: its disk is full or read-only, or the folder is gone."""
+    if not os.path.isdir(folder) or error.errno in (*_FULL, errno.EROFS):
+        return True
+    names = [os.path.abspath(os.fspath(name)) for name in (error.filename, error.filename2) if isinstance(name, str)]
+    return any(os.path.commonpath([name, os.path.abspath(folder)]) == os.path.abspath(folder) for name in names)
+
+
+def unwritable(folder, error):
+    """Why the OSError `error` kept a file from being written to `folder`, and what to do: a line for a person."""
+    if error.errno in _FULL:
+        return f"the disk that holds {folder} is full: free some space and give the same command again"
+    if not os.path.isdir(folder):
+        return f"{folder} is gone: it was moved or removed, or its disk was unmounted; put it back"
+    return f"cannot write to {folder}: {error.strerror or error}"

@@ -10,7 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import build, checkpoint, guidance, models, parallel, parametrization, process, sampling, weights
+from pfgm_jax import (
+    build,
+    checkpoint,
+    guidance,
+    models,
+    parallel,
+    parametrization,
+    process,
+    run_folder,
+    sampling,
+    weights,
+)
 from pfgm_jax import config as config_lib
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest
@@ -306,13 +317,29 @@ def _pretrained(workdir):
     return PRETRAINED / name
 
 
-def load(workdir):
+def _numbered(workdir, config, step):
+    """The step that `load`'s argument means, None for the newest."""
+    if step != "best":
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
+            raise UserError(f'step={step!r} is no step: give a number, "best", or None for the newest')
+        return step
+    best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, config.train.batch))
+    if best is None:
+        raise UserError(f"no checkpoint in {workdir} has a validation loss in metrics.jsonl: give a number of a step")
+    return best
+
+
+def load(workdir, step=None):
     """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
 
     `pretrained:NAME` opens the weights called NAME that come with the package.
 
+    Args:
+      step: another checkpoint than the newest: its step, or "best" for the one with the lowest validation loss.
+
     Raises:
-      UserError: no run there, no checkpoint yet, a checkpoint of another network, or an unknown NAME.
+      UserError: no run there, no checkpoint yet or none of that step, damaged weights or those of another network, or
+        an unknown NAME.
     """
     workdir = _pretrained(workdir)
     config, derived = config_lib.load_run(workdir)
@@ -320,8 +347,11 @@ def load(workdir):
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
     exported = pathlib.Path(workdir, weights.EXPORTED)
     if exported.exists():
-        return Generator(config, derived, weights.load(exported, like), derived.get("step", 0))
-    restored = checkpoint.restore(workdir, {"ema": like})
+        if step is not None:
+            raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
+        params = weights.load(exported, like, config_lib.fingerprint(config_lib.read_record(workdir)))
+        return Generator(config, derived, params, derived.get("step", 0))
+    restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step))
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")
     step, items = restored

@@ -1,8 +1,10 @@
 """What a run tells while it works: metrics.jsonl, TensorBoard events, a progress bar, pictures."""
 
+import contextlib
 import json
 import pathlib
 import sys
+import time
 
 import numpy as np
 from tqdm import tqdm
@@ -19,11 +21,9 @@ class Log:
     """
 
     def __init__(self, workdir, images, done=0):
-        from tensorboardX import SummaryWriter  # pulls protobuf in
-
         self.workdir = pathlib.Path(workdir)
         self._forget_after(done)
-        self._events = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=done + 1)
+        self._events = _Events(self.workdir / "tensorboard", purge=done + 1)
         # A terminal gets a live bar; a file gets a line now and then.
         interval = 0.2 if sys.stderr.isatty() else 10.0
         self._bar = tqdm(total=images, initial=done, unit="img", unit_scale=True, mininterval=interval, desc="train",
@@ -33,8 +33,8 @@ class Log:
         """A resumed run repeats what came after its checkpoint: those lines would stand twice."""
         path = self.workdir / "metrics.jsonl"
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if _images_of(line) <= images]
-            files.write_text(path, "".join(line + "\n" for line in lines))
+            kept = [json.dumps(record) + "\n" for record in read_metrics(self.workdir) if record["images"] <= images]
+            files.write_text(path, "".join(kept))
 
     def progress(self, images, loss=None):
         """Moves the bar to `images`."""
@@ -47,32 +47,81 @@ class Log:
         values = {key: float(value) for key, value in values.items()}
         with open(self.workdir / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"images": images} | values) + "\n")
-        for key, value in values.items():
-            self._events.add_scalar(key, value, images)
-        self._events.flush()
+        self._events.scalars(images, values)
 
     def picture(self, images, tag, picture):
         """A PIL image for TensorBoard."""
-        self._events.add_image(tag, np.asarray(picture.convert("RGB")), images, dataformats="HWC")
+        self._events.picture(images, tag, picture)
+
+    def doing(self, what="train"):
+        """Says beside the bar what goes on where no images are trained: "evaluating", "saving"."""
+        self._bar.set_description(what)
 
     def say(self, text):
         """A line above the bar."""
         self._bar.write(text, file=sys.stderr)
 
     def close(self):
+        self.doing()
         self._bar.close()
         self._events.close()
 
 
-def _images_of(line):
-    """The `images` of a line of metrics.jsonl; a line cut off by a kill counts as infinitely late."""
-    try:
-        return json.loads(line)["images"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+class _Events:
+    """A TensorBoard event file, written by the caller's thread.
+
+    tensorboardX's own writer has a thread, whose errors (a full disk) nobody hears, and which blocks the caller then.
+    """
+
+    def __init__(self, folder, purge):
+        """purge: TensorBoard forgets what earlier files say of this step and later ones."""
+        from tensorboardX import summary  # pulls protobuf in
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._summary, self._event = summary, Event
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = EventsWriter(str(folder / "events"))
+        self._file.write_event(Event(step=purge, file_version="brain.Event:2"))
+        self._file.write_event(Event(step=purge, session_log=SessionLog(status=SessionLog.START)))
+
+    def scalars(self, step, values):
+        for name, value in values.items():
+            self._write(step, self._summary.scalar(name, value))
+        self._file.flush()
+
+    def picture(self, step, name, picture):
+        self._write(step, self._summary.image(name, np.asarray(picture.convert("RGB")), dataformats="HWC"))
+        self._file.flush()
+
+    def _write(self, step, summary):
+        self._file.write_event(self._event(wall_time=time.time(), step=step, summary=summary))
+
+    def close(self):
+        with contextlib.suppress(OSError, ValueError):  # every line was flushed; ValueError: closed already
+            self._file.close()
 
 
 def read_metrics(workdir):
-    """The lines of a run's metrics.jsonl as dicts, in order."""
+    """The lines of a run's metrics.jsonl as dicts, in order.
+
+    A line that is no record (cut off by a kill, or overwritten by a disk's damage) is left out.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [record for record in map(_record, lines) if record is not None]
+
+
+def evaluated(workdir):
+    """The numbers of images at which a run was evaluated."""
+    return {r["images"] for r in read_metrics(workdir) if any(key.startswith(("eval/", "truth/")) for key in r)}
+
+
+def _record(line):
+    """A line of metrics.jsonl as a dict of numbers with `images` among them, or None."""
+    try:
+        record = json.loads(line)
+        values = [value for value in record.values() if isinstance(value, int | float)]
+        return record if len(values) == len(record) and record["images"] >= 0 else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # ValueError: no JSON, or no UTF-8
+        return None

@@ -13,6 +13,7 @@ import pathlib
 import sys
 
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.interrupt import Interrupt
 
 MODES = ("train", "data", "advise", "sample", "evaluate", "compare", "curve", "stats", "audit", "export", "import")
 PLANNING = ("train", "data", "advise", "stats", "audit")  # those that take a config file; the others open a run
@@ -154,12 +155,13 @@ def _keep_compiled_programs():
 
 def main():
     try:
-        run(sys.argv[1:])
+        with Interrupt():
+            run(sys.argv[1:])
     except UserError as error:
         print(f"pfgm_jax: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        sys.exit(getattr(stop, "code", 130))
 
 
 if __name__ == "__main__":

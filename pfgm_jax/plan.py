@@ -8,6 +8,7 @@ from clu import parameter_overview
 from pfgm_jax import build, data, generator, parallel
 from pfgm_jax import config as config_lib
 from pfgm_jax.data import feed
+from pfgm_jax.errors import printable
 from pfgm_jax.step import init_state, make_cadence, make_task, train_steps
 
 
@@ -68,6 +69,11 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
         f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call, images "
         + ("on the devices" if is_resident(config, dataset) else "streamed from the host"),
     ]
+    if config.optim.warmup > (images := cadence.total * config.train.batch):
+        lines.append(
+            f"warm-up    the rate rises until {config.optim.warmup:,} images, past the end of the run: it reaches "
+            f"{images / config.optim.warmup:.1%} of {derived['lr']:.2e}; a lower optim.warmup reaches all of it"
+        )
     if dataset.stands_for:
         lines.insert(1, f"stand-ins  the file is absent: what derives from the data is of {dataset.source}")
     if memory is not None:
@@ -78,6 +84,8 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
 def _variations(config):
     """What training does to order, images and labels beside taking them as they are."""
     c = config.train
+    if c.init:
+        yield f"from the weights of {printable(c.init)}"
     if c.order == "balanced":
         yield "every class as often"
     if c.flip:

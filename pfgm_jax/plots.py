@@ -123,4 +123,4 @@ def curves(records, path):
     if truth:
         axes[-1].set(xlabel="thousand images trained", ylabel="rms error", yscale="log", title="distance to the truth")
         axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")

@@ -55,6 +55,10 @@ class Cadence(NamedTuple):
     sample: int
     save: int
 
+    def due(self, every, step):
+        """Whether what happens `every` so many steps, and at the end, happens at `step`."""
+        return step % every == 0 or step >= self.total
+
 
 def make_cadence(config):
     """Intervals and length rounded to whole calls of `steps_per_call` steps, so that no call crosses an event."""
@@ -115,8 +119,8 @@ def make_task(config, derived):
 def learning_rate(config, derived):
     """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end."""
     batch, c = config.train.batch, config.optim
-    steps = make_cadence(config).total
-    warmup = c.warmup // batch
+    # Steps are int32 inside a compiled program.
+    steps, warmup = (min(n, 2**31 - 1) for n in (make_cadence(config).total, c.warmup // batch))
 
     def schedule(step):
         ramp = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
@@ -211,13 +215,39 @@ def loss_and_gradient(task, params, step, examples):
     examples: this device's share of the batch, and the whole large batch.
     """
     first, count = parallel.axis_slice(task.batch)
-    positions = step.astype(jnp.uint32) * task.batch + (first + jnp.arange(count)).astype(jnp.uint32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(jax.random.key(task.seed), 2), positions)
+    keys = example_keys(jax.random.fold_in(jax.random.key(task.seed), 2), step, task.batch, first + jnp.arange(count))
 
     def loss(params):
         return jnp.mean(example_losses(task, params, examples, keys, train=True))
 
     return parallel.mean(jax.value_and_grad(loss)(params))
+
+
+def example_keys(key, step, batch, places):
+    """A key for each example of a run: `key` with its number step × batch + place folded in.
+
+    The number may pass 2³², which is where `fold_in` wraps: what is above is folded in after it, if there is any.
+
+    Args:
+      step: int32 []. batch: examples a step, below 2³¹. places: int [b], of these examples in their batch.
+    """
+    high, low = _wide_product(step.astype(jnp.uint32), batch)
+    lows = low + places.astype(jnp.uint32)
+    highs = high + (lows < low)  # the carry
+
+    def one(low, high):
+        own = jax.random.fold_in(key, low)
+        return jnp.where(high > 0, jax.random.fold_in(own, high), own)
+
+    return jax.vmap(one)(lows, highs)
+
+
+def _wide_product(a, b):
+    """(high, low) uint32 of the 64 bits of a × b, both below 2³²: without x64 JAX has no integers of 64 bits."""
+    (a1, a0), (b1, b0) = ((x >> 16, x & 0xFFFF) for x in (a, jnp.uint32(b)))
+    middle = a1 * b0 + (a0 * b0 >> 16)  # below 2³²
+    carried = a0 * b1 + (middle & 0xFFFF)
+    return a1 * b1 + (middle >> 16) + (carried >> 16), a * jnp.uint32(b)
 
 
 def train_step(task, state, examples):
@@ -227,7 +257,8 @@ def train_step(task, state, examples):
     params = optax.apply_updates(state.params, updates)
     halflife = jnp.asarray(task.ema_halflife, loss.dtype)
     if task.ema_ramp > 0:
-        halflife = jnp.minimum(halflife, state.step * task.batch * task.ema_ramp)
+        seen = state.step.astype(loss.dtype) * task.batch  # as an int32 it would pass 2³¹
+        halflife = jnp.minimum(halflife, seen * task.ema_ramp)
     decay = 0.5 ** (task.batch / jnp.maximum(halflife, 1e-8))
     ema = jax.tree.map(lambda e, p: p + (decay * (e - p)).astype(p.dtype), state.ema, params)
     metrics = StepMetrics.single_from_model_output(loss=loss, grad_norm=optax.global_norm(gradient))

@@ -1,104 +1,116 @@
 """Training: `train(config, workdir)`, from an empty folder or from the last checkpoint there."""
 
+import contextlib
+import errno
 import math
 import os
 import pathlib
 import shlex
-import signal
 import sys
 import time
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax import checkpoint, generator, parallel, plots, weights
-from pfgm_jax import config as config_lib
-from pfgm_jax.data import feed
+from pfgm_jax import checkpoint, files, monitor, parallel, plots, run_folder
+from pfgm_jax.data import Dataset, feed
 from pfgm_jax.errors import UserError
-from pfgm_jax.log import Log, read_metrics
+from pfgm_jax.interrupt import Interrupt, Interrupted
+from pfgm_jax.log import Log, evaluated, read_metrics
 from pfgm_jax.plan import describe, is_resident, prepare
-from pfgm_jax.step import (
-    TrainState,
-    choose,
-    distance_to_truth,
-    evaluate_losses,
-    init_state,
-    learning_rate,
-    make_batches,
-    train_steps,
-    truth_levels,
-    truth_queries,
-)  # fmt: skip
-
-# The distance to the truth costs queries × training images × pixels multiplications; above this it is not measured.
-TRUTH_LIMIT = 5e7
+from pfgm_jax.step import Cadence, Task, TrainState, init_state, learning_rate, make_cadence, train_steps
+from pfgm_jax.warm_start import start_from
 
 
-def open_run(workdir, config, derived):
-    """Makes the run directory, or accepts the one there if it is the same run.
+class Run(NamedTuple):
+    """What is fixed while a run is trained."""
 
-    Raises:
-      UserError: a folder that cannot be written, a run whose config differs (naming the keys), or one that holds
-        weights alone.
-    """
-    workdir = pathlib.Path(workdir)
-    if os.path.exists(workdir / weights.EXPORTED):
-        raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another --workdir")
-    if os.path.exists(workdir / "config.json"):
-        recorded, facts = config_lib.load_run(workdir)
-        different = config_lib.differences(config, recorded)
-        # Another data folder may hold other images: what was derived from them is part of the run too.
-        different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
-        if different:
-            raise UserError(
-                f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"
-            )
-        if config.optim.decay == "cosine" and recorded.train.images != config.train.images:
-            print(
-                f"the learning rate's cosine, which ended at {recorded.train.images:,} images, now ends at "
-                f"{config.train.images:,}",
-                file=sys.stderr,
-            )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        config_lib.save_run(workdir, config, derived)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+    config: object
+    derived: dict
+    dataset: Dataset
+    task: Task
+    cadence: Cadence
+    workdir: pathlib.Path
 
 
 def train(config, workdir):
     """Trains the run in `workdir` to config.train.images from its last checkpoint on; returns the final TrainState.
 
     Writes config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/step_*.png and curves.png. SIGTERM and
-    Ctrl-C save a checkpoint before they end the run.
+    Ctrl-C save a checkpoint before they end the run; before the first step there is none to save.
 
     Raises:
       UserError: a config, data file or run directory that a person has to mend, or a loss or weights that are not
         finite; the last checkpoint is kept.
       KeyboardInterrupt: after an interrupt, with the state saved.
     """
-    dataset, derived, task, cadence = prepare(config)
-    open_run(workdir, config, derived)
+    with Interrupt("stopping before the first step: there is nothing to save") as interrupt:
+        dataset, derived, task, cadence = prepare(config)
+        run = Run(config, derived, dataset, task, cadence, pathlib.Path(workdir))
+        with run_folder.opened(workdir, config, derived) as recorded:
+            try:
+                state = _start(run, recorded)
+                interrupt.defer()
+                state = _logged(run, state, interrupt)
+            except OSError as error:
+                if not files.concerns(workdir, error):
+                    _say_where_it_stands(workdir)
+                    raise
+                stands = run_folder.last_checkpoint(workdir)
+                raise UserError(f"{files.unwritable(workdir, error)}; {stands}") from None
+            except UserError:
+                raise
+            except Exception:
+                _say_where_it_stands(workdir)
+                raise
+    print(how_to_sample(workdir), flush=True)
+    best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, task.batch))
+    if best not in (None, int(state.step)):
+        print(how_to_get_best(workdir, best), flush=True)
+    return state
+
+
+def _say_where_it_stands(workdir):
+    print(f"training stopped by an unexpected error; {run_folder.last_checkpoint(workdir)}:", file=sys.stderr)
+
+
+def _start(run, recorded):
+    """The TrainState to go on from: that of the last checkpoint, that of train.init's weights, or a random one."""
+    config, derived, dataset, task, cadence, workdir = run
     state = init_state(task, dataset.shape)
     restored = checkpoint.restore(workdir, _items(state))
+    if restored is not None:
+        state = TrainState(np.asarray(restored[0], np.int32), **restored[1])
+    else:
+        first_save = make_cadence(recorded or config).save * task.batch
+        run_folder.accept_empty(workdir, first_save)
+        if config.train.init:
+            state = start_from(config, derived, task, state)
     print(describe(config, derived, task, state, dataset, cadence), file=sys.stderr)
     if restored is not None:
-        step, items = restored
-        state = TrainState(np.asarray(step, np.int32), **items)
         print(f"resumed    at step {int(state.step)} of {cadence.total}", file=sys.stderr)
-
-    pathlib.Path(workdir, "samples").mkdir(exist_ok=True)
-    log = Log(workdir, cadence.total * task.batch, int(state.step) * task.batch)
-    try:
-        with _Interrupt() as interrupt:
-            state = _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt)
-    finally:
-        log.close()
-        if records := read_metrics(workdir):
-            plots.curves(records, pathlib.Path(workdir, "curves.png"))
-    print(how_to_sample(workdir), flush=True)
     return state
+
+
+def _logged(run, state, interrupt):
+    """`_run` with its log, and with the curves drawn however it ends."""
+    batch = run.task.batch
+    try:
+        with contextlib.closing(Log(run.workdir, run.cadence.total * batch, int(state.step) * batch)) as log:
+            state = _run(run, state, log, interrupt)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is what counts
+            _draw_curves(run.workdir)
+        raise
+    _draw_curves(run.workdir)
+    return state
+
+
+def _draw_curves(workdir):
+    if records := read_metrics(workdir):
+        with files.replacing(pathlib.Path(workdir, "curves.png")) as temporary:
+            plots.curves(records, temporary)
 
 
 def _items(state):
@@ -115,20 +127,19 @@ def _calls(step, cadence):
         step += steps
 
 
-def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt):
+def _run(run, state, log, interrupt):
     """The loop of `train`: from `state` to the end, or to an interrupt."""
+    config, derived, dataset, task, cadence, _ = run
     step, train = int(state.step), dataset.train
     state = parallel.replicate(state)
     resident = is_resident(config, dataset)
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
     indices = feed.planner(task.seed, task.order, train.labels, task.batch, task.large_batch)
-    evaluate = _evaluation(config, task, dataset, source, log)
-    show = generator.Generator(config, derived, None)
     rate = learning_rate(config, derived)
+    milestones = _Milestones(run, source, log, interrupt, step)
+    milestones(step, state, resumed=True)
+    watch = monitor.LossWatch(record["loss"] for record in read_metrics(run.workdir) if "loss" in record)
     metrics, begun, since, waited, running = None, None, step, 0.0, None
-
-    def due(every):
-        return step % every == 0 or step >= cadence.total
 
     send = lambda call: (call[1], feed.send(indices(*call), None if resident else train))
     with feed.ahead(send, _calls(step, cadence)) as batches:
@@ -147,7 +158,7 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
             if begun is None:  # the first call compiles; speed is measured from its end on
                 jax.block_until_ready(new)
                 begun, since, waited = time.perf_counter(), step, 0.0
-            if due(cadence.log):
+            if cadence.due(cadence.log, step):
                 values = {name: float(value) for name, value in metrics.compute().items()} | {"lr": rate(step)}
                 if step > since:
                     seconds = time.perf_counter() - begun
@@ -155,88 +166,108 @@ def _run(config, derived, task, cadence, dataset, state, workdir, log, interrupt
                     values["input_wait"] = waited / seconds
                 if not math.isfinite(values["loss"]):
                     raise UserError(
-                        f"the loss is {values['loss']} at step {step}; the last checkpoint is kept. Try a lower "
-                        "optim.lr"
+                        f"the loss is {values['loss']} at step {step}; {run_folder.last_checkpoint(run.workdir)}. Try "
+                        "a lower optim.lr"
                     )
                 log.scalars(seen, values)
                 log.progress(seen, values["loss"])
+                if line := watch(values["loss"]):
+                    log.say(f"{seen:>10,} images: {line}{milestones.best()}")
                 metrics, begun, since, waited = None, time.perf_counter(), step, 0.0
             else:
                 log.progress(seen)
-            if due(cadence.evaluate) or due(cadence.save) or due(cadence.sample):
+            if milestones.due(step):
                 jax.block_until_ready(state)
                 pause = time.perf_counter()
-                if due(cadence.evaluate):
-                    evaluate(state.ema, seen)
-                if due(cadence.save):
-                    _save(config, workdir, step, parallel.unreplicate(state))
-                if due(cadence.sample):
-                    show.params = parallel.unreplicate(state.ema)
-                    _show(config, workdir, step, seen, show, log, train.images)
+                milestones(step, state)
                 begun += time.perf_counter() - pause  # speed is of training alone
 
     state = parallel.unreplicate(state)
-    if step < cadence.total:
-        _save(config, workdir, step, state)
-        log.say(f"interrupted: saved step {step}; the same command continues from there")
-        raise KeyboardInterrupt
+    if interrupt.asked:
+        if step == 0:
+            log.say("stopped before the first step: there is nothing to save")
+        else:
+            milestones.save(step, state)
+            log.say(f"stopped: step {step} is saved; the same command continues from there")
+        raise Interrupted(interrupt.asked)
     return state
 
 
-def _save(config, workdir, step, state):
+class _Milestones:
+    """What is due at some steps, in this order: an evaluation, a checkpoint, a picture of samples.
+
+    After an interrupt only the checkpoint is made. What a step lacks is made when the run is resumed there, so that a
+    run that was stopped, or died, in between has in the end what an uninterrupted one has.
+    """
+
+    def __init__(self, run, source, log, interrupt, step):
+        """step: the run's last checkpoint, 0 without any."""
+        self._run, self._log, self._interrupt, self._saved = run, log, interrupt, step
+        config, derived, dataset, task, _, workdir = run
+        self._evaluate = monitor.evaluation(config, task, dataset, source, log)
+        self._show = monitor.picture(config, derived, workdir, dataset.train.images, log)
+        self._losses = run_folder.validation_losses(workdir, task.batch)
+
+    def due(self, step):
+        cadence = self._run.cadence
+        return any(cadence.due(every, step) for every in (cadence.evaluate, cadence.save, cadence.sample))
+
+    def __call__(self, step, state, resumed=False):
+        """Makes what is due at `step` of `state` (on the devices); after a resume, what is missing of it."""
+        cadence, workdir, log = self._run.cadence, self._run.workdir, self._log
+        if step == 0:
+            return
+        seen = step * self._run.task.batch
+        done = resumed and seen in evaluated(workdir)
+        if cadence.due(cadence.evaluate, step) and not done and not self._interrupt.asked:
+            log.doing("evaluating")
+            values = self._evaluate(state.ema, seen)
+            if math.isfinite(values.get("eval/val", math.nan)):
+                self._losses[step] = values["eval/val"]
+        if cadence.due(cadence.save, step) or self._is_best(step):
+            self.save(step, parallel.unreplicate(state))
+        done = resumed and monitor.picture_path(workdir, step).exists()
+        if cadence.due(cadence.sample, step) and not done and not self._interrupt.asked:
+            log.doing("drawing samples")
+            self._show(parallel.unreplicate(state.ema), step)
+        log.doing()
+
+    def _is_best(self, step):
+        best = run_folder.best_step(self._run.workdir, self._losses)
+        loss = self._losses.get(step, math.inf)
+        return self._run.config.train.keep_best and loss < self._losses.get(best, math.inf)
+
+    def save(self, step, state):
+        """A checkpoint, unless there is one."""
+        if step == self._saved:
+            return
+        self._log.doing("saving")
+        workdir, losses = self._run.workdir, self._losses
+        best = run_folder.best_step(workdir, losses)
+        if losses.get(step, math.inf) < losses.get(best, math.inf):
+            best = step
+        _save(self._run.config, workdir, step, state, best if self._run.config.train.keep_best else None)
+        self._saved = step
+
+    def best(self):
+        """How to get the best checkpoint, as the end of a line; "" where there is none."""
+        best = run_folder.best_step(self._run.workdir, self._losses)
+        return "" if best is None else f"; {how_to_get_best(self._run.workdir, best)}"
+
+
+def _save(config, workdir, step, state, best=None):
     """A checkpoint, unless the state is not finite: it would push out the last healthy one."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-        raise UserError(f"the weights at step {step} are not finite; the last checkpoint is kept. Try a lower optim.lr")
-    checkpoint.save(workdir, step, _items(state), config.train.keep)
+        stands = run_folder.last_checkpoint(workdir)
+        raise UserError(f"the weights at step {step} are not finite; {stands}. Try a lower optim.lr")
+    if not os.path.isdir(workdir):  # orbax would make it anew
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(workdir))
+    checkpoint.save(workdir, step, _items(state), config.train.keep, best)
 
 
-def _show(config, workdir, step, seen, show, log, real):
-    """A picture of samples, beside `real` ones where they are points.
-
-    An early network that the solver cannot follow is no reason to stop.
-    """
-    try:
-        samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n)
-    except UserError as error:
-        log.say(f"{seen:>10,} images: no samples yet: {error}")
-        return
-    picture = plots.picture(samples, real)
-    picture.save(pathlib.Path(workdir, "samples", f"step_{step:08d}.png"))
-    log.picture(seen, "samples", picture)
-
-
-def _evaluation(config, task, dataset, source, log):
-    """`evaluate(ema, seen)`: logs validation loss, the gap to the training images, and the distance to the truth."""
-    splits = (dataset.train, dataset.val)
-    number = min(config.train.eval_images, *map(len, splits))  # as many of each, so that the gap is of images alone
-    batches, held = make_batches(number, task.batch), []
-    for split in splits if number else ():
-        chosen = np.sort(choose(task.seed, len(split), number))  # in the order of the file, which reads faster
-        held.append(parallel.replicate((split.images[chosen], split.labels[chosen])))
-    images = dataset.train.images
-    # The truth of a network that is not told the label, trained on balanced classes, would weigh the images.
-    levels, whole = (), None
-    if math.prod(images.shape) <= TRUTH_LIMIT and (task.order == "real" or task.model.num_labels):
-        levels = truth_levels(task.process)
-        whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))
-        queries = truth_queries(task.seed, len(images))
-
-    def evaluate(ema, seen):
-        values, told = {}, []
-        if held:
-            on_train, on_val = (float(evaluate_losses(task, ema, *split, batches)[0]) for split in held)
-            values |= {"eval/train": on_train, "eval/val": on_val, "eval/gap": on_val - on_train}
-            told.append(f"loss {on_train:.4f} on training images, {on_val:.4f} on validation")
-        if len(levels):
-            errors = np.asarray(distance_to_truth(task, ema, *whole, queries, jnp.asarray(levels)))[0]
-            values |= {f"truth/sigma={level:.2g}": error for level, error in zip(levels, errors, strict=True)}
-            each = (f"{error:.3f} at σ {level:.2g}" for level, error in list(zip(levels, errors, strict=True))[::2])
-            told.append("rms error to the truth " + ", ".join(each))
-        if told:
-            log.scalars(seen, values)
-            log.say(f"{seen:>10,} images: " + "; ".join(told))
-
-    return evaluate
+def how_to_get_best(workdir, step):
+    """Where the checkpoint with the lowest validation loss is, in a line."""
+    return f'the lowest validation loss is at step {step}: pfgm_jax.load({str(workdir)!r}, step="best")'
 
 
 def how_to_sample(workdir):
@@ -250,26 +281,3 @@ def how_to_sample(workdir):
         f"  g = pfgm_jax.load({workdir!r})\n"
         "  images, stats = g.sample(jax.random.key(0), 16)"
     )
-
-
-class _Interrupt:
-    """Turns SIGTERM and Ctrl-C into a wish to stop, heard between two device calls; a second one stops at once."""
-
-    def __enter__(self):
-        self.asked = False
-        self._before = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._ask)
-        except ValueError:
-            pass  # signals belong to the main thread; elsewhere (a notebook's worker) they stay as they are
-        return self
-
-    def _ask(self, number, frame):
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

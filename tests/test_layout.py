@@ -6,7 +6,7 @@ import pathlib
 import pfgm_jax
 
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "interrupt"},
     {"schedule", "parallel", "labels"},
     {"process"},
     {"field"},
@@ -16,8 +16,9 @@ LAYERS = [
     {"build", "measure"},
     {"examine"},
     {"config"},
+    {"run_folder"},
     {"generator", "step", "recipes"},
-    {"plan"},
+    {"plan", "monitor", "warm_start"},
     {"train", "sample_set"},
     {"evaluate"},
     {"export", "importer", "advise", "card", "auditing", "curve"},

@@ -1,0 +1,97 @@
+"""SIGTERM and Ctrl-C: answered at once, obeyed where nothing is lost."""
+
+import os
+import signal
+import sys
+import threading
+
+# Seconds that a second signal leaves for an orderly end.
+GRACE = 5.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stop that a signal asked for; `code` is the exit code that says which, 143 for SIGTERM and 130 for Ctrl-C."""
+
+    def __init__(self, number):
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class Interrupt:
+    """Hears SIGTERM and Ctrl-C while its block runs.
+
+    The first raises `Interrupted` where the program is, or, once `defer` was called, only sets `asked`, to be looked at
+    between two steps. The second raises in either case, and ends the process if that does not help within GRACE seconds:
+    Python runs no handler while the main thread is inside the compiler, and an exception that is raised inside a
+    callback of JAX's is lost. For the same reason a thread answers, which the interpreter wakes as the signal arrives.
+
+    Signals belong to the main thread; in another one (a notebook's worker) they stay as they are.
+
+    Args:
+      answer: what is said to the first signal before `defer`.
+
+    Attributes:
+      asked: number of the first signal, None before.
+    """
+
+    def __init__(self, answer="stopping"):
+        self._said = answer
+
+    def __enter__(self):
+        self.asked, self._deferring, self._before = None, False, {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        self._over = threading.Event()
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._hear)
+        self._woken_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._answer, args=(reader,), name="pfgm_jax signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        if not self._before:
+            return
+        for number, handler in self._before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        signal.set_wakeup_fd(self._woken_before)
+        self._over.set()
+        os.close(self._writer)  # ends the thread, which first says what it has to say
+        self._thread.join()
+
+    def defer(self):
+        """From now on the first signal only sets `asked`."""
+        self._deferring, self._said = True, "stopping after this step"
+        self.check()
+
+    def check(self):
+        """Raises Interrupted after a signal whose exception was lost."""
+        if self.asked is not None:
+            raise Interrupted(self.asked)
+
+    def _hear(self, number, frame):
+        again = self.asked is not None
+        self.asked = self.asked or number
+        if again or not self._deferring:
+            raise Interrupted(number)
+
+    def _answer(self, reader):
+        heard = 0
+        with open(reader, "rb", buffering=0) as signals:
+            while byte := signals.read(1):
+                number = byte[0]
+                if number not in self._before:
+                    continue
+                heard += 1
+                name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+                said = f"{self._said}; again to stop now" if heard == 1 else "stopping now"
+                print(f"\n{name}: {said}", file=sys.stderr, flush=True)
+                if heard > 1 and not _interactive() and not self._over.wait(GRACE):
+                    os._exit(128 + number)
+
+
+def _interactive():
+    """Whether a person's session would end with the process: a notebook or a prompt."""
+    return hasattr(sys, "ps1") or "ipykernel" in sys.modules

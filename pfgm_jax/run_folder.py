@@ -1,0 +1,124 @@
+"""The run directory: opened by one training at a time, and which of its checkpoints is the best."""
+
+import contextlib
+import math
+import os
+import pathlib
+import socket
+import sys
+
+from pfgm_jax import checkpoint, weights
+from pfgm_jax import config as config_lib
+from pfgm_jax.errors import UserError, printable
+from pfgm_jax.log import read_metrics
+
+LOCK = "train.lock"
+
+
+@contextlib.contextmanager
+def opened(workdir, config, derived):
+    """Makes the run directory, or accepts the one there if it is the same run, and keeps other trainings out of it.
+
+    Yields the config that the run was last trained with, None for a new run.
+
+    Raises:
+      UserError: a folder that cannot be written, a run whose config differs (naming the keys), one that holds weights
+        alone, or one in which another process trains.
+    """
+    workdir = pathlib.Path(workdir)
+    recorded = _same_run(workdir, config, derived)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        stream = open(workdir / LOCK, "a+", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+    with stream:
+        _lock(stream, workdir)
+        try:
+            config_lib.save_run(workdir, config, derived)
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+        checkpoint.clean(workdir)
+        yield recorded
+
+
+def _same_run(workdir, config, derived):
+    """The config recorded in `workdir`, None where there is none; UserError if it is of another run."""
+    if os.path.exists(workdir / weights.EXPORTED):
+        raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another --workdir")
+    if not os.path.exists(workdir / "config.json"):
+        return None
+    recorded, facts = config_lib.load_run(workdir)
+    different = config_lib.differences(config, recorded)
+    # Another data folder may hold other images: what was derived from them is part of the run too.
+    different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
+    if different:
+        raise UserError(
+            f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"
+        )
+    if config.optim.decay == "cosine" and recorded.train.images != config.train.images:
+        print(
+            f"the learning rate's cosine, which ended at {recorded.train.images:,} images, now ends at "
+            f"{config.train.images:,}",
+            file=sys.stderr,
+        )
+    return recorded
+
+
+def _lock(stream, workdir):
+    """Takes the lock on the open file, which the operating system lifts when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        holder = printable(stream.read(200).strip()) or "another process"
+        raise UserError(
+            f"{workdir} is being trained by {holder}: wait for it or stop it, or use another --workdir"
+        ) from None
+    except OSError as error:  # a file system without locks
+        print(f"{workdir} cannot be locked ({error.strerror}): start no second training there", file=sys.stderr)
+        return
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+
+
+def accept_empty(workdir, first_save):
+    """Says in a line that a run that has trained, but has no checkpoint, starts again from 0.
+
+    Args:
+      first_save: images after which its first checkpoint was due.
+
+    Raises:
+      UserError: it had a checkpoint.
+    """
+    trained = max((record["images"] for record in read_metrics(workdir)), default=0)
+    if trained > first_save:
+        raise UserError(
+            f"{workdir} trained {trained:,} images, as its metrics.jsonl says, but its checkpoints are gone: put "
+            "checkpoints/ back, or use another --workdir (to start again in this one, remove metrics.jsonl)"
+        )
+    if trained:
+        print(f"{workdir} ended at {trained:,} images, before its first checkpoint: it starts again", file=sys.stderr)
+
+
+def validation_losses(workdir, batch):
+    """{step: validation loss} of the evaluations in metrics.jsonl, those that are finite."""
+    evaluated = [record for record in read_metrics(workdir) if math.isfinite(record.get("eval/val", math.nan))]
+    return {record["images"] // batch: record["eval/val"] for record in evaluated}
+
+
+def best_step(workdir, losses):
+    """The checkpoint with the lowest of `losses` {step: loss}, None if none was evaluated."""
+    return min((step for step in checkpoint.steps(workdir) if step in losses), key=losses.get, default=None)
+
+
+def last_checkpoint(workdir):
+    """Where a run stands, as the end of a sentence."""
+    there = checkpoint.steps(workdir)
+    return f"the last checkpoint, of step {there[-1]}, is kept" if there else "no checkpoint was saved yet"
