@@ -114,6 +114,7 @@ def _read_npz(path, real):
 
 def _read_folder(folder, real):
     listing = layout.find(folder)
+    square = image_files.Square(real.shape[0], resample=Image.Resampling.NEAREST, window=real.window)
     size, channels = real.shape[0], real.shape[2]
     if not listing.paths:
         raise UserError(f"{folder} holds no images ({', '.join(s[1:] for s in image_files.SUFFIXES)})")
@@ -121,7 +122,7 @@ def _read_folder(folder, real):
     def one(i):
         path = listing.paths[i]
         try:
-            decoded = image_files.decode(path, size, Image.Resampling.NEAREST)
+            decoded = image_files.decode(path, square)
         except image_files.Unreadable as error:
             raise UserError(f"{path} gives no image ({', '.join(error.args)}): replace it or take it out") from None
         if (decoded.width, decoded.height) != (size, size):

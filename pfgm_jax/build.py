@@ -36,9 +36,15 @@ def derive(config, dataset):
     (`process.pfgm`); VE's σ_max is the largest distance between two images (arXiv 2006.09011, technique 1).
 
     Raises:
-      UserError: an image size that the network cannot take, or a batch larger than the training set.
+      UserError: an image size that the network cannot take, a batch larger than the training set, or images that are
+        all alike.
     """
     facts = moments(dataset.train.images)
+    if facts.std < 1e-9:  # of bytes it is exactly 0
+        raise UserError(
+            f"all training images of {dataset.name} are of one colour ({facts.mean:+.3f} in [-1, 1]): there is nothing "
+            "to learn; look at the images, and at data.window where they have more than 8 bits"
+        )
     N = math.prod(dataset.shape)
     if config.train.batch > dataset.train_images:
         fitting = 2 ** int(math.log2(dataset.train_images))
@@ -56,6 +62,7 @@ def derive(config, dataset):
         "label_counts": np.bincount(dataset.train.labels, minlength=dataset.num_classes).tolist(),
         "train_images": dataset.train_images,
         "licence": dataset.licence,
+        "window": dataset.window and list(dataset.window),
         "mean": float(facts.mean),
         "std": float(facts.std),
         "mean_norm": float(facts.mean_norm),
@@ -67,6 +74,11 @@ def derive(config, dataset):
     }
     if derived["sigma_max"] is None and config.process.name == "ve":
         derived["sigma_max"] = diameter(dataset.train.images)
+        if not derived["sigma_max"] > 0:
+            raise UserError(
+                f"all training images of {dataset.name} are equal: ve takes σ_max from the largest distance between "
+                "two of them; give others, or write --config.process.sigma_max"
+            )
     elif derived["sigma_max"] is None and config.process.name in ("edm", "pfgmpp"):
         derived["sigma_max"] = sigma_max_of(facts.mean_square_norm)
     # The others have a σ_max of their own, which may depend on M.

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pfgm_jax import build, data, plots, process
+from pfgm_jax import build, data, files, plots, process
 from pfgm_jax.data import census
-from pfgm_jax.errors import UserError
+from pfgm_jax.data.splits import shared_groups
+from pfgm_jax.errors import UserError, counted
 from pfgm_jax.metrics.neighbours import squared_distances
 
 SPLITS = ("train", "val", "test")
@@ -112,9 +113,11 @@ def warnings(card):
         if pairs:
             apart = sum(labels[s][i] != labels[t][j] for (s, i), (t, j) in pairs)
             found.append(
-                f"leak: {_number(len(pairs), SPLITS[one] + ' image')} also in {SPLITS[other]}"
+                f"leak: {counted(len(pairs), SPLITS[one] + ' image')} also in {SPLITS[other]}"
                 + (f", {apart} of them there with another label" if apart else "")
             )
+    for (one, other), shared in shared_groups(_groups(dataset)).items():
+        found.append(f"leak: {counted(shared, 'patient')} with images in both {one} and {other}")
     images, pairs, apart = card.copies.among(0, labels)
     if apart:
         found.append(f"{apart} of {pairs} pairs of equal training images have different labels")
@@ -142,6 +145,8 @@ def text(card):
             ("images", ", ".join(f"{n:,} {name}" for name, n in zip(SPLITS, sizes, strict=True))),
             ("classes", f"{dataset.num_classes}; the largest has {present.max() / present.min():.3g} times as many "
                         "training images as the smallest"),
+            *_patients(dataset),
+            *_window(dataset),
             ("licence", dataset.licence),
             ("source", dataset.source),
         ]),
@@ -161,6 +166,28 @@ def text(card):
     ]  # fmt: skip
     parts += _notes(card)
     return "\n\n".join(parts)
+
+
+def _groups(dataset):
+    """{split: groups int [n]} of the splits whose images have groups, patients for one."""
+    groups = {name: getattr(dataset, name).groups for name in SPLITS}
+    return {name: own for name, own in groups.items() if own is not None}
+
+
+def _patients(dataset):
+    """A row on patients, where they are known: how many each split has, and how many are in several."""
+    groups = _groups(dataset)
+    if groups:
+        numbers = ", ".join(f"{len(np.unique(own)):,} {name}" for name, own in groups.items())
+        shared = [f"{n:,} in {one} and {other} both" for (one, other), n in shared_groups(groups).items()]
+        yield "patients", f"{numbers}; {', '.join(shared) or 'none in two splits'}"
+
+
+def _window(dataset):
+    """A row on the values of images of more than 8 bits, where there are any."""
+    if dataset.window:
+        low, high = dataset.window
+        yield "window", f"of images of more than 8 bits, the value {low:g} became black and {high:g} white"
 
 
 def _classes(card, order):
@@ -256,10 +283,6 @@ def _short(name, most=32):
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _number(n, thing):
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
-
-
 def _per_split(numbers):
     return ", ".join(f"{n} {name}" for name, n in numbers.items() if n)
 
@@ -289,10 +312,10 @@ def draw(card, folder):
     (folder / "classes").mkdir(exist_ok=True)
     for c in np.flatnonzero(card.counts[0]):
         name = re.sub(r"\W+", "_", dataset.classes[c])[:40].strip("_")
-        plots.grid(sample(c, 64)).save(folder / "classes" / f"{c:02d}_{name}.png")
+        _save(plots.grid(sample(c, 64)), folder / "classes" / f"{c:02d}_{name}.png")
     shown, _ = _shown(order)
-    rows = [(f"{_class(dataset, c)}\n{card.counts[0][c]:,} images", sample(c, 12)) for c in shown]
-    plots.labelled_rows(rows, columns=12).save(folder / "overview.png")
+    rows = [(f"{_class(dataset, c)}\n{counted(card.counts[0][c], 'image')}", sample(c, 12)) for c in shown]
+    _save(plots.labelled_rows(rows, columns=12), folder / "overview.png")
     written = ["overview.png", "classes/"]
     pairs = [pair for one, other in ((1, 0), (2, 0), (2, 1)) for pair in card.copies.between(one, other)][:12]
     if pairs:
@@ -301,9 +324,14 @@ def draw(card, folder):
             splits = [(getattr(dataset, SPLITS[s]), SPLITS[s], i) for s, i in pair]
             told = "\n".join(f"{name} {i}: {_class(dataset, split.labels[i])}" for split, name, i in splits)
             rows.append((told, np.concatenate([np.asarray(split.images[i : i + 1]) for split, _, i in splits])))
-        plots.labelled_rows(rows).save(folder / "shared.png")
+        _save(plots.labelled_rows(rows), folder / "shared.png")
         written.append("shared.png")
     return written
+
+
+def _save(image, path):
+    with files.replacing(path) as temporary:
+        image.save(temporary, "PNG")
 
 
 def _make_writable(folder):
@@ -335,5 +363,5 @@ def write(config, workdir=None):
     drawable = dataset.train.images.dtype == np.uint8
     written = draw(card, folder) if drawable else []
     linked = "".join(f"\n\n![{name}]({name})" for name in written if name.endswith(".png"))
-    (folder / "data_card.md").write_text(content + linked + "\n")
+    files.write_text(folder / "data_card.md", content + linked + "\n")
     return f"{content}\n\nWritten to {folder}: {', '.join(['data_card.md', *written])}"

@@ -38,6 +38,10 @@ def default():
     config.data.dir = ""  # folder with the files; "" downloads to the cache
     config.data.check_md5 = True  # refuse a file in data.dir that is not the official one
     config.data.channels = 0  # of a folder's images: 1 grey, 3 colours, 0: grey if all of them are
+    config.data.pages = "first"  # of a folder's multi-page TIFFs and animations: first, or all as images of one split
+    config.data.window = ""  # values of a folder's images of more than 8 bits that become black and white: LOW,HIGH,
+    # auto (percentiles of the set), or "" for 0,65535
+    config.data.group = ""  # regular expression that finds a patient in a folder's file names, to stay in one split
     config.data.val = 0.1  # shares of images without splits of their own (a folder, an npz file) that are held out
     config.data.test = 0.1
     config.data.split_seed = 0  # which images those are

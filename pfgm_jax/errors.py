@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A person's mistake: one line that says what to write instead. main prints it and exits with code 2."""
+    """A person's mistake: one line that says what to write instead. main prints it and exits with code 2.
+
+    The message may quote names from files, folders and servers: it is made `printable` here, so nowhere else.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
@@ -21,3 +27,8 @@ def printable(text: str) -> str:
     """
     shown = (c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text))
     return "".join(shown)
+
+
+def counted(n: int, noun: str) -> str:
+    """Return "1 image", "1,234 images" or "2 classes"."""
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -21,8 +21,8 @@ RED, GREEN = (250, 10, 20), (10, 240, 30)
 
 
 def config(folder, **fields):
-    given = dict(name="folder", size=8, dir=str(folder), channels=0, val=0.1, test=0.1, split_seed=0)
-    return types.SimpleNamespace(**given | fields)
+    given = dict(name="folder", size=8, dir=str(folder), channels=0, pages="first", window="", group="")
+    return types.SimpleNamespace(**given | dict(val=0.1, test=0.1, split_seed=0) | fields)
 
 
 def put(path, pixels=RED, size=(8, 8), mode="RGB", **options):
@@ -101,8 +101,8 @@ def test_splits_without_classes_and_without_val(tmp_path, capsys):
     assert counts(made) == [9, 9, 4] and made.classes == ("images",)
     said = capsys.readouterr().err
     assert "one class, splits by subfolder, val by seed" in said
-    assert "1 folders beside those of the splits (masks)" in said
-    assert "1 images beside the folders of the splits (loose.png)" in said
+    assert "1 folder beside those of the splits (masks)" in said
+    assert "1 image beside the folders of the splits (loose.png)" in said
 
 
 def test_one_class_of_images_in_one_folder_of_one_folder(tmp_path):
@@ -117,7 +117,7 @@ def test_images_beside_class_folders_are_listed(tmp_path, capsys):
     (tmp_path / "c").mkdir()
     assert sum(counts(data.load(config(tmp_path)))) == 20
     said = capsys.readouterr().err
-    assert "1 images beside the class folders (loose.png)" in said and "1 folders without images (c)" in said
+    assert "1 image beside the class folders (loose.png)" in said and "1 folder without images (c)" in said
 
 
 def table(folder, rows, columns=("file", "label"), **options):
@@ -136,7 +136,7 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
     np.testing.assert_array_equal(made.train.labels, [0, 1, 0, 1])
     said = capsys.readouterr().err
     assert (
-        "1 rows that labels.csv has twice (x/0.png)" in said and "1 images without a row in labels.csv (z.png)" in said
+        "1 row that labels.csv has twice (x/0.png)" in said and "1 image without a row in labels.csv (z.png)" in said
     )
     table(tmp_path, [row[:2] for row in rows])
     assert sum(counts(data.load(config(tmp_path)))) == 8
@@ -147,11 +147,16 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
     [
         ([("0.png", "a"), ("absent.png", "a"), ("b/c.png", "a")], ("file", "label"), ["names 2 files", "absent.png"]),
         ([("0.png", "a"), ("0.png", "b")], ("file", "label"), ["line 3", "0.png is there twice with different labels"]),
-        ([("0.png", "a"), ("1.png",)], ("file", "label"), ["line 3 has 1 values for the columns file,label"]),
+        ([("0.png", "a"), ("1.png",)], ("file", "label"), ["line 3 has 1 value for the columns file,label"]),
         ([("0.png", "")], ("file", "label"), ["line 2", "lacks a file, a label"]),
-        ([("0.png", "a", "dev")], ("file", "label", "split"), ["line 2", "train, val or test"]),
+        ([("0.png", "a", "holdout")], ("file", "label", "split"), ["line 2", "train, val or test"]),
         ([("0.png", "a", "val")], ("file", "label", "split"), ["no image to train on"]),
-        ([("0.png", "a")], ("image", "class"), ["has the columns image,class: write file,label or file,label,split"]),
+        ([("0.png", "a")], ("scan", "class"), ["has the columns scan,class: write file,label or file,label,split"]),
+        ([("0.png", "0", "a")], ("file", "class", "target"), ["has the columns class and target: name one of them label"]),
+        ([("0.png", "a", "b")], ("file", "label", "label"), ["has the columns label and label"]),
+        ([("../0.png", "a")], ("file", "label"), ["line 2: '../0.png' is outside of"]),
+        ([("/etc/passwd", "a")], ("file", "label"), ["line 2: '/etc/passwd' is outside of"]),
+        ([("\x1b[31m.png", "a")], ("file", "label"), [r"names a file that is not there, such as \x1b[31m.png"]),
         ([], (), ["has the columns none"]),
     ],
 )
@@ -183,7 +188,7 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
     fails(tmp_path / "absent", "absent does not exist")
     fails(tmp_path, "holds no images (png, jpg", "nothing of a known type")
     (tmp_path / "notes.txt").write_text("x")
-    fails(tmp_path, "1 files of other types (.txt) (notes.txt)")
+    fails(tmp_path, "1 file of another type (.txt) (notes.txt)")
     fails(tmp_path / "notes.txt", "is a file: give the folder")
     for name, words in (("a.zip", "extract it"), ("a.npz", "--config.data.name=npz")):
         (tmp_path / name).write_text("x")
@@ -227,9 +232,10 @@ def test_files_that_give_no_image_are_skipped_and_listed(tmp_path, capsys, monke
     made = data.load(config(tmp_path))
     assert sum(counts(made)) == 20
     said = capsys.readouterr().err
-    for words in ("7 cut short or damaged (a/cut.bmp: ", "7 empty file (b/empty.bmp)", "2 not an image (a/program.jpg)",
-                  "2 more than 100 million pixels (a/huge.png: ", "1 unreadable file (a/gone.png: ",
-                  "1 files of other types (.txt) (a/notes.txt)", "1 folders met before, by a link (b/loop)",
+    for words in ("7 files cut short or damaged (a/cut.bmp: ", "7 files of 0 bytes (b/empty.bmp)",
+                  "2 files without an image (a/program.jpg)", "2 files of more than 100 million pixels (a/huge.png: ",
+                  "1 file unreadable (a/gone.png: ", "1 file of another type (.txt) (a/notes.txt)",
+                  "1 folder met before, by a link (b/loop)",
                   "skipped    21"):  # fmt: skip
         assert words in said, said
     # Without them the splits are the same: they may be deleted, and a run continued.
@@ -244,7 +250,7 @@ def test_a_huge_declaration_takes_no_memory(tmp_path):
     (tmp_path / "huge.png").write_bytes(bomb())
     tracemalloc.start()
     with pytest.raises(images.Unreadable, match="more than 100 million pixels"):
-        images.decode(tmp_path / "huge.png", 8, Image.Resampling.LANCZOS)
+        images.decode(tmp_path / "huge.png", images.Square(8))
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -260,21 +266,21 @@ def test_a_folder_below_that_cannot_be_read_is_listed(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert data.load(config(tmp_path)).classes == ("a",)
-    assert "1 unreadable folders (b)" in capsys.readouterr().err
+    assert "1 unreadable folder (b)" in capsys.readouterr().err
 
 
 def test_a_class_that_a_split_lacks(tmp_path, capsys):
     classes(tmp_path, {"train/a": 4, "train/b": 4, "val/a": 2, "test/b": 1, "test/c": 1})
     data.load(config(tmp_path))
     said = capsys.readouterr().err.splitlines()
-    assert "folder: no train image of 1 classes (c)" in said and "folder: no val image of 2 classes (b, c)" in said
+    assert "folder: no train image of 1 class (c)" in said and "folder: no val image of 2 classes (b, c)" in said
 
 
 # ---- what pixels become
 
 
 def one(path, size=8, **options):
-    return images.decode(path, size, Image.Resampling.LANCZOS, **options).pixels
+    return images.decode(path, images.Square(size, **options)).pixels
 
 
 def test_every_type_of_file(tmp_path):
@@ -293,12 +299,8 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix, capsys):
     path = put(tmp_path / f"a{suffix}", values)
     np.testing.assert_array_equal(one(path, 4)[..., 0], np.round(values / 257))
     made = data.load(config(tmp_path, size=8, val=0, test=0))
-    assert (
-        made.shape == (8, 8, 1) and "16 bits    1 images, of 65535 the brightest has 65535\n" in capsys.readouterr().err
-    )
-    put(path, np.minimum(values, 4095))
-    data.load(config(tmp_path, val=0, test=0))
-    assert "has 4095; files that use fewer bits come out dark" in capsys.readouterr().err
+    said = "1 image of more than 8 bits, values 0 to 65535; 0 becomes black and 65535 white (the range of 16 bits)\n"
+    assert made.shape == (8, 8, 1) and made.window == (0, 65535) and said in capsys.readouterr().err
 
 
 def test_numbers_that_are_no_picture_are_skipped(tmp_path, capsys):
@@ -307,7 +309,8 @@ def test_numbers_that_are_no_picture_are_skipped(tmp_path, capsys):
     put(tmp_path / "deep.tif", np.full((8, 8), 10**6, np.int32))
     data.load(config(tmp_path, val=0, test=0))
     said = capsys.readouterr().err
-    assert "1 pixels are floating-point numbers (float.tif" in said and "1 more than 16 bits a pixel (deep.tif" in said
+    assert "1 file of floating-point numbers (float.tif" in said and "1 file of values beyond 16 bits (deep.tif" in said
+    assert "--config.data.window=LOW,HIGH" in said
 
 
 def test_transparency_lies_on_white(tmp_path):
@@ -411,7 +414,7 @@ def test_the_inventory_tells_sizes(tmp_path, capsys):
         put(tmp_path / f"{i}.png", size=size)
     data.load(config(tmp_path, val=0, test=0))
     said = capsys.readouterr().err
-    assert "4×6 (smallest), 10×10 (median), 100×20 (largest)" in said and "1 are smaller and are enlarged" in said
+    assert "4×6 (smallest), 10×10 (median), 100×20 (largest)" in said and "1 smaller image enlarged" in said
 
 
 # ---- more than fits in memory
@@ -431,7 +434,7 @@ def test_what_does_not_fit_stays_in_its_files(tmp_path, monkeypatch):
     assert data.moments(made.train.images) == data.moments(in_memory.train.images)
     for path in tmp_path.glob("a/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"a/\d.png gives no image \(empty file\): replace it"):
+    with pytest.raises(UserError, match=r"a/\d.png gives no image \(of 0 bytes\): replace it"):
         made.train.images[:]
 
 

@@ -100,8 +100,8 @@ def test_names_of_classes(tmp_path, capsys):
     arrays = dict(images=pixels(20), labels=np.arange(20) % 2)
     made = data.load(config(save(tmp_path, **arrays, classes=np.array(["benign", "malignant", "other"]))))
     assert made.classes == ("benign", "malignant", "other")
-    assert "npz: no train image of 1 classes (other)" in capsys.readouterr().err
-    fails(save(tmp_path, **arrays, classes=np.array(["benign"])), "a label 1 and names 1 classes")
+    assert "npz: no train image of 1 class (other)" in capsys.readouterr().err
+    fails(save(tmp_path, **arrays, classes=np.array(["benign"])), "a label 1 and names 1 class:")
     fails(save(tmp_path, **arrays, classes=np.array(["a", "b"], object)), "classes is pickled")
     fails(save(tmp_path, **arrays, classes=np.array([1, 2])), "classes is int64 [2]", "words")
 

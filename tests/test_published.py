@@ -224,7 +224,7 @@ def test_damaged_celeba(faces):
     photo(first, np.zeros((100, 100, 3), np.uint8))
     fails(data_config, "smaller than the crop of 140 px, 100×100")
     first.unlink()
-    fails(data_config, "lacks 1 images of list_eval_partition.txt, such as 000001.jpg")
+    fails(data_config, "lacks 1 image of list_eval_partition.txt, such as 000001.jpg")
     table = faces / "list_eval_partition.txt"
     for text, words in (("000001.jpg 3\n", "line 1: '000001.jpg 3'"), ("", "names no training images"),
                         ("000001.jpg\n", "line 1"), ("000004.jpg 2\n", "no training images")):  # fmt: skip

@@ -12,7 +12,7 @@ from pfgm_jax.data import images, published
 from pfgm_jax.data.dataset import Dataset, Split
 from pfgm_jax.data.download import one_line
 from pfgm_jax.data.splits import NAMES
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted
 
 SETS = {"celeba64": published.Facts(64, 162_770, ("face",), "non-commercial research only")}
 CROP = 140
@@ -41,12 +41,14 @@ def load(data_config) -> Dataset:
     photos = next(path / name for name in PHOTOS if (path / name).is_dir())
     absent = [name for names in files.values() for name in names if not (photos / name).is_file()]
     if absent:
-        raise UserError(f"{photos} lacks {len(absent)} images of {partition.name}, such as {absent[0]}: unzip it again")
-    shape = (facts.size, facts.size, 3)
-    keep = images.fits(sum(map(len, files.values())), shape)
+        raise UserError(
+            f"{photos} lacks {counted(len(absent), 'image')} of {partition.name}, such as {absent[0]}: unzip it again"
+        )
+    square = images.Square(facts.size, resample=Image.Resampling.BILINEAR, crop=CROP)
+    keep = images.fits(sum(map(len, files.values())), square.shape)
     splits = {}
     for split, names in files.items():
-        lazy = images.lazily([str(photos / name) for name in names], _face, shape)
+        lazy = images.lazily([str(photos / name) for name in names], square)
         pixels = images.in_memory(lazy, f"celeba64 {split}") if keep else lazy
         splits[split] = Split(pixels, np.zeros(len(names), np.int32))
     return published.dataset(data_config, facts, splits, "CelebA, aligned and cropped, not checked")
@@ -60,10 +62,6 @@ def find(data_config):
     if (given / "celeba64.npz").is_file():
         return given / "celeba64.npz"
     return given if (given / "img_align_celeba").is_dir() else None
-
-
-def _face(path):
-    return images.decode(path, SETS["celeba64"].size, Image.Resampling.BILINEAR, crop=CROP).pixels
 
 
 def _read_partition(path) -> dict[str, list[str]]:

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pfgm_jax.errors import printable
+
 HOST_BYTES = 4 * 2**30  # sources keep images of at most so many decoded bytes in memory, and read others as needed
 SAMPLED, SAMPLED_BYTES = 10_000, 2**30  # at most, images of a `LazyImages` that stand for all of them in `moments`
 
@@ -51,6 +53,7 @@ class Split:
 
     images: np.ndarray | LazyImages
     labels: np.ndarray
+    groups: np.ndarray | None = None  # int64 [n], such as the number of each image's patient, where that is known
 
     def __post_init__(self):
         images, labels = self.images, self.labels
@@ -61,6 +64,8 @@ class Split:
             )
         if labels.dtype != np.int32 or labels.shape != images.shape[:1]:
             raise ValueError(f"labels must be int32 {images.shape[:1]}, not {labels.dtype} {labels.shape}")
+        if self.groups is not None and self.groups.shape != labels.shape:
+            raise ValueError(f"groups must be {labels.shape}, not {self.groups.shape}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -70,7 +75,7 @@ class Split:
 class Dataset:
     """Three splits of images of one shape; labels index `classes`. ValueError where that does not hold.
 
-    val and test are empty where a source has none.
+    val and test are empty where a source has none. Names that come from files are made printable.
     """
 
     name: str
@@ -81,8 +86,11 @@ class Dataset:
     licence: str
     source: str
     stands_for: int = 0  # training images in whose place a few random ones are; 0: these are the data
+    window: tuple[float, float] | None = None  # values that became 0 and 255, of images of more than 8 bits
 
     def __post_init__(self):
+        object.__setattr__(self, "classes", tuple(map(printable, self.classes)))
+        object.__setattr__(self, "source", printable(self.source))
         for split in (self.train, self.val, self.test):
             if split.images.shape[1:] != self.shape:
                 raise ValueError(f"{self.name}: splits of shapes {self.shape} and {split.images.shape[1:]}")

@@ -1,10 +1,12 @@
 """Files from their official URLs: checked, whole or not at all, and continued where a connection was cut.
 
 What has come is kept as NAME.part beside NAME, with the server's ETag in NAME.part.etag: the next attempt, of this run
-or of a later one, asks for the rest. NAME itself appears only once its checksum is right.
+or of a later one, asks for the rest. NAME itself appears only once its checksum is right. A server that is busy, or a
+connection that breaks or brings next to nothing, is tried again a few times, after waits that grow.
 """
 
 import contextlib
+import email.utils
 import errno
 import hashlib
 import http.client
@@ -12,17 +14,23 @@ import os
 import shutil
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted, printable
 
 TIMEOUT = 10  # seconds without a byte
 CONNECT = 15  # seconds until there is an answer
 BLOCK = 2**20
+MAX_BYTES = 64 * 10**9  # of a file; the largest of MedMNIST's has 17 GB
+SLOW_SECONDS, SLOW_BYTES = 30, 30 * 2**10  # so few bytes in so many seconds are a connection that stalls
+TRIES = 4  # in a row that bring no more than SLOW_BYTES
+WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second try, doubled for each; the longest that a server may ask for
+BUSY = (408, 429, 500, 502, 503, 504)  # statuses that may be others a little later
 
 
 def cache_dir() -> Path:
@@ -88,24 +96,58 @@ def fetch(url: str, path: Path, checksum: str) -> None:
 def _receive(url, part, stream, elsewhere):
     """Fills the part file from where it ends to the file's end, over as many connections as that takes.
 
-    Returns whether it held something before. UserError for an attempt that brought nothing.
+    Returns whether it held something before. UserError for what trying again does not mend, or did not.
     """
-    before = have = stream.seek(0, os.SEEK_END)
+    before = most = stream.seek(0, os.SEEK_END)
+    failures, name = 0, part.name.removesuffix(".part")
     while True:
+        wait = WAIT * 2**failures
         try:
             if _attempt(url, part, stream):
                 return before > 0
             reason = "the connection was cut"
         except (OSError, http.client.HTTPException) as error:
-            reason = one_line(error)
+            reason, asked = one_line(error), _retry_after(error)
+            wait = asked if asked is not None else wait
+            failures = failures if _may_pass(error) else TRIES
         now = stream.seek(0, os.SEEK_END)
-        if now <= have:
+        if now > most + SLOW_BYTES:
+            failures, most, wait = 0, now, 0.0
+        else:
+            failures += 1
+        if failures >= TRIES or wait > LONGEST_WAIT:
             kept = f"; the first {now / 1e6:.1f} MB are kept" if now else ""
             if not now:
                 _forget(part)
+            asks = f", and asks to wait {wait:.0f} s" if wait > LONGEST_WAIT else ""
             advice = f"check the network{' and run again' if now else ''}, or {elsewhere}"
-            raise UserError(f"cannot download {url} ({reason}{kept}): {advice}")
-        have = now
+            raise UserError(f"cannot download {url} ({reason}{asks}{kept}): {advice}")
+        if failures:
+            print(f"{name}: {reason}; try {failures + 1} of {TRIES} in {wait:.3g} s", file=sys.stderr)
+            time.sleep(wait)
+
+
+def _may_pass(error):
+    """Whether the same request may succeed a little later."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in BUSY
+    broken = (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, http.client.HTTPException, _Stalled)
+    return isinstance(getattr(error, "reason", error), broken)
+
+
+def _retry_after(error):
+    """Seconds that a server asks to wait, or None: the header Retry-After is a number of them or a date."""
+    text = (getattr(error, "headers", None) or {}).get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+class _Stalled(TimeoutError):
+    """A connection that is open and brings next to nothing."""
 
 
 def _attempt(url, part, stream):
@@ -114,8 +156,9 @@ def _attempt(url, part, stream):
     headers = {"User-Agent": "pfgm_jax"}
     if have:
         headers["Range"] = f"bytes={have}-"
-        with contextlib.suppress(OSError):
-            headers["If-Range"] = etag.read_text()  # another file since then comes whole
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if (tag := etag.read_text()).isascii() and tag.isprintable():
+                headers["If-Range"] = tag  # another file since then comes whole
     try:
         response = _open(urllib.request.Request(url, headers=headers))
     except urllib.error.HTTPError as error:
@@ -140,20 +183,40 @@ def _attempt(url, part, stream):
                 etag.write_text(tag)
             else:
                 etag.unlink(missing_ok=True)
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = None if response.length is None else have + response.length  # of Content-Length, if it is a number
+        _check_length(part, total or 0)
         free = shutil.disk_usage(part.parent).free
         if total and total - have > free:
             raise UserError(_no_room(part, f"{(total - have) / 1e6:.0f} MB to come, {free / 1e6:.0f} MB free"))
-        name = part.name.removesuffix(".part")
-        with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name) as bar:
-            while block := response.read(BLOCK):
-                with _disk(part):
-                    stream.write(block)
-                    stream.flush()
-                have += len(block)
-                bar.update(len(block))
+        for block in _blocks(response, part.name.removesuffix(".part"), have, total):
+            with _disk(part):
+                stream.write(block)
+                stream.flush()
+            have += len(block)
+            _check_length(part, have)
     return total is None or have == total
+
+
+def _check_length(part, length):
+    """UserError, and nothing is kept, where a file has or would have more than MAX_BYTES."""
+    if length > MAX_BYTES:
+        _forget(part)
+        name, most = part.name.removesuffix(".part"), f"{MAX_BYTES / 1e9:.3g} GB"
+        raise UserError(f"{name} has more than {most}, as no file here has: the server sends something else")
+
+
+def _blocks(response, name, have, total):
+    """Yields what comes, with a progress bar; _Stalled where that is next to nothing."""
+    since, until = 0, time.monotonic() + SLOW_SECONDS
+    with tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name) as bar:
+        while block := response.read1(BLOCK):
+            yield block
+            since += len(block)
+            bar.update(len(block))
+            if time.monotonic() > until:
+                if since < SLOW_BYTES:
+                    raise _Stalled(f"only {counted(since, 'byte')} in {SLOW_SECONDS:g} s")
+                since, until = 0, time.monotonic() + SLOW_SECONDS
 
 
 def _open(request):
@@ -164,7 +227,7 @@ def _open(request):
         try:
             answer.append(urllib.request.urlopen(request, timeout=TIMEOUT))
         except Exception as error:
-            answer.append(error)
+            answer.append(OSError(one_line(error)) if isinstance(error, ValueError) else error)  # an odd address
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -224,5 +287,5 @@ def _no_room(path, detail):
 
 
 def one_line(error) -> str:
-    """What an exception says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """What an exception says, printable and without line breaks."""
+    return printable(" ".join(str(error).split())) or type(error).__name__

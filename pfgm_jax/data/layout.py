@@ -1,31 +1,44 @@
 """Which images a folder holds, of which classes and in which splits: what the source "folder" makes of file names.
 
 FOLDER/CLASS/…/a.png                     classes by subfolder
-FOLDER/train/CLASS/…/a.png, FOLDER/val/… splits by subfolder, with classes or without
+FOLDER/train/CLASS/…/a.png, FOLDER/val/… splits by subfolder, with classes or without, or with a labels.csv each
 FOLDER/labels.csv: file,label[,split]    both by a table
 FOLDER/a.png                             images of one class
+
+Folders are splits where one for training (train, training) stands beside one for validation (val, valid, validation,
+dev) or for testing (test, tests, testing, eval, evaluation), in upper or lower case. Otherwise these names are classes.
 """
 
-import csv
 import os
+import re
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
+from pfgm_jax.data import table
 from pfgm_jax.data.download import one_line
 from pfgm_jax.data.images import SUFFIXES
-from pfgm_jax.data.splits import TEST, TRAIN, VAL
-from pfgm_jax.errors import UserError
+from pfgm_jax.data.splits import SPLITS, TRAIN
+from pfgm_jax.errors import UserError, counted
 
-TABLE = "labels.csv"
-SPLITS = {"train": TRAIN, "training": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
 ONE_CLASS = "images"
 
 
 class Skipped(dict):
-    """{reason: [how many files, the first of them]}."""
+    """{(noun, reason): [how many, the first of them]}."""
 
-    def add(self, reason, example):
-        self.setdefault(reason, [0, example])[0] += 1
+    def add(self, noun, reason, example):
+        self.setdefault((noun, reason), [0, example])[0] += 1
+
+    def lines(self, root):
+        """A line a reason: how many, why, and the first of them."""
+        for (noun, reason), (count, first) in self.items():
+            yield f"{counted(count, noun)}{reason and ' '}{reason} ({str(first).removeprefix(f'{root}/')})"
+
+    def total(self):
+        return sum(count for count, _ in self.values())
 
 
 class Listing(NamedTuple):
@@ -35,24 +48,54 @@ class Listing(NamedTuple):
     paths: list[str]
     labels: list[str]  # names of classes
     parts: list[int]  # TRAIN, VAL or TEST; all TRAIN where the folder has no splits
+    groups: list[str]  # patients, whose images are to stay in one split; "": not known
     how: str  # what tells classes and splits, in words
+    grouped: str  # what tells the groups; "": nothing
+    notes: list[str]  # for the inventory
     skipped: Skipped
 
 
-def find(root: Path) -> Listing:
-    """The images of the folder `root`; UserError for a folder that is none or a table that does not fit its files."""
-    root, skipped = _descend(_check(root)), Skipped()
-    if (root / TABLE).is_file():
-        rows, how = _by_table(root, skipped), f"classes by {TABLE}"
+class _Finding(NamedTuple):
+    """What is noted on the way."""
+
+    skipped: Skipped
+    notes: list
+    grouped: set
+    tables: set  # paths of those that are read
+
+
+def find(root: Path, group="") -> Listing:
+    """The images of the folder `root`, of whose paths the regular expression `group` finds the patient.
+
+    The patient is what the first parenthesis of `group` matches, or all of it.
+
+    Raises:
+      UserError: a folder that is none, a table that does not fit its files, or a `group` that finds none.
+    """
+    finding = _Finding(Skipped(), [], set(), set())
+    root = _descend(_check(root), finding)
+    if table.find(root):
+        rows, how = _by_table(root, root, None, finding)
     else:
         folders = {name: SPLITS.get(name.lower()) for name in _folders(root)}
         if {TRAIN} < set(folders.values()) - {None}:
-            rows, how = _by_split(root, folders, skipped)
+            rows, how = _by_split(root, folders, finding)
         else:
-            rows, how = _by_class(root, TRAIN, skipped)
+            rows, how = _by_class(root, TRAIN, finding)
+            alike = [name for name, part in folders.items() if part is not None]
+            if alike and len(folders) > 1:
+                names = f"{', '.join(alike)} {'is a class' if len(alike) == 1 else 'are classes'}"
+                finding.notes.append(f"{names}, not a split: splits are train beside val or test")
     rows.sort()
-    paths, labels, parts = ([row[i] for row in rows] for i in range(3))
-    return Listing(root, paths, labels, parts, how, skipped)
+    paths, labels, parts, groups = ([row[i] for row in rows] for i in range(4))
+    if group:
+        if finding.grouped:
+            raise UserError(f"--config.data.group={group} beside {', '.join(finding.grouped)}: leave one of them out")
+        groups = _match(group, paths, root)
+        finding.grouped.add("data.group")
+    return Listing(
+        root, paths, labels, parts, groups, how, ", ".join(sorted(finding.grouped)), finding.notes, finding.skipped
+    )
 
 
 def _check(root):
@@ -72,113 +115,111 @@ def _check(root):
     return root
 
 
-def _descend(root):
+def _descend(root, finding):
     """Down through folders that hold one folder and nothing else of interest, as unpacked archives often do."""
     seen = set()
     while os.path.realpath(root) not in seen:
         seen.add(os.path.realpath(root))
         try:
-            folders, files = _folders(root), [name for name in os.listdir(root) if _is_image(name) or name == TABLE]
+            folders, files = _folders(root), [name for name in os.listdir(root) if _is_image(name)]
+            if len(folders) != 1 or files or table.find(root):
+                break
+            _loose(root, finding)  # what is passed by is listed
         except OSError:
-            break
-        if len(folders) != 1 or files:
             break
         root = root / folders[0]
     return root
 
 
-def _by_class(root, part, skipped):
-    """([(path, class, part)], what tells them) of a folder with a subfolder a class, or of images alone."""
-    inside = {name: _walk(root / name, skipped) for name in _folders(root)}
-    loose = [str(root / name) for name in sorted(os.listdir(root)) if _is_wanted(root / name, skipped)]
+def _match(pattern, paths, root):
+    """The group of every path, "" where the pattern does not match."""
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"--config.data.group={pattern} is no regular expression ({one_line(error)})") from None
+    found = [search(os.path.relpath(path, root)) for path in paths]
+    groups = [(match.group(1 if match.re.groups else 0) or "") if match else "" for match in found]
+    if paths and not any(groups):
+        example = os.path.relpath(paths[0], root)
+        raise UserError(f"--config.data.group={pattern} matches no path, such as {example}: write one that does")
+    return groups
+
+
+def _by_class(root, part, finding):
+    """([(path, class, part, group)], what tells them) of a folder with a subfolder a class, or of images alone."""
+    inside = {name: _walk(root / name, finding) for name in _folders(root)}
+    loose = _loose(root, finding)
     if not any(inside.values()):
-        return [(path, ONE_CLASS, part) for path in loose], "one class"
+        return [(path, ONE_CLASS, part, "") for path in loose], "one class"
     for name, paths in inside.items():
         if not paths:
-            skipped.add("folders without images", root / name)
+            finding.skipped.add("folder", "without images", root / name)
     for path in loose:
-        skipped.add("images beside the class folders", path)
-    return [(path, name, part) for name, paths in inside.items() for path in paths], "classes by subfolder"
+        finding.skipped.add("image", "beside the class folders", path)
+    return [(path, name, part, "") for name, paths in inside.items() for path in paths], "classes by subfolder"
 
 
-def _by_split(root, folders, skipped):
+def _by_split(root, folders, finding):
     """The same for a folder with the subfolders train and val or test; others are skipped."""
-    rows, ways = [], set()
-    made = {}
+    rows, ways, found = [], set(), {}
     for name, part in folders.items():
         if part is None:
-            skipped.add("folders beside those of the splits", root / name)
+            finding.skipped.add("folder", "beside those of the splits", root / name)
+            continue
+        if table.find(root / name):
+            own, way = _by_table(root / name, root, part, finding)
         else:
-            found, way = _by_class(root / name, part, skipped)
-            made.setdefault(part, []).extend(found)
-            ways |= {way} if found else set()
-    for name in sorted(os.listdir(root)):
-        if _is_wanted(root / name, skipped):
-            skipped.add("images beside the folders of the splits", root / name)
-    classes = len(ways) > 1  # of splits with classes and without, those without have no labels
-    for split in made.values():
+            own, way = _by_class(root / name, part, finding)
+        found.setdefault(part, []).extend(own)
+        ways |= {way} if own else set()
+    for path in _loose(root, finding):
+        finding.skipped.add("image", "beside the folders of the splits", path)
+    classes = sorted(ways - {"one class"})  # of splits with classes and without, those without have no labels
+    for split in found.values():
         for row in split:
             if classes and row[1] == ONE_CLASS:
-                skipped.add("images without a class, as other splits have them", row[0])
+                finding.skipped.add("image", "without a class, as other splits have them", row[0])
             else:
                 rows.append(row)
-    return rows, f"{'classes and ' if 'classes by subfolder' in ways else 'one class, '}splits by subfolder"
+    if classes == ["classes by subfolder"]:
+        return rows, "classes and splits by subfolder"
+    return rows, f"{' and '.join(classes) or 'one class'}, splits by subfolder"
 
 
-def _by_table(root, skipped):
-    """The same for a folder with labels.csv, of columns file, label and, if it likes, split."""
-    table, rows = root / TABLE, {}
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as stream:
-            lines = [(reader.line_num, row) for reader in [csv.reader(stream)] for row in reader if any(row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no table in UTF-8 ({one_line(error)}): save it as CSV") from error
-    columns = [name.strip().lower() for name in lines[0][1]] if lines else []
-    if sorted(columns) not in (["file", "label"], ["file", "label", "split"]):
-        found = ",".join(columns)[:80] or "none"
-        raise UserError(f"{table} has the columns {found}: write file,label or file,label,split")
-    absent = []
-    for number, row in lines[1:]:
-        if len(row) != len(columns):
-            raise UserError(f"{table}, line {number} has {len(row)} values for the columns {','.join(columns)}")
-        cells = dict(zip(columns, (cell.strip() for cell in row), strict=True))
-        part = SPLITS.get(cells.get("split", "train").lower())
-        if not cells["file"] or not cells["label"] or part is None:
-            text = ",".join(row)[:80]
-            raise UserError(f"{table}, line {number}: {text!r} lacks a file, a label, or train, val or test")
-        path = os.path.normpath(root / cells["file"].replace("\\", "/"))
-        entry = (path, cells["label"], part)
-        if rows.setdefault(path, entry) != entry:
-            raise UserError(f"{table}, line {number}: {cells['file']} is there twice with different labels or splits")
-        if rows[path] is not entry:
-            skipped.add(f"rows that {TABLE} has twice", cells["file"])
-        elif not os.path.isfile(path):
-            absent.append(cells["file"])
-    if absent:
-        raise UserError(f"{table} names {len(absent)} files that are not there, such as {absent[0]}")
-    for path in _walk(root, skipped):
-        if os.path.normpath(path) not in rows and path != str(table):
-            skipped.add(f"images without a row in {TABLE}", path)
-    return list(rows.values())
+def _by_table(folder, root, part, finding):
+    """The same for a folder with labels.csv."""
+    path = table.find(folder)
+    finding.tables.add(str(path))
+    rows = table.read(path, root, finding, part)
+    for image in _walk(folder, finding):
+        if os.path.normpath(image) not in rows:
+            finding.skipped.add("image", f"without a row in {path.name}", image)
+    return list(rows.values()), f"classes by {path.name}"
 
 
-def _walk(folder, skipped):
+def _walk(folder, finding):
     """Paths of the images below a folder; links to folders are followed, once."""
     paths, seen = [], set()
 
     def unreadable(error):
-        skipped.add("unreadable folders", error.filename)
+        finding.skipped.add("unreadable folder", "", error.filename)
 
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+    walk = os.walk(folder, followlinks=True, onerror=unreadable)
+    for parent, folders, names in tqdm(walk, unit=" folders", desc="listing", delay=1, leave=False):
         real = os.path.realpath(parent)
         if real in seen:
-            skipped.add("folders met before, by a link", parent)
+            finding.skipped.add("folder", "met before, by a link", parent)
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
-        paths += [os.path.join(parent, name) for name in sorted(names) if _is_wanted(Path(parent, name), skipped)]
+        paths += [path for name in sorted(names) if _is_wanted(path := os.path.join(parent, name), finding)]
     return paths
+
+
+def _loose(root, finding):
+    """Paths of the images in a folder itself."""
+    return [path for name in sorted(os.listdir(root)) if _is_wanted(path := os.path.join(root, name), finding)]
 
 
 def _folders(root):
@@ -193,10 +234,21 @@ def _is_image(name):
     return name.lower().endswith(SUFFIXES) and not _is_hidden(name)
 
 
-def _is_wanted(path, skipped):
-    """Whether a path has an image's name; of files that have not, it is noted."""
-    if _is_image(path.name):
-        return not path.is_dir()
-    if not _is_hidden(path.name) and path.name != TABLE and not path.is_dir():
-        skipped.add(f"files of other types ({path.suffix.lower() or 'no suffix'})", path)
+def _is_wanted(path, finding):
+    """Whether a path is a file with an image's name; what else there is of files is noted."""
+    name = os.path.basename(path)
+    if _is_hidden(name) or path in finding.tables:
+        return False
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # a link to nowhere, which reading will say
+        mode = stat.S_IFREG
+    if stat.S_ISDIR(mode):
+        return False
+    if not stat.S_ISREG(mode):
+        finding.skipped.add("special file", "such as a pipe", path)
+        return False
+    if _is_image(name):
+        return True
+    finding.skipped.add("file", f"of another type ({os.path.splitext(name)[1].lower() or 'no suffix'})", path)
     return False

@@ -55,7 +55,7 @@ def load(data_config) -> Dataset:
     keep = images.fits(len(files) + len(val), shape)
     splits = {"test": empty_split(shape)}
     for split, paths in (("train", files), ("val", val)):
-        lazy = images.lazily(paths, _room, shape)
+        lazy = images.lazily(paths, images.Square(facts.size, resample=Image.Resampling.BICUBIC))
         pixels = images.in_memory(lazy, f"{name} {split}") if keep else lazy
         splits[split] = Split(pixels, np.zeros(len(paths), np.int32))
     return published.dataset(data_config, facts, splits, f"{len(files)} image files, not checked")
@@ -71,10 +71,6 @@ def find(data_config):
     if (given / f"{data_config.name}.npz").is_file():
         return given / f"{data_config.name}.npz"
     return given if next(_walk(given), None) else None
-
-
-def _room(path):
-    return images.decode(path, 256, Image.Resampling.BICUBIC).pixels
 
 
 def _files(folder):

@@ -11,11 +11,14 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
+from pfgm_jax import parallel
 from pfgm_jax.data.dataset import Dataset, Split
 from pfgm_jax.data.download import one_line
 from pfgm_jax.data.splits import NAMES, TRAIN, hold_out, warn_missing
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted, printable
 
 MAX_BYTES = 64 * 10**9  # unpacked; MedMNIST's largest file is 17 GB
 MAX_CLASSES = 100_000  # a larger label is no class but a mistake
@@ -49,7 +52,9 @@ def load(data_config) -> Dataset:
             raise UserError(f"{path} lacks {', '.join(lacking)}: give every split its labels, or none")
         wanted = [key for pair in keys.values() for key in pair if key in present]
         names = ["classes"] if "classes" in present else []
-        arrays = read_arrays(archive, path, [*wanted, *names], data_config.size, empty=True)
+        # Splits that are held out are copies, beside the whole that they are taken from.
+        copies = 1 if {*NAMES} <= {*splits} else 2
+        arrays = read_arrays(archive, path, [*wanted, *names], data_config.size, empty=True, copies=copies)
     made = make_splits(path, arrays, keys)
     missing = [part for part, name in enumerate(NAMES) if name not in made]
     if missing:
@@ -58,14 +63,16 @@ def load(data_config) -> Dataset:
         for part in (TRAIN, *missing):
             made[NAMES[part]] = Split(whole.images[parts == part], whole.labels[parts == part])
         counts = " and ".join(f"{len(made[NAMES[part]])} {NAMES[part]}" for part in missing)
-        print(f"{path}: {counts} images are taken from {len(whole)} training images", file=sys.stderr)
+        line = f"{path}: {counts} images are taken from {counted(len(whole), 'training image')}"
+        print(printable(line), file=sys.stderr)
     if not len(made["train"]):
         raise UserError(f"{path}: nothing to train on: lower --config.data.val and --config.data.test")
     highest = max(int(split.labels.max(initial=0)) for split in made.values())
     default = [str(label) for label in range(highest + 1)] if all(labelled) else ["images"]
     classes = tuple(arrays["classes"].tolist() if names else default)
     if highest >= len(classes):
-        raise UserError(f"{path} has a label {highest} and names {len(classes)} classes: name {highest + 1} or relabel")
+        named = counted(len(classes), "class")
+        raise UserError(f"{path} has a label {highest} and names {named}: name {highest + 1} or relabel")
     dataset = Dataset(data_config.name, **made, classes=classes, licence="that of your file", source=path.name)
     warn_missing(dataset)
     return dataset
@@ -100,6 +107,8 @@ def split_names(path: Path) -> list[str]:
 @contextlib.contextmanager
 def opened(path: Path):
     """The npz file as a ZipFile; what goes wrong in reading it becomes a UserError."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise UserError(f"{path} is no file: give an npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -114,11 +123,12 @@ def opened(path: Path):
         raise UserError(f"{path} is cut short, damaged or unreadable ({one_line(error)}): {AGAIN}") from error
 
 
-def read_arrays(archive, path, keys, size, empty=False) -> dict[str, np.ndarray]:
+def read_arrays(archive, path, keys, size, empty=False, copies=1) -> dict[str, np.ndarray]:
     """The arrays of those keys, after their declared types, shapes and sizes are found right.
 
     Images (keys that end in images, or x) are uint8 [n, size, size(, 1 or 3)], all of one shape; `classes` words;
-    others labels, one an image. With `empty`, val and test may be without images.
+    others labels, one an image. With `empty`, val and test may be without images. Memory is to hold them `copies`
+    times.
     """
     present = _present(archive)
     unpacked = sum(present[key].file_size for key in keys)
@@ -126,6 +136,15 @@ def read_arrays(archive, path, keys, size, empty=False) -> dict[str, np.ndarray]
         raise UserError(
             f"{path} would unpack to {unpacked / 1e9:.0f} GB, over the limit of {MAX_BYTES / 1e9:.0f} GB: "
             f"no MedMNIST file is that large, get it from its official source"
+        )
+    free = parallel.host_memory()
+    if copies * unpacked > free:
+        packed, unpacked, needed, free = (
+            f"{size / 1e9:.3g} GB" for size in (path.stat().st_size, unpacked, copies * unpacked, free)
+        )
+        raise UserError(
+            f"{path} ({packed}) unpacks to {unpacked} and takes {needed} of memory, of which {free} are free: make it "
+            "smaller, or save image files for --config.data.name=folder, which are read as they are needed"
         )
     shapes = {}
     for key in keys:
@@ -143,7 +162,8 @@ def read_arrays(archive, path, keys, size, empty=False) -> dict[str, np.ndarray]
         if shapes[key][1:] != shapes[images[0]][1:]:
             names = f"{key.removesuffix('_images')} and {images[0].removesuffix('_images')}"
             raise UserError(f"{path}: {names} images differ in shape: {FORMAT}")
-    return {key: _read_member(archive, present[key]) for key in keys}
+    with tqdm(total=unpacked, unit="B", unit_scale=True, desc=f"reading {path.name}", delay=1) as bar:
+        return {key: _read_member(archive, present[key], bar) for key in keys}
 
 
 FORMAT = "images are uint8 [n, s, s] or [n, s, s, 3], labels integer [n, 1] or [n]"
@@ -193,10 +213,11 @@ def _find(data_config):
     if path.is_file():
         return path
     if not path.is_dir():
-        raise UserError(f"--config.data.dir={path} does not exist: give an npz file, or a folder with one")
-    files = sorted(path.glob("*.npz"))
+        what = "is no file" if path.exists() else "does not exist"
+        raise UserError(f"--config.data.dir={path} {what}: give an npz file, or a folder with one")
+    files = sorted(file for file in path.glob("*.npz") if file.is_file())
     if len(files) != 1:
-        found = f"{len(files)} npz files" if files else "no npz file"
+        found = counted(len(files), "npz file") if files else "no npz file"
         raise UserError(f"{path} holds {found}: give the file itself, --config.data.dir={path}/FILE.npz")
     return files[0]
 
@@ -230,7 +251,7 @@ def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple
     return shape, dtype
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    """One array; zipfile compares its CRC as the last byte is read."""
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, bar) -> np.ndarray:
+    """One array, with its progress; zipfile compares its CRC as the last byte is read."""
     with archive.open(info) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
+        return np.lib.format.read_array(CallbackIOWrapper(bar.update, stream, "read"), allow_pickle=False)

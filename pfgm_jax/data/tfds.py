@@ -55,8 +55,7 @@ def load(data_config) -> Dataset:
       UserError: a set, config or version that is not prepared, a missing package, a file format without random access,
         or features that are no images with at most one label.
     """
-    if data_config.size < 1:
-        raise UserError(f"--config.data.size={data_config.size} is not possible: give the side in pixels, such as 64")
+    images.check_size(data_config.size)
     folder = _find(data_config)
     builder = _open(folder)
     info, what = builder.info, data_config.name
@@ -229,11 +228,10 @@ def _records(source, rows, what):
 
 def _lazily(source, rows, key, shape, recipe, what) -> LazyImages:
     """The images of `rows` [n] of a data source, as squares."""
-    size, _, channels = shape
+    square = images.Square(shape[0], shape[2], recipe.resample, recipe.crop, shrink=recipe.crop is None)
 
     def decode(record):
-        shrink = recipe.crop is None
-        return images.decode(io.BytesIO(record[key]), size, recipe.resample, channels, recipe.crop, shrink).pixels
+        return images.decode(io.BytesIO(record[key]), square).pixels
 
     def read(indices):
         records = _records(source, rows[indices], what)
