@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import build, checkpoint, guidance, models, parallel, parametrization, process, sampling, weights
+from pfgm_jax import build, checkpoint, files, guidance, models, parallel, parametrization, process, sampling, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest
@@ -302,7 +302,7 @@ def _pretrained(workdir):
     names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{weights.EXPORTED}"))
     if name not in names:
         there = f"there are {', '.join(names)}" if names else "there are none in this package"
-        raise UserError(f"no pretrained weights are called {name!r}{nearest(name, names)}; {there}")
+        raise UserError(f"no pretrained weights are called {name!r}; {there}{nearest(name, names)}")
     return PRETRAINED / name
 
 
@@ -314,7 +314,7 @@ def load(workdir):
     Raises:
       UserError: no run there, no checkpoint yet, a checkpoint of another network, or an unknown NAME.
     """
-    workdir = _pretrained(workdir)
+    workdir = files.expanded(_pretrained(workdir))
     config, derived = config_lib.load_run(workdir)
     model = build.make_model(config, derived)
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))

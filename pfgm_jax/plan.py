@@ -8,6 +8,8 @@ from clu import parameter_overview
 from pfgm_jax import build, data, generator, parallel
 from pfgm_jax import config as config_lib
 from pfgm_jax.data import feed
+from pfgm_jax.errors import counted
+from pfgm_jax.failures import out_of_memory
 from pfgm_jax.step import init_state, make_cadence, make_task, train_steps
 
 
@@ -28,13 +30,19 @@ def prepare(config, stand_in=False, dataset=None):
 def memory_estimate(task, state, dataset, steps, resident):
     """Bytes that a device needs to train: the compiler's count of arguments, results and temporaries of one call.
 
-    With that, the examples of the calls to come; the images too where they are `resident` on the devices.
+    With that, the examples of the calls to come; the images too where they are `resident` on the devices. It is inf
+    where the compiler finds that they cannot fit.
     """
     n, train = dataset.train_images, dataset.train
     split = tuple(jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype) for a in (train.images, train.labels))
     source, batch = feed.call_shapes(split, task.order, task.batch, task.large_batch, steps, resident)
     shapes = parallel.replicated_shapes(state)
-    analysis = train_steps.lower(task, shapes, source, batch).compile().memory_analysis()
+    try:
+        analysis = train_steps.lower(task, shapes, source, batch).compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return math.inf
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     waiting = sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in jax.tree.leaves(batch)) * (feed.AHEAD + 1)
     return held + analysis.temp_size_in_bytes + waiting
@@ -51,27 +59,28 @@ def is_resident(config, dataset):
 def describe(config, derived, task, state, dataset, cadence, memory=None):
     """The derived constants of a run in a few lines."""
     p, counts = task.process, sum(a.size for a in jax.tree.leaves(state.params))
+    images = cadence.total * config.train.batch
     lines = [
         f"data       {dataset.name} {'×'.join(map(str, dataset.shape))}: {dataset.train_images} train, "
-        f"{len(dataset.val)} val, {len(dataset.test)} test, {dataset.num_classes} classes; "
+        f"{len(dataset.val)} val, {len(dataset.test)} test, {counted(dataset.num_classes, 'class', 'classes')}; "
         f"mean {derived['mean']:.3f}, std {derived['std']:.3f}, "
         f"norm {derived['mean_norm']:.1f} (largest {derived['largest_norm']:.1f}); licence {dataset.licence}",
         f"process    {p.name}: D = {p.D:g}, N = {derived['N']}, σ from {p.sigma_max:.4g} to {p.sigma_min:g}"
         + (f", M = {derived['M']}, largest prior norm {p.max_norm:.0f}" if config.process.name == "pfgm" else "")
         + (f", σ_data = {derived['sigma_data']:.3f}" if config.process.name in ("pfgmpp", "edm") else ""),
         f"network    {config.model.name}: {counts:,} parameters, {config.model.dtype}",
-        f"training   {cadence.total} steps × {config.train.batch} = {cadence.total * config.train.batch:,} images "
-        f"({cadence.total * config.train.batch / dataset.train_images:.0f} epochs), learning rate {derived['lr']:.2e} "
+        f"training   {counted(cadence.total, 'step')} × {config.train.batch} = {counted(images, 'image')} "
+        f"({counted(round(images / dataset.train_images), 'epoch')}), learning rate {derived['lr']:.2e} "
         f"(= {config.optim.lr:g} × √({config.train.batch}/{config.optim.lr_batch})), "
         f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}"
         + "".join(f", {text}" for text in _variations(config)),
-        f"devices    {parallel.device_count()} × {parallel.device_kind()}, {cadence.per_call} steps a call, images "
-        + ("on the devices" if is_resident(config, dataset) else "streamed from the host"),
+        f"devices    {parallel.device_count()} × {parallel.device_kind()}, {counted(cadence.per_call, 'step')} a call, "
+        "images " + ("on the devices" if is_resident(config, dataset) else "streamed from the host"),
     ]
     if dataset.stands_for:
         lines.insert(1, f"stand-ins  the file is absent: what derives from the data is of {dataset.source}")
     if memory is not None:
-        lines.append(f"memory     {memory / 2**20:.0f} MiB a device for training (compiler's estimate)")
+        lines.append(f"memory     {size(memory)} a device for training (compiler's estimate)")
     return "\n".join(lines)
 
 
@@ -89,9 +98,22 @@ def _variations(config):
 
 
 def dry_run(config):
-    """What `train` would do, as text; nothing is written."""
+    """What `train` would do, as text; nothing is written. What matters comes first, the whole config behind it."""
     dataset, derived, task, cadence = prepare(config, stand_in=True)
     state = init_state(task, dataset.shape)
     memory = memory_estimate(task, state, dataset, cadence.per_call, is_resident(config, dataset))
+    lines = [describe(config, derived, task, state, dataset, cadence, memory)]
+    if memory > (there := parallel.device_memory()):
+        lines.append(
+            f"warning    a device has {size(there)}: lower --config.train.batch or set --config.model.remat=True; "
+            "--mode=advise finds what fits"
+        )
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-    return f"{config}\n{overview}\n{describe(config, derived, task, state, dataset, cadence, memory)}"
+    return "\n".join([*lines, "", config_lib.described(config), "", overview])
+
+
+def size(n):
+    """Bytes as people say them."""
+    if math.isinf(n):
+        return "more than the compiler can place"
+    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

@@ -6,7 +6,8 @@ import pathlib
 import pfgm_jax
 
 LAYERS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files", "failures", "presets"},
     {"schedule", "parallel", "labels"},
     {"process"},
     {"field"},

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pfgm_jax import files
 from pfgm_jax.errors import UserError
 
 TIMEOUT = 10  # seconds without a byte
@@ -27,7 +28,7 @@ BLOCK = 2**20
 
 def cache_dir() -> Path:
     """Where downloaded files are kept: $PFGM_JAX_CACHE/data, else ~/.cache/pfgm_jax/data."""
-    return Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "data"
+    return files.cache_root() / "data"
 
 
 def verify(path: Path, expected: str, advice: str, name: str = "") -> None:
