@@ -295,7 +295,10 @@ def described(config):
     lines = []
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            lines += [f"{key}:", *(f"  {name}: {inner}" for name, inner in flatten(value).items())]
+            lines += [
+                f"{key}:",
+                *(f"  {name}: {inner if inner != '' else repr('')}" for name, inner in flatten(value).items()),
+            ]
         else:
             lines.append(f"{key}: {value}")
     return "\n".join(lines)

@@ -262,11 +262,9 @@ def _derive(config, facts, step):
     """The derived numbers that sampling needs, from what the file and the config say."""
     c, N = config.process, math.prod(facts["shape"])
     if c.name == "pfgm" and (c.M is None or c.sigma_max is None):
-        raise UserError(
-            "PFGM's M and z_max come from data: write --config.process.M=… and --config.process.sigma_max=…"
-        )
+        raise UserError("PFGM's M and z_max come from data: give --config.process.M and --config.process.sigma_max")
     if c.name == "ve" and c.sigma_max is None:
-        raise UserError("VE's σ_max comes from data: write --config.process.sigma_max=…")
+        raise UserError("VE's σ_max comes from data: give --config.process.sigma_max")
     derived = facts | {
         "N": N,
         "label_counts": [1] * len(facts["classes"]),

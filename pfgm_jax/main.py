@@ -270,7 +270,7 @@ def _keep_compiled_programs():
 
 
 def main():
-    """The command line. Its exit code is 1 for a bug, with the traceback, and 2 for a mistake or a machine at its limit.
+    """The command line. Exit codes are 1 for a bug, with a traceback, 2 for a mistake or a machine at its limit.
 
     What stdout cannot encode is written out, and a reader that has gone away ends the command without a word.
     """

@@ -22,8 +22,13 @@ from pfgm_jax.foreign.plain import plain
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a stream
 _LEGACY_PROTOCOL = 1001
-_ARCHIVES = {b"\x1f\x8b": "compressed with gzip", b"BZh": "compressed with bzip2", b"\xfd7zXZ\x00": "compressed with xz",
-             b"\x28\xb5\x2f\xfd": "compressed with zstd", b"7z\xbc\xaf\x27\x1c": "a 7z archive"}  # fmt: skip
+_ARCHIVES = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+}
 
 
 def not_a_checkpoint(data):
