@@ -34,6 +34,8 @@ OPTIONAL = (*DERIVED, "data.resident", "sample.D", *(f"sample.{name}" for name i
 _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
             "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
             "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
+            "sample.steps": 10**6, "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
+            "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
             "optim.warmup": 10**12, "train.images": 10**12, "train.ema_halflife": 10**12}  # fmt: skip
 
@@ -211,7 +213,10 @@ def check(config):
     one_of("process.betas", ("linear", "cosine"))
     one_of("train.order", ("real", "balanced"))
     for key, most in _LARGEST.items():
-        require(flatten(config)[key] <= most, key, f"at most {most:,}")
+        require((flatten(config)[key] or 0) <= most, key, f"at most {most:,}")
+    for key, value in flatten(config).items():
+        unbounded = key in ("process.D", "optim.clip") or not key.startswith(("process.", "optim."))
+        require(unbounded or not isinstance(value, float) or math.isfinite(value), key, "a finite number")
     widest = max((*config.model.multipliers, 1))
     require(widest <= 1_024 and len(config.model.multipliers) <= 16, "model.multipliers", "up to 16, each up to 1,024")
     require(config.process.D > 0, "process.D", "D is a number > 0, or inf")

@@ -5,12 +5,14 @@ import math
 import jax
 from clu import parameter_overview
 
-from pfgm_jax import build, data, generator, parallel
+from pfgm_jax import build, data, generator, models, parallel
 from pfgm_jax import config as config_lib
 from pfgm_jax.data import feed
-from pfgm_jax.errors import counted
+from pfgm_jax.errors import UserError, counted
 from pfgm_jax.failures import out_of_memory
 from pfgm_jax.step import init_state, make_cadence, make_task, train_steps
+
+WIDE = 2048  # channels of a level
 
 
 def prepare(config, stand_in=False, dataset=None):
@@ -23,8 +25,25 @@ def prepare(config, stand_in=False, dataset=None):
     dataset = dataset or data.load(config.data, stand_in)
     derived = build.derive(config, dataset)
     task = make_task(config, derived)
+    _check_network(config, task, dataset.shape)
     generator.check_sampling(config, task.process, derived)
     return dataset, derived, task, make_cadence(config)
+
+
+def _check_network(config, task, shape):
+    """Raises UserError for a network whose training state alone no device holds.
+
+    The system would only kill the process. Counting takes a second, so it is for networks wider than all published.
+    """
+    if config.model.channels * max(config.model.multipliers, default=1) <= WIDE:
+        return
+    counts = sum(math.prod(a.shape) for a in jax.tree.leaves(jax.eval_shape(lambda: models.init(task.model, shape))))
+    need, there = 4 * 4 * counts, parallel.device_memory()  # float32: weights, their average and Adam's two moments
+    if need > there:
+        raise UserError(
+            f"a network of {counts:,} parameters takes {size(need)} for weights, average and moments, and a device has "
+            f"{size(there)}: lower --config.model.channels={config.model.channels} or model.multipliers"
+        )
 
 
 def memory_estimate(task, state, dataset, steps, resident):

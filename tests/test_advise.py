@@ -334,7 +334,7 @@ def test_the_mode_in_earnest(tmp_path, monkeypatch, capsys):
     main.run(["--mode=advise", f"--config={ROOT}/configs/digits.py:quick", *tiny])
     out, err = capsys.readouterr()
     assert f"{jax.device_count()} × cpu" in out and "images/s at batch 8" in out
-    assert "batch 15 is not possible with 8 device(s)" in out
+    assert "batch 15 is not possible with 8 devices" in out
     assert (
         out.splitlines()[-1].lstrip().split()[3].startswith("--config=")
         and "--config.train.batch=16" in out.splitlines()[-1]
