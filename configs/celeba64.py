@@ -21,7 +21,7 @@ Fourier features it has on CIFAR-10, and a predictor step follows the Langevin s
 
 from pfgm_jax import recipes
 from pfgm_jax.config import parse_arg
-from pfgm_jax.models import preset
+from pfgm_jax.presets import preset
 
 PUBLISHED = [("pfgm", "ddpmpp"), ("ve", "ncsnpp"), ("ve", "ncsnv2")]
 

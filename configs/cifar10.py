@@ -37,7 +37,7 @@ built.
 
 from pfgm_jax import recipes
 from pfgm_jax.config import parse_arg
-from pfgm_jax.models import preset
+from pfgm_jax.presets import preset
 
 DEEP = ("ddpmpp", "ddpmpp_deep", "ncsnpp", "ncsnpp_deep")
 PUBLISHED = [

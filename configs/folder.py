@@ -17,7 +17,7 @@ keeps grey ones in three channels. A PATH that ends in .npz is a file with image
 size, 3], and labels [n]; or with train_images, train_labels and so on.
 
 Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 px or more), process=pfgmpp|pfgm|edm|ve|vp|
-subvp|ddpm, D=128 (pfgmpp only), network=ddpmpp|… (one of `models.PRESETS`; without, one that fits the size),
+subvp|ddpm, D=128 (pfgmpp only), network=ddpmpp|… (one of `presets.PRESETS`; without, one that fits the size),
 conditional (tell the network the class, nine times in ten), balanced (train on every class as often), augment (as EDM
 does, with probability 0.12: the network is told how), remat (recompute in the backward pass what would not fit in
 memory), cpu (a network and budget for two CPU cores), quick (a smoke test).
@@ -28,8 +28,7 @@ heart long before: watch eval/gap, the loss on validation images less that on tr
 
 from pfgm_jax import recipes
 from pfgm_jax.config import D_of, default, parse_arg
-from pfgm_jax.models import attend_alike, preset
-from pfgm_jax.models.unet import level_sizes
+from pfgm_jax.presets import attend_alike, level_sizes, preset
 
 
 def get_config(arg=None):

@@ -23,7 +23,7 @@ Adam is the same at an ε and a largest gradient as many times larger.
 
 from pfgm_jax import recipes
 from pfgm_jax.config import parse_arg
-from pfgm_jax.models import preset
+from pfgm_jax.presets import preset
 
 PUBLISHED = [("pfgm", "ddpmpp"), ("ve", "ncsnpp")]
 

@@ -3,7 +3,7 @@
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
 Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
-network=ddpmpp|ncsnpp|adm|ncsnv2|… (one of `models.PRESETS`; without, one that fits the size), conditional (tell the
+network=ddpmpp|ncsnpp|adm|ncsnv2|… (one of `presets.PRESETS`; without, one that fits the size), conditional (tell the
 network the class, nine times in ten), balanced (train on every class as often), augment (as EDM does, with probability
 0.12: the network is told how), remat (recompute in the backward pass what would not fit in memory, at 128 and 224 px),
 cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
@@ -17,7 +17,10 @@ that, so the ramp here is its twentieth, as 10 is of 200.
 
 from pfgm_jax import recipes
 from pfgm_jax.config import D_of, default, parse_arg
-from pfgm_jax.models import preset
+from pfgm_jax.errors import UserError
+from pfgm_jax.presets import preset
+
+SIZES = (28, 64, 128, 224)
 
 
 def get_config(arg=None):
@@ -25,6 +28,8 @@ def get_config(arg=None):
         arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", conditional=False, balanced=False,
         augment=False, remat=False, cpu=False, quick=False,
     )  # fmt: skip
+    if args.size not in SIZES:
+        raise UserError(f"size={args.size} is not possible: MedMNIST comes at {', '.join(map(str, SIZES))} px")
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=D_of(args.process, args.D))

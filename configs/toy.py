@@ -21,7 +21,7 @@ only), quick (a smoke test of seconds).
 """
 
 from pfgm_jax.config import D_of, default, parse_arg
-from pfgm_jax.models import preset
+from pfgm_jax.presets import preset
 
 
 def get_config(arg=None):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pfgm_jax import data, examine
+from pfgm_jax import data, examine, files
 from pfgm_jax.data import images as image_files
 from pfgm_jax.data import layout, npz
 from pfgm_jax.errors import UserError
@@ -89,7 +89,7 @@ def read(source, real):
     Raises:
       UserError: no such file, no images, or others than those of the Dataset `real`.
     """
-    source = Path(source).expanduser()
+    source = files.expanded(source)
     if source.is_file() and source.suffix == ".npz":
         return _read_npz(source, real)
     if not source.is_dir():

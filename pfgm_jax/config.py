@@ -2,7 +2,7 @@
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
 Fields that are None are left to the data (`build.derive`) or to the solver; config.json in the run directory holds the
-config and everything derived.
+config and everything derived. JAX is imported only to check a config: a misspelt key is answered at once.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ import pathlib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from pfgm_jax import __version__, build, files, models, sampling
-from pfgm_jax.errors import UserError, nearest
+from pfgm_jax import __version__, files
+from pfgm_jax.errors import UserError, nearest, printable, quoted
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
@@ -23,8 +23,22 @@ MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eva
            "data.resident")  # fmt: skip
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
+# What some solver can be told: `sampling.option_kinds()`, written down because solvers import JAX.
+SOLVER_OPTIONS = {
+    "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
+    "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
+    "start": str, "eta": float, "variance": str, "clip": float, "predictor": str, "corrector_steps": int, "snr": float,
+}  # fmt: skip
 # What may be None: that, and what a solver has a default for.
-OPTIONAL = (*DERIVED, "data.resident", "sample.D", *(f"sample.{name}" for name in sampling.option_kinds()))
+OPTIONAL = (*DERIVED, "data.resident", "sample.D", *(f"sample.{name}" for name in SOLVER_OPTIONS))
+# Above these no machine goes: a number with some zeros too many is refused before it asks for memory.
+_LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
+            "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
+            "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
+            "sample.steps": 10**6, "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
+            "sample.corrector_steps": 10**4,
+            "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
+            "optim.warmup": 10**12, "train.images": 10**12, "train.ema_halflife": 10**12}  # fmt: skip
 
 
 def default():
@@ -66,7 +80,7 @@ def default():
     config.process.betas = "linear"  # ddpm: linear, cosine
 
     config.model = ConfigDict()
-    # Published and other networks by name: config.model.update(**models.preset("ncsnpp")).
+    # Published and other networks by name: config.model.update(**presets.preset("ncsnpp")).
     config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2, mlp
     config.model.channels = 128
     config.model.multipliers = (2, 2, 2)
@@ -128,7 +142,7 @@ def default():
     config.sample.guide = ""  # run directory of a weaker network as the guide; "": the network without the label
     config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same
     config.sample.frames = 48  # of the trajectory's animation; 0: none
-    for name, kind in sampling.option_kinds().items():  # rtol, steps, grid, …; None: the solver's own default
+    for name, kind in SOLVER_OPTIONS.items():  # rtol, steps, grid, …; None: the solver's own default
         config.sample[name] = placeholder(kind)
 
     config.evaluate = ConfigDict()
@@ -163,34 +177,36 @@ def parse_arg(arg, **defaults):
         key, has_value, text = item.partition("=")
         if key not in defaults:
             options = ", ".join(defaults)
-            raise UserError(f"unknown config argument {key!r}{nearest(key, defaults)}; there are {options}")
-        kind = type(defaults[key])
+            raise UserError(f"unknown config argument {quoted(key)}; there are {options}{nearest(key, defaults)}")
+        kind = str if defaults[key] is None else type(defaults[key])
         try:
             if kind is bool:
                 values[key] = {"": True, "true": True, "false": False}[text.lower()]
             elif not has_value:
                 raise ValueError
             else:
-                values[key] = text if defaults[key] is None else kind(text)
+                values[key] = kind(text)
         except (KeyError, ValueError):
-            raise UserError(f"config argument {key!r} takes a {kind.__name__}, got {text!r}") from None
+            got = f"got {quoted(text)}" if has_value else f"such as {key}={defaults[key] or 'NAME'}"
+            raise UserError(f"config argument {key!r} takes {_KINDS[kind]}, {got}") from None
     return ConfigDict(values)
 
 
 def check(config):
     """Raises UserError for a value that no data set could make right."""
+    from pfgm_jax import build, models, sampling
 
     def require(good, key, rule):
         if not good:
             value = config
             for part in key.split("."):
                 value = value[part]
-            raise UserError(f"--config.{key}={value} is not possible: {rule}")
+            raise UserError(f"--config.{key}={printable(to_text(value))} is not possible: {rule}")
 
     def one_of(key, options):
         section, field = key.split(".")
         value = config[section][field]
-        hint = f"one of {', '.join(options)}{nearest(value, options)}"
+        hint = f"it is one of {', '.join(options)}{nearest(value, options)}"
         require(value in options, key, hint)
 
     one_of("process.name", list(build.PROCESSES))
@@ -203,6 +219,13 @@ def check(config):
     one_of("sample.solver", list(sampling.SOLVERS))
     one_of("process.betas", ("linear", "cosine"))
     one_of("train.order", ("real", "balanced"))
+    for key, most in _LARGEST.items():
+        require((flatten(config)[key] or 0) <= most, key, f"at most {most:,}")
+    for key, value in flatten(config).items():
+        unbounded = key in ("process.D", "optim.clip") or not key.startswith(("process.", "optim."))
+        require(unbounded or not isinstance(value, float) or math.isfinite(value), key, "a finite number")
+    widest = max((*config.model.multipliers, 1))
+    require(widest <= 1_024 and len(config.model.multipliers) <= 16, "model.multipliers", "up to 16, each up to 1,024")
     require(config.process.D > 0, "process.D", "D is a number > 0, or inf")
     name = config.process.name
     if name == "pfgm":
@@ -279,6 +302,25 @@ def flatten(config):
     return flat
 
 
+def described(config):
+    """The config as text, a section after the other, its values as the command line takes them."""
+    lines = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            lines += [
+                f"{key}:",
+                *(f"  {name}: {inner if inner != '' else repr('')}" for name, inner in flatten(value).items()),
+            ]
+        else:
+            lines.append(f"{key}: {value}")
+    return "\n".join(lines)
+
+
+def to_text(value):
+    """A value as `override` reads it from the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else "none" if value is None else str(value)
+
+
 def differences(config, other):
     """Names of the fields in which two configs differ and which make them different runs."""
     a, b = flatten(config), flatten(other)
@@ -342,7 +384,7 @@ def override(config, key, value):
     """
     flat = flatten(config)
     if key not in flat:
-        raise UserError(f"unknown config key {key!r}{nearest(key, flat)}")
+        raise UserError(f"unknown config key {quoted(key)}{nearest(key, flat)}")
     section, _, field = key.rpartition(".")
     place = config[section] if section else config
     kind = place.get_type(field)
@@ -355,7 +397,8 @@ def override(config, key, value):
             raise ValueError
         place[field] = value
     except (TypeError, ValueError, SyntaxError, KeyError):
-        raise UserError(f"config key {key!r} takes {_KINDS[kind]}, got {value!r}") from None
+        got = quoted(value) if isinstance(value, str) else repr(value)
+        raise UserError(f"config key {key!r} takes {_KINDS[kind]}, got {got}") from None
 
 
 _KINDS = {

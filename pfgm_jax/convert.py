@@ -37,7 +37,7 @@ def from_torch(model, state, kind, size=32):
       UserError: an unknown kind; tensors that are missing, left over, or of another shape.
     """
     if kind not in KINDS:
-        raise UserError(f"unknown kind of weights {kind!r}{nearest(kind, KINDS)}; there are {', '.join(KINDS)}")
+        raise UserError(f"unknown kind of weights {kind!r}; there are {', '.join(KINDS)}{nearest(kind, KINDS)}")
     state = {bare(name): np.asarray(value) for name, value in state.items()}
     _check_filters(model, state)
     state = {name: value for name, value in state.items() if not BUFFERS.search(name)}

@@ -15,9 +15,31 @@ class UserError(ValueError):
 
 
 def nearest(word: str, options: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the option closest to `word`, or "" when none is close."""
+    """Return "; did you mean 'x'?" for the option closest to `word`, or "" when none is close.
+
+    Numbers are not misspelt: one is never taken for another.
+    """
     matches = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f"; did you mean {matches[0]!r}?" if matches and not _is_number(word) else ""
+
+
+def _is_number(word):
+    try:
+        float(word)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: "1 image", "2 images", "1 class", "1,437 classes"."""
+    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def quoted(text: str, length: int = 80) -> str:
+    """A person's or a file's text in quotes, printable, on one line and of about `length` characters at most."""
+    text = printable(text[: length + 1])
+    return f"'{text}'" if len(text) <= length else f"'{text[: length - 1]}…'"
 
 
 def printable(text: str) -> str:
@@ -27,8 +49,3 @@ def printable(text: str) -> str:
     """
     shown = (c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text))
     return "".join(shown)
-
-
-def counted(n: int, noun: str) -> str:
-    """Return "1 image", "1,234 images" or "2 classes"."""
-    return f"{n:,} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -1,9 +1,51 @@
-"""Files that appear whole or not at all, and what to say where they cannot."""
+"""Paths as people write them, and files that appear whole or not at all."""
 
 import contextlib
 import errno
 import os
 import pathlib
+
+from pfgm_jax.errors import UserError
+
+
+def expanded(path):
+    """The Path that a person means: ~ is the home folder, ~NAME that of NAME.
+
+    A shell leaves a ~ behind `--workdir=` alone. Raises UserError where there is no such home.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no home folder for this ~; write the whole path") from None
+
+
+def cache_root():
+    """The folder of what is kept between runs: PFGM_JAX_CACHE, or ~/.cache/pfgm_jax."""
+    return expanded(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax")
+
+
+@contextlib.contextmanager
+def without_traces(*folders):
+    """Removes the empty folders that a failed block has made at or right below `folders`: a refusal leaves nothing."""
+    places = [pathlib.Path(folder) for folder in folders]
+    before = {path for place in places for path in _with_children(place)}
+    parents = [parent for place in places for parent in place.parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        made = [path for place in places for path in _with_children(place) if path not in before]
+        for path in sorted(made, reverse=True) + parents:
+            with contextlib.suppress(OSError):  # not empty, or not a folder
+                path.rmdir()
+        raise
+
+
+def _with_children(folder):
+    """The folder and the folders right in it, if it is there."""
+    try:
+        return [folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())]
+    except OSError:  # absent, no folder, or not ours to read
+        return []
 
 
 @contextlib.contextmanager

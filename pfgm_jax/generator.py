@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pfgm_jax import (
     build,
     checkpoint,
+    files,
     guidance,
     models,
     parallel,
@@ -313,7 +314,7 @@ def _pretrained(workdir):
     names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{weights.EXPORTED}"))
     if name not in names:
         there = f"there are {', '.join(names)}" if names else "there are none in this package"
-        raise UserError(f"no pretrained weights are called {name!r}{nearest(name, names)}; {there}")
+        raise UserError(f"no pretrained weights are called {name!r}; {there}{nearest(name, names)}")
     return PRETRAINED / name
 
 
@@ -341,7 +342,7 @@ def load(workdir, step=None):
       UserError: no run there, no checkpoint yet or none of that step, damaged weights or those of another network, or
         an unknown NAME.
     """
-    workdir = _pretrained(workdir)
+    workdir = files.expanded(_pretrained(workdir))
     config, derived = config_lib.load_run(workdir)
     model = build.make_model(config, derived)
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))

@@ -57,6 +57,7 @@ def import_run(source, workdir, config=None, overrides=()):
     workdir, name, overrides = pathlib.Path(workdir), pathlib.Path(source).name, dict(overrides)
     if os.path.exists(workdir / "config.json"):
         raise UserError(f"{workdir} holds a run already; import into another --workdir")
+    _refuse_runs(pathlib.Path(source))
     tree = foreign.read(source)
     module = next((tree[key] for key in ("ema", "net") if _is_module(tree.get(key))), None) if _is_dict(tree) else None
     if module is not None:
@@ -85,7 +86,7 @@ def import_run(source, workdir, config=None, overrides=()):
         config_lib.override(config, key, text)
     config.train.augment = 0.0  # the layer of augmentation labels is left out: it adds nothing to a sample
     if math.isnan(config.process.D):
-        raise UserError(f"{name} does not say its D: say it with --config.process.D=…, which is inf for EDM")
+        raise UserError(f"{name} does not say its D: write --config.process.D=128, or whatever it is; inf for EDM")
     config_lib.check(config)
     derived = _derive(config, derived, step) | {"imported": name}
     model = build.make_model(config, derived)
@@ -103,6 +104,18 @@ def import_run(source, workdir, config=None, overrides=()):
         f"process    {flow.name}: D = {flow.D:g}, σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
         f"network    {config.model.name}: {counts:,} parameters, images {'×'.join(map(str, derived['shape']))}{classes}"
     )
+
+
+def _refuse_runs(source):
+    """Raises UserError for a run, an exported folder or its weights: they need no import."""
+    folder = source.parent if source.name == weights.EXPORTED else source
+    if (folder / "config.json").is_file():
+        raise UserError(
+            f"{source} needs no import: pfgm_jax.load({str(folder)!r}) opens it, and --mode=sample --workdir={folder} "
+            "samples from it"
+        )
+    if source.is_dir():
+        raise UserError(f"{source} is a folder: give the checkpoint file in it (.pkl, .pt, .pth or .safetensors)")
 
 
 def _is_dict(tree):
@@ -233,7 +246,7 @@ def _classes(config, state, kind):
         return ["images"]
     label = state.get("map_label.weight")
     if kind != "edm" or label is None or label.ndim != 2:
-        raise UserError("this network knows no labels: leave model.conditional at False")
+        raise UserError("this network knows no labels: leave --config.model.conditional=False")
     return [str(i) for i in range(label.shape[1])]
 
 
@@ -249,9 +262,9 @@ def _derive(config, facts, step):
     """The derived numbers that sampling needs, from what the file and the config say."""
     c, N = config.process, math.prod(facts["shape"])
     if c.name == "pfgm" and (c.M is None or c.sigma_max is None):
-        raise UserError("the data are not here: say PFGM's M and z_max with process.M and process.sigma_max")
+        raise UserError("PFGM's M and z_max come from data: give --config.process.M and --config.process.sigma_max")
     if c.name == "ve" and c.sigma_max is None:
-        raise UserError("the data are not here: say VE's σ_max with process.sigma_max")
+        raise UserError("VE's σ_max comes from data: give --config.process.sigma_max")
     derived = facts | {
         "N": N,
         "label_counts": [1] * len(facts["classes"]),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.errors import UserError, counted, nearest, quoted
 
 
 def class_labels(labels, n, key, classes, counts):
@@ -27,11 +27,15 @@ def class_labels(labels, n, key, classes, counts):
     wanted = np.asarray(_named_classes(labels, classes, counts) if text else labels)
     shaped = text or wanted.shape in ((), (n,))
     if not shaped or wanted.dtype.kind not in "iu" or wanted.min() < 0 or wanted.max() >= K:
-        hint = f"no class is called {labels!r}{nearest(labels, ['real', 'balanced', *classes])}; " if text else ""
-        there = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(classes[:20]))
+        shown = [quoted(name, 40)[1:-1] for name in classes[:20]]
+        there = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(shown))
+        there += ", …" if K > 20 else ""
+        if not text:
+            wanted = counted(n, "integer")
+            raise UserError(f"labels must be {wanted} from 0 to {K - 1}, one for each sample; the classes are {there}")
         raise UserError(
-            f"{hint}labels must be {n} integers from 0 to {K - 1}, or one of real, balanced, a class's name, its "
-            f"number, or numbers like 3,5; the classes are {there}{', …' if K > 20 else ''}"
+            f"no class is called {quoted(labels)}; labels are real, balanced, a class's name, its number, or numbers "
+            f"like 3,5; the classes are {there}{nearest(labels, ['real', 'balanced', *classes])}"
         )
     return np.resize(wanted, n)  # in turn
 

@@ -8,160 +8,315 @@ python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
 
 import argparse
 import importlib.util
+import inspect
 import os
 import pathlib
 import sys
+import traceback
 
-from pfgm_jax.errors import UserError, nearest
+from pfgm_jax import __version__, failures, files
+from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.interrupt import Interrupt
 
-MODES = ("train", "data", "advise", "sample", "evaluate", "compare", "curve", "stats", "audit", "export", "import")
+MODES = {
+    "train": "train the run in --workdir, or continue it from its last checkpoint",
+    "data": "a data card: what the data set of --config holds, implies and lacks",
+    "advise": "try the plan of --config for 20 s: memory, speed, hours, what to change",
+    "sample": "draw samples from the run in --workdir: a picture, an npz file, an animation",
+    "evaluate": "measure the run: FID, KID, precision, recall, copies, with intervals",
+    "compare": "measure the runs in --workdir and --source alike: which differences are resolved",
+    "curve": "quality against evaluations of the network, solver by solver",
+    "stats": "make the reference features of the real images of --config, once",
+    "audit": "measure the images in --source against those of --config",
+    "export": "write the run's weights with config, model card and picture, to be shared",
+    "import": "make a run in --workdir of the checkpoint --source of another project",
+}
 PLANNING = ("train", "data", "advise", "stats", "audit")  # those that take a config file; the others open a run
 MEASURING = ("evaluate", "compare", "curve")  # those that open real images too
 SOURCES = {"import": "the checkpoint to import", "audit": "the images, a folder or an npz file",
            "compare": "the run to compare with"}  # fmt: skip
+FLAGS = ("--config", "--workdir", "--mode", "--source", "--dry_run", "--help")
+
+_MORE = """
+overrides, such as
+  --config.data.dir=FOLDER           read the data from there
+  --config.train.batch=128           images in a step; --config.train.images=500000: in the whole run
+  --config.optim.lr=3e-4             learning rate
+  --config.process.D=2048            extra dimensions of PFGM++
+  --config.model.conditional=True    tell the network the class
+  --config.sample.n=100              samples; also sample.solver=heun, steps=18, labels=3,5, guidance=2, seed=1
+  --config.evaluate.num_samples=5000
+  A space serves for =. Training prints all of them with --dry_run; pfgm_jax/config.py has the meaning of each.
+
+examples
+  python -m pfgm_jax.main --config=configs/digits.py --workdir=runs/digits
+  python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,cpu --dry_run
+  python -m pfgm_jax.main --mode=sample --workdir=runs/digits --config.sample.n=100
+"""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
+        if "--dry_run: ignored explicit argument" in message:
+            message = "--dry_run takes no value: it is there or it is not"
         raise UserError(message)
 
 
 def parse(argv):
     """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
+    argv, overrides = _overrides(argv)
+    modes = "\n".join(f"  {mode:10}{what}" for mode, what in MODES.items())
     parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
-                     usage="%(prog)s [options] [--config.a.b=value ...]",
-                     description="Train, sample and score Poisson flow generative models.")  # fmt: skip
-    parser.add_argument(
-        "--config", metavar="FILE[:ARGS]", help=f"config file and its arguments, for --mode={', '.join(PLANNING)}"
-    )
-    parser.add_argument("--workdir", help="the run directory")
-    parser.add_argument("--mode", default="train", metavar="|".join(MODES), help="what to do (train)")
-    help_ = "; ".join(f"--mode={mode}: {what}" for mode, what in SOURCES.items())
-    parser.add_argument("--source", metavar="PATH", help=help_)
+                     usage="%(prog)s [--mode=MODE] [--config=FILE[:ARGS]] [--workdir=FOLDER] "
+                           "[--config.SECTION.FIELD=VALUE ...]",
+                     description="Train, sample and measure Poisson flow generative models.",
+                     epilog=f"modes\n{modes}\n{_MORE}",
+                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--mode", default="train", metavar="MODE", help="what to do, see below (train)")
+    parser.add_argument("--config", metavar="FILE[:ARGS]", help=f"config file and its arguments: {', '.join(PLANNING)}")
+    parser.add_argument("--workdir", metavar="FOLDER", help="the folder of the run")
+    parser.add_argument("--source", metavar="PATH", help="; ".join(f"{mode}: {what}" for mode, what in SOURCES.items()))
     parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
     flags, rest = parser.parse_known_args(argv)
-    overrides = {}
-    for item in rest:
-        key, equals, value = item.partition("=")
-        if not key.startswith("--config.") or not equals:
-            hint = nearest(key, ["--config", "--workdir", "--mode", "--source", "--dry_run"])
-            if key.startswith("--config.") or not hint:
-                hint = "; overrides are written --config.section.field=value"
-            raise UserError(f"unknown argument {item!r}{hint}")
-        overrides[key.removeprefix("--config.")] = value
+    if rest:
+        raise UserError(f"unknown argument {quoted(rest[0])}{_meant(rest[0])}")
     if flags.mode not in MODES:
-        raise UserError(f"--mode={flags.mode} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}")
+        raise UserError(
+            f"--mode={quoted(flags.mode)[1:-1]} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}"
+        )
     if flags.dry_run and flags.mode != "train":
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
-    if flags.mode in SOURCES and flags.source is None:
+    if flags.mode in SOURCES and not flags.source:
         raise UserError(f"--mode={flags.mode} needs --source=PATH: {SOURCES[flags.mode]}")
     if flags.source is not None and flags.mode not in SOURCES:
         raise UserError(f"--source=PATH is for --mode={' or '.join(SOURCES)}, not for --mode={flags.mode}")
+    if flags.config and flags.mode not in (*PLANNING, "import"):
+        raise UserError(f"--mode={flags.mode} takes the config of its run: leave out --config=FILE")
     if not flags.workdir and not flags.dry_run and flags.mode not in ("data", "advise", "stats", "audit"):
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
     if (flags.workdir or "").startswith("pretrained:"):
         raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
+    for name in ("workdir", "source"):
+        path = getattr(flags, name)
+        if path and not path.startswith("pretrained:"):
+            setattr(flags, name, str(files.expanded(path)))
     return flags, overrides
+
+
+def _overrides(argv):
+    """(the other arguments, {"section.field": text}) of a command line; the value may follow = or a space.
+
+    A boolean has a value like all others, so that no word behind it is taken for one.
+    """
+    others, overrides, words = [], {}, list(argv)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.partition("=")
+        if not key.startswith("--config."):
+            others.append(word)
+            continue
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise UserError(f"{quoted(key)[1:-1]} has no value; overrides are written --config.section.field=value")
+            value = words.pop(0)
+        overrides[key.removeprefix("--config.")] = value
+    return others, overrides
+
+
+def _meant(word):
+    """A hint at what an unknown argument may mean."""
+    key, equals, value = word.partition("=")
+    if key in MODES:
+        return f"; did you mean --mode={key}?"
+    if equals and "." in key:
+        return f"; overrides are written --config.{quoted(key.lstrip('-') + equals + value)[1:-1]}"
+    return nearest(key, FLAGS) or "; --help shows what there is"
 
 
 def load_config(argument, overrides):
     """The config that `FILE[:ARGS]` and the overrides make.
 
     Raises:
-      UserError: no such file, no get_config in it, or an argument or key that it does not know.
+      UserError: no such file, one that is no Python or imports what there is not, no get_config in it, or an argument
+        or key that it does not know. Other exceptions of the file's code pass through.
     """
+    from ml_collections import ConfigDict
+
     from pfgm_jax.config import override
 
     path, _, args = (argument or "").partition(":")
     if not path:
         raise UserError("--config=FILE is missing, such as --config=configs/digits.py")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"--config={path}: there is no such file")
-    spec = importlib.util.spec_from_file_location("pfgm_jax_run_config", path)
-    if spec is None:
-        raise UserError(f"--config={path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    path = files.expanded(path)
+    if not path.is_file():
+        near = [str(file) for folder in {path.parent, pathlib.Path("configs")} for file in sorted(folder.glob("*.py"))]
+        raise UserError(f"--config={path}: there is no such file{nearest(str(path), near)}")
+    get_config = getattr(_execute(path), "get_config", None)
+    if get_config is None:
         raise UserError(f"--config={path} has no function get_config(arg)")
-    config = module.get_config(args or None)
+    try:
+        inspect.signature(get_config).bind(args or None)
+    except (TypeError, ValueError):
+        raise UserError(f"get_config of {path} must take one argument: the text behind FILE:, or None") from None
+    config = get_config(args or None)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config of {path} returns {type(config).__name__}: return the changed config.default()")
     for key, text in overrides.items():
         override(config, key, text)
     return config
 
 
+def _execute(path):
+    """The module of a config file; UserError for one that is no Python or imports what there is not."""
+    spec = importlib.util.spec_from_file_location("pfgm_jax_run_config", path)
+    if spec is None:
+        raise UserError(f"--config={path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from None
+    except ImportError as error:
+        raise UserError(f"{path}, line {_line_in(path, error)}: {error}") from None
+    return module
+
+
+def _line_in(path, error):
+    """The line of a file that was executed when an exception came, the innermost; None if none was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
+    return lines[-1] if lines else None
+
+
 def run(argv):
     """Does what the command line asks."""
-    flags, overrides = parse(argv)
+    perform(*parse(argv))
+
+
+def perform(flags, overrides):
+    """Does what a parsed command line asks, and prints the result; a refusal leaves no empty folder behind."""
     _keep_compiled_programs()
-    if flags.mode == "import":
-        from pfgm_jax import importer
+    _check_paths(flags)
+    folders = [path for path in (flags.workdir, flags.source if flags.mode == "compare" else None) if path]
+    with files.without_traces(*folders):
+        if flags.mode in PLANNING:
+            result = _plan(flags, load_config(flags.config, overrides), overrides)
+        elif flags.mode == "import":
+            config = load_config(flags.config, {}) if flags.config else None
+            from pfgm_jax import importer
 
-        config = load_config(flags.config, {}) if flags.config else None
-        print(importer.import_run(flags.source, flags.workdir, config, overrides))
-        return
-    if flags.mode not in PLANNING:
-        from pfgm_jax.config import default, override
+            result = importer.import_run(flags.source, flags.workdir, config, overrides)
+        else:
+            result = _use(flags, overrides)
+    if result is not None:
+        print(failures.shown(result, longest=None))
 
-        for key, text in overrides.items():
-            override(default(), key, text)  # unknown keys and wrong types first
-            sections = ("sample.", "evaluate.", *(("data.",) if flags.mode in MEASURING else ()))
-            if not key.startswith(sections):
-                there = " and ".join(f"{section}*" for section in sections)
-                raise UserError(f"--mode={flags.mode} takes overrides of {there}, not of {key}")
-    if flags.mode in PLANNING:
-        config = load_config(flags.config, overrides)
+
+def _check_paths(flags):
+    """Raises UserError for a run or a source that is not there, before JAX is imported."""
+    from pfgm_jax.config import load_run
+
+    if flags.mode not in (*PLANNING, "import"):
+        load_run(flags.workdir)
+    if flags.mode == "compare" and not flags.source.startswith("pretrained:"):
+        load_run(flags.source)
+    if flags.mode in ("import", "audit") and not os.path.exists(flags.source):
+        raise UserError(f"--source={flags.source} does not exist: give {SOURCES[flags.mode]}")
+
+
+def _plan(flags, config, overrides):
+    """What the modes that take a config file return: text, or None where they have said it themselves."""
     if flags.mode == "data":
         from pfgm_jax import card
 
-        print(card.write(config, flags.workdir))
-    elif flags.mode == "advise":
+        return card.write(config, flags.workdir)
+    if flags.mode == "advise":
         from pfgm_jax.advise import advise
 
-        print(advise(config, flags.config, overrides, flags.workdir))
-    elif flags.mode == "train":
+        return advise(config, flags.config, overrides, flags.workdir)
+    if flags.mode == "train":
         from pfgm_jax import plan, train
 
         if flags.dry_run:
-            print(plan.dry_run(config))
-        else:
-            train.train(config, flags.workdir)
-    elif flags.mode == "stats":
-        from pfgm_jax import auditing
+            return plan.dry_run(config)
+        train.train(config, flags.workdir)
+        return None
+    from pfgm_jax import auditing
 
-        print(auditing.stats(config))
-    elif flags.mode == "audit":
-        from pfgm_jax import auditing
+    return auditing.stats(config) if flags.mode == "stats" else auditing.run(flags.source, config, flags.workdir)
 
-        print(auditing.run(flags.source, config, flags.workdir))
-    elif flags.mode == "compare":
-        from pfgm_jax import evaluate
 
-        print(evaluate.compare(flags.workdir, flags.source, overrides))
-    else:
-        from pfgm_jax import curve, evaluate, export
+def _use(flags, overrides):
+    """What the modes that open a run return."""
+    from pfgm_jax.config import default, override
 
-        modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "curve": curve.curve}
-        print((modes | {"export": export.export})[flags.mode](flags.workdir, overrides))
+    for key, text in overrides.items():
+        override(default(), key, text)  # unknown keys and wrong types first
+        sections = ("sample.", "evaluate.", *(("data.",) if flags.mode in MEASURING else ()))
+        if not key.startswith(sections):
+            there = " and ".join(f"{section}*" for section in sections)
+            raise UserError(f"--mode={flags.mode} takes overrides of {there}, not of {key}")
+    from pfgm_jax import curve, evaluate, export
+
+    if flags.mode == "compare":
+        return evaluate.compare(flags.workdir, flags.source, overrides)
+    modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "curve": curve.curve, "export": export.export}
+    return modes[flags.mode](flags.workdir, overrides)
 
 
 def _keep_compiled_programs():
     """Before JAX is imported: compiled programs are kept between runs, where JAX's own settings say nothing else."""
-    cache = pathlib.Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "xla"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(files.cache_root() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def main():
+    """The command line. Exit codes are 1 for a bug, with a traceback, 2 for a mistake or a machine at its limit.
+
+    What stdout cannot encode is written out, and a reader that has gone away ends the command without a word.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
+    flags = None
     try:
-        with Interrupt():
-            run(sys.argv[1:])
-    except UserError as error:
-        print(f"pfgm_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            with Interrupt():
+                flags, overrides = parse(sys.argv[1:])
+                perform(flags, overrides)
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         sys.exit(getattr(stop, "code", 130))
+    except BrokenPipeError:
+        _drop_stdout()
+        sys.exit(141)
+    except Exception as error:
+        line = failures.explain(error, flags.mode if flags else "")
+        if line is None:
+            print(f"pfgm_jax: {_bug(error, flags)}", file=sys.stderr)
+            raise
+        _drop_stdout()
+        print(f"pfgm_jax: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _bug(error, flags):
+    """The line above the traceback of a bug: what was going on, and whose code it is."""
+    config = (flags.config or "").partition(":")[0] if flags else ""
+    line = _line_in(files.expanded(config), error) if config else None
+    if line:
+        return f"{type(error).__name__} in your config file {config}, line {line}; its traceback:"
+    doing = f"--mode={flags.mode}" if flags else "reading the command line"
+    return f"a bug in pfgm_jax {__version__}, at {doing}; please report it with this traceback:"
+
+
+def _drop_stdout():
+    """What stdout cannot take (a closed pipe, a full disk) is dropped, or the end of the process would try again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

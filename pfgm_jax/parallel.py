@@ -72,6 +72,8 @@ def total(tree):
 def check_divisible(batch, what):
     """Raises UserError unless `batch` can be shared equally among the devices."""
     n = device_count()
+    if batch < 1 and n == 1:
+        raise UserError(f"{what}={batch} is not possible: at least 1")
     if batch < 1 or batch % n:
         below = batch // n * n
         options = f"{below} or {below + n}" if below > 0 else f"{n}"

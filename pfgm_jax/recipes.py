@@ -10,7 +10,7 @@ import math
 
 from pfgm_jax.config import D_of, default
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.models import attend_alike, preset
+from pfgm_jax.presets import attend_alike, preset
 
 
 def start(data, size, args, published):
@@ -22,12 +22,11 @@ def start(data, size, args, published):
     if (args.process, args.network) not in published:
         processes = dict.fromkeys(process for process, _ in published)
         networks = {p: [network for process, network in published if process == p] for p in processes}
-        hint = nearest(args.process, networks) if args.process not in networks else ""
-        if args.process in networks:
-            hint = nearest(args.network, networks[args.process])
+        known = args.process in networks
+        hint = nearest(args.network, networks[args.process]) if known else nearest(args.process, networks)
         pairs = "; ".join(f"process={p}: {', '.join(names)}" for p, names in networks.items())
         raise UserError(
-            f"process={args.process},network={args.network} was not published for {data}{hint}; there are {pairs}"
+            f"process={args.process},network={args.network} was not published for {data}; there are {pairs}{hint}"
         )
     config = default()
     config.data.update(name=data, size=size)
@@ -101,7 +100,7 @@ def published_network(name, size):
 
     It attends as it would at the next power of two: at 28 px where it does at 32.
     """
-    return attend_alike(preset(name), 2 ** math.ceil(math.log2(size)), size)
+    return attend_alike(preset(name), 2 ** math.ceil(math.log2(max(size, 1))), size)
 
 
 def tell_class(config):

@@ -5,11 +5,12 @@ import pathlib
 import types
 
 import jax
+import numpy as np
 import pytest
 
 from configs import digits, medmnist
 from pfgm_jax import advise as advise_lib
-from pfgm_jax import build, main, plan, step
+from pfgm_jax import build, data, main, plan, step
 from pfgm_jax import config as config_lib
 from pfgm_jax.advise import rules, trial
 from pfgm_jax.errors import UserError
@@ -289,17 +290,19 @@ def test_an_estimate_that_is_not_a_line_is_looked_at(monkeypatch):
 
 def test_only_a_lack_of_memory_is_no_bug(monkeypatch):
     def fails(message):
-        def memory_estimate(*_):
+        def lower(*_):
             raise jax.errors.JaxRuntimeError(message)
 
-        monkeypatch.setattr(plan, "memory_estimate", memory_estimate)
+        monkeypatch.setattr(plan, "train_steps", types.SimpleNamespace(lower=lower))
 
-    task = types.SimpleNamespace(large_batch=0, _replace=lambda **_: None)
+    split = data.Split(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
+    dataset = types.SimpleNamespace(train_images=2, train=split)
+    task = types.SimpleNamespace(large_batch=0, order="real", batch=8, _replace=lambda **_: task)
     fails("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
-    assert trial.estimate(task, None, None, 1, 8, True) == math.inf
+    assert trial.estimate(task, (), dataset, 1, 8, True) == math.inf
     fails("INTERNAL: something else")
     with pytest.raises(jax.errors.JaxRuntimeError):
-        trial.estimate(task, None, None, 1, 8, True)
+        trial.estimate(task, (), dataset, 1, 8, True)
 
 
 def test_operations_go_with_the_pixels():
@@ -331,7 +334,7 @@ def test_the_mode_in_earnest(tmp_path, monkeypatch, capsys):
     main.run(["--mode=advise", f"--config={ROOT}/configs/digits.py:quick", *tiny])
     out, err = capsys.readouterr()
     assert f"{jax.device_count()} × cpu" in out and "images/s at batch 8" in out
-    assert "batch 15 is not possible with 8 device(s)" in out
+    assert "batch 15 is not possible with 8 devices" in out
     assert (
         out.splitlines()[-1].lstrip().split()[3].startswith("--config=")
         and "--config.train.batch=16" in out.splitlines()[-1]

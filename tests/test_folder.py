@@ -135,9 +135,7 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
     assert counts(made) == [4, 2, 2] and made.classes == ("red, dark", "é")
     np.testing.assert_array_equal(made.train.labels, [0, 1, 0, 1])
     said = capsys.readouterr().err
-    assert (
-        "1 row that labels.csv has twice (x/0.png)" in said and "1 image without a row in labels.csv (z.png)" in said
-    )
+    assert "1 row that labels.csv has twice (x/0.png)" in said and "1 image without a row in labels.csv (z.png)" in said
     table(tmp_path, [row[:2] for row in rows])
     assert sum(counts(data.load(config(tmp_path)))) == 8
 
@@ -152,7 +150,11 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
         ([("0.png", "a", "holdout")], ("file", "label", "split"), ["line 2", "train, val or test"]),
         ([("0.png", "a", "val")], ("file", "label", "split"), ["no image to train on"]),
         ([("0.png", "a")], ("scan", "class"), ["has the columns scan,class: write file,label or file,label,split"]),
-        ([("0.png", "0", "a")], ("file", "class", "target"), ["has the columns class and target: name one of them label"]),
+        (
+            [("0.png", "0", "a")],
+            ("file", "class", "target"),
+            ["has the columns class and target: name one of them label"],
+        ),
         ([("0.png", "a", "b")], ("file", "label", "label"), ["has the columns label and label"]),
         ([("../0.png", "a")], ("file", "label"), ["line 2: '../0.png' is outside of"]),
         ([("/etc/passwd", "a")], ("file", "label"), ["line 2: '/etc/passwd' is outside of"]),

@@ -6,7 +6,8 @@ import pathlib
 import pfgm_jax
 
 LAYERS = [
-    {"errors", "files", "interrupt"},
+    {"errors"},
+    {"files", "failures", "presets", "interrupt"},
     {"schedule", "parallel", "labels"},
     {"process"},
     {"field"},

@@ -12,7 +12,9 @@ import jax
 from pfgm_jax import build, data, parallel, plan
 from pfgm_jax import config as config_lib
 from pfgm_jax.advise import rules, trial
-from pfgm_jax.advise.rules import Findings, Line, size
+from pfgm_jax.advise.rules import Findings, Line
+from pfgm_jax.errors import counted
+from pfgm_jax.plan import size
 from pfgm_jax.step import init_state
 
 __all__ = ["advise"]
@@ -58,7 +60,8 @@ def possible_batch(config, images, devices):
         return []  # it is possible, or no other is
     batch = max(devices, planned // devices * devices) if planned <= images else trial.power_of_two(images, devices)
     config.train.batch = batch
-    why = f"batch {planned} is not possible with {devices} device(s) and {images:,} training images; {batch} is"
+    there = f"{counted(devices, 'device')} and {counted(images, 'training image')}"
+    why = f"batch {planned} is not possible with {there}; {batch} is"
     return [Line("CHANGE", why, {"train.batch": batch})]
 
 
@@ -93,7 +96,7 @@ def report(described, found, lines, hours, argument, overrides, workdir):
     """The advice as text, with the command at its end."""
     machine, tried = found.machine, found.trial
     speeds = [
-        f"{rate:,.4g} images/s at batch {batch} ({steps} step{'s' * (steps > 1)} in {seconds:.1f} s)"
+        f"{rate:,.4g} images/s at batch {batch} ({counted(steps, 'step')} in {seconds:.1f} s)"
         for batch, (rate, seconds, steps) in sorted(tried.speed.items(), reverse=True)
     ]
     fits = ", ".join(f"{batch} takes {size(need)}" for batch, need in sorted(tried.memory.items()))
@@ -123,7 +126,7 @@ def verdict(found, lines, hours, argument, overrides, workdir):
         head = f"This plan goes{' with the changes above' if changes else ''}{takes}."
     if any(not line.change for line in stops):
         return [head, "No setting alone mends that: see the lines marked STOP."]
-    flags = {key: _text(value) for key, value in changes.items()}
+    flags = {key: config_lib.to_text(value) for key, value in changes.items()}
     untried = any(key.startswith("model.") for key in changes)
     mode = ["--mode=advise"] if untried else []
     command = [pathlib.Path(sys.executable).name, "-m", "pfgm_jax.main", *mode, f"--config={argument}"]
@@ -137,12 +140,7 @@ def verdict(found, lines, hours, argument, overrides, workdir):
 
 
 def _flag(key, value):
-    return f"--config.{key}={_text(value)}"
-
-
-def _text(value):
-    """A value as `config.override` reads it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else "none" if value is None else str(value)
+    return f"--config.{key}={config_lib.to_text(value)}"
 
 
 def _hang(head, text, width=120):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from pfgm_jax import build, models
 from pfgm_jax.advise import trial
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted
+from pfgm_jax.plan import size
 
 HOPELESS_HOURS = 30 * 24
 LONG_HOURS = {True: 12, False: 72}  # on a CPU: a night; else a weekend
@@ -275,12 +276,5 @@ def judge(found):
 def duration(hours):
     """Hours as people say them."""
     if hours < 1:
-        return f"{max(1, 60 * hours):.0f} minutes"
+        return counted(max(1, round(60 * hours)), "minute")
     return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"
-
-
-def size(n):
-    """Bytes as people say them."""
-    if math.isinf(n):
-        return "more than the compiler can place"
-    return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

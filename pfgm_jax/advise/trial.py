@@ -16,6 +16,7 @@ import numpy as np
 
 from pfgm_jax import models, parallel, plan
 from pfgm_jax.data import census, feed
+from pfgm_jax.failures import out_of_memory
 from pfgm_jax.step import train_steps
 
 SECONDS = 20.0  # of training steps, over all batch sizes
@@ -73,19 +74,9 @@ def power_of_two(limit, devices):
     return devices * 2 ** int(math.log2(limit / devices)) if limit >= devices else 0
 
 
-def out_of_memory(error):
-    """Whether a JaxRuntimeError says that memory is short; others are bugs."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-
-
 def estimate(task, state, dataset, steps, batch, resident):
-    """`plan.memory_estimate` of a batch; inf where the compiler finds that it cannot fit."""
-    try:
-        return plan.memory_estimate(with_batch(task, batch), state, dataset, steps, resident)
-    except jax.errors.JaxRuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        return math.inf
+    """`plan.memory_estimate` of a batch."""
+    return plan.memory_estimate(with_batch(task, batch), state, dataset, steps, resident)
 
 
 def time_steps(task, state, dataset, steps, seconds, resident):

@@ -3,6 +3,7 @@
 A new source is one file here and one entry in SOURCES. `tfds:NAME` is any prepared set of TensorFlow Datasets.
 """
 
+from pfgm_jax import files
 from pfgm_jax.data import celeba, cifar10, digits, folder, lsun, medmnist, npz, published, tfds, toys
 from pfgm_jax.data.dataset import Dataset, LazyImages, Moments, Split, diameter, moments, to_uint8, to_unit
 from pfgm_jax.data.feed import Examples, Indices, take
@@ -44,11 +45,12 @@ def load(data_config, stand_in=False) -> Dataset:
     With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
+    files.expanded(getattr(data_config, "dir", ""))  # a ~NAME without a home is refused, whatever the source
     if name.startswith(tfds.PREFIX):
         return tfds.load(data_config)
     if name not in SOURCES:
-        hint = nearest(name, SOURCES) or ";"
-        raise UserError(f"--config.data.name={name} is not known{hint} it is one of {', '.join(SOURCES)}, tfds:NAME")
+        there = ", ".join(SOURCES)
+        raise UserError(f"--config.data.name={name} is not one of {there}, tfds:NAME{nearest(name, SOURCES)}")
     if stand_in and name in PUBLISHED and PUBLISHED[name].find(data_config) is None:
         return published.stand_in(data_config, PUBLISHED[name].SETS[name])
     return SOURCES[name](data_config)

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pfgm_jax import files
 from pfgm_jax.errors import UserError, counted, printable
 
 TIMEOUT = 10  # seconds without a byte
@@ -35,7 +36,7 @@ BUSY = (408, 429, 500, 502, 503, 504)  # statuses that may be others a little la
 
 def cache_dir() -> Path:
     """Where downloaded files are kept: $PFGM_JAX_CACHE/data, else ~/.cache/pfgm_jax/data."""
-    return Path(os.environ.get("PFGM_JAX_CACHE") or "~/.cache/pfgm_jax").expanduser() / "data"
+    return files.cache_root() / "data"
 
 
 def verify(path: Path, expected: str, advice: str, name: str = "") -> None:

@@ -41,8 +41,7 @@ def load(data_config) -> Dataset:
     """
     name, size = data_config.name, data_config.size
     if name not in NAMES:
-        hint = nearest(name, NAMES) or ";"
-        raise UserError(f"{name} is not a 2-D MedMNIST set{hint} they are {', '.join(NAMES)}")
+        raise UserError(f"{name} is not a 2-D MedMNIST set; they are {', '.join(NAMES)}{nearest(name, NAMES)}")
     if name == "chestmnist":
         raise UserError(
             "chestmnist is multi-label (an image may have several of 14 findings) and only single-label sets "

@@ -125,7 +125,7 @@ def _find(data_config) -> Path:
 def _child(folder, name, complaint, advice):
     there = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if name not in there:
-        raise UserError(f"{complaint}{nearest(name, there)}; {advice}")
+        raise UserError(f"{complaint}; {advice}{nearest(name, there)}")
     return folder / name
 
 

@@ -49,6 +49,8 @@ def read(path):
     name = short(os.fsdecode(path), 200)
     try:
         data = _content(path)
+        if what := files.not_a_checkpoint(data):
+            raise Refusal(what)
         if os.fsdecode(path).endswith(".safetensors"):
             return files.read_safetensors(data)
         return files.read_zip(data) if data[:4] == files.ZIP_MAGIC else files.read_pickle(data)

@@ -22,6 +22,27 @@ from pfgm_jax.foreign.plain import plain
 ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles in a stream
 _LEGACY_PROTOCOL = 1001
+_ARCHIVES = {
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ\x00": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+}
+
+
+def not_a_checkpoint(data):
+    """What a file obviously is instead of a checkpoint, and what to do; None where its first bytes do not say."""
+    if not data:
+        return "it is empty (0 bytes): download it again"
+    if data.startswith(b"version https://git-lfs.github.com/"):
+        return "it is a pointer of git-lfs, not the file itself: run git lfs pull, or download the file"
+    if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page, such as a server's error or a log-in form: download the file itself"
+    for magic, kind in _ARCHIVES.items():
+        if data.startswith(magic):
+            return f"it is {kind}: unpack it, and give the checkpoint inside"
+    return None
 
 
 def read_zip(data):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax import foreign, weights
+from pfgm_jax import files, foreign, weights
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import inception
@@ -41,7 +41,7 @@ def load(path=""):
       UserError: no such file or another network's; or the index cannot be reached.
     """
     if path:
-        params = _read(path)
+        params = _read(files.expanded(path))
     else:
         cached = cache_dir().parent / "inception" / "inception-2015-12-05.safetensors"
         if cached.exists():

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from pfgm_jax.models.adm import ADM
 from pfgm_jax.models.mlp import MLP
 from pfgm_jax.models.ncsnv2 import NCSNv2
-from pfgm_jax.models.presets import PRESETS, attend_alike, preset
 from pfgm_jax.models.unet import UNet
+from pfgm_jax.presets import PRESETS, attend_alike, preset
 
 __all__ = ["ADM", "MLP", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "attend_alike", "init", "preset"]
 

@@ -13,8 +13,8 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from pfgm_jax.errors import UserError
 from pfgm_jax.models import layers
+from pfgm_jax.presets import level_sizes
 
 
 class Block(nn.Module):
@@ -159,23 +159,3 @@ class UNet(nn.Module):
     def check_size(self, size):
         """(H, W) of each level for images of `size` (H, W); raises UserError where the network cannot take them."""
         return level_sizes(size, len(self.multipliers))
-
-
-def level_sizes(size, levels):
-    """(H, W) of each level: halved upwards each time.
-
-    Raises:
-      UserError: images smaller than 8 px, or so many levels that the smallest would be under 2 px.
-    """
-    if min(size) < 8:
-        raise UserError(
-            f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}; for points there is model.name=mlp"
-        )
-    sizes = [tuple(size)]
-    for _ in range(levels - 1):
-        sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
-    if min(sizes[-1]) < 2:
-        raise UserError(
-            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last is of one pixel"
-        )
-    return sizes

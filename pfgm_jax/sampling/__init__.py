@@ -30,7 +30,7 @@ def find(name):
       UserError: an unknown name.
     """
     if name not in SOLVERS:
-        raise UserError(f"unknown solver {name!r}{nearest(name, SOLVERS)}; there are {', '.join(SOLVERS)}")
+        raise UserError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}{nearest(name, SOLVERS)}")
     parameters = inspect.signature(SOLVERS[name]).parameters.values()
     return SOLVERS[name], {
         p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _PLUMBING
@@ -52,7 +52,7 @@ def check_options(name, options):
     for option in options:
         if option not in taken:
             raise UserError(
-                f"solver {name} has no option {option!r}{nearest(option, taken)}; it takes {', '.join(sorted(taken))}"
+                f"solver {name} has no option {option!r}; it takes {', '.join(sorted(taken))}{nearest(option, taken)}"
             )
 
 

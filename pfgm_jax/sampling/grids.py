@@ -51,7 +51,7 @@ def levels(process, grid, steps, rho=7.0):
     if grid is None:
         grid = "edm" if isinstance(process.schedule, Identity) else "time"
     if grid not in GRIDS:
-        raise UserError(f"unknown grid {grid!r}{nearest(grid, GRIDS)}; there are {', '.join(GRIDS)}")
+        raise UserError(f"unknown grid {grid!r}; there are {', '.join(GRIDS)}{nearest(grid, GRIDS)}")
     if steps < 2:
         raise UserError(f"a grid needs steps >= 2, got {steps}")
     return edm_grid(process, steps, rho) if grid == "edm" else GRIDS[grid](process, steps)

@@ -78,7 +78,7 @@ def weights(order, sigmas):
 
 def _multistep(order, process, denoise, x, steps, grid, rho, start, last_denoise, frames, axis_name):
     if start not in STARTS:
-        raise UserError(f"unknown start {start!r}{nearest(start, STARTS)}; there are {', '.join(STARTS)}")
+        raise UserError(f"unknown start {start!r}; there are {', '.join(STARTS)}{nearest(start, STARTS)}")
 
     def step(denoise, x, past, at):
         values = (denoise(x, at.sigma), *past)

@@ -230,4 +230,4 @@ def _mean_norm(a, axis_name):
 
 def _one_of(what, value, options):
     if value not in options:
-        raise UserError(f"unknown {what} {value!r}{nearest(value, options)}; there are {', '.join(options)}")
+        raise UserError(f"unknown {what} {value!r}; there are {', '.join(options)}{nearest(value, options)}")

@@ -1,10 +1,10 @@
 """Networks by name: fields of config.model, for `config.model.update(**preset("ncsnpp"))`.
 
 Each sets all the fields that its network has but `conditional`, `remat` and `dtype`, so that one may follow another.
+Nothing here imports JAX, so that a config file is read at once.
 """
 
-from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.models.unet import level_sizes
+from pfgm_jax.errors import UserError, nearest, quoted
 
 # DDPM++ and NCSN++ as EDM has them for 32 px (arXiv 2206.00364, table 7).
 _DDPMPP = dict(
@@ -58,6 +58,26 @@ PRESETS = {
 }  # fmt: skip
 
 
+def level_sizes(size, levels):
+    """(H, W) of each level: halved upwards each time.
+
+    Raises:
+      UserError: images smaller than 8 px, or so many levels that the smallest would be under 2 px.
+    """
+    if min(size) < 8:
+        raise UserError(
+            f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}; for points there is model.name=mlp"
+        )
+    sizes = [tuple(size)]
+    for _ in range(levels - 1):
+        sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
+    if min(sizes[-1]) < 2:
+        raise UserError(
+            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last is of one pixel"
+        )
+    return sizes
+
+
 def attend_alike(fields, made_for, size):
     """Fields of a U-Net for images of `size` px that attends at the levels at which it does at `made_for` px.
 
@@ -78,5 +98,5 @@ def preset(name):
       UserError: no such name.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown network {name!r}{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        raise UserError(f"unknown network {quoted(name)}; there are {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     return dict(PRESETS[name])
