@@ -7,7 +7,7 @@ import pfgm_jax
 
 LAYERS = [
     {"errors", "files", "interrupt"},
-    {"schedule", "parallel", "labels"},
+    {"schedule", "parallel", "labels", "counters"},
     {"process"},
     {"field"},
     {"parametrization", "models", "sampling", "guidance"},
