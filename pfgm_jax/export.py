@@ -36,11 +36,9 @@ def _write(made, folder, picture, card):
     derived = made.derived | {"step": made.step}
     imported = made.derived.get("imported")
     origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
-    about = {
-        "pfgm_jax": __version__,
-        weights.CONFIG: config_lib.fingerprint(config_lib.run_record(travelling, derived)),
-    }
-    weights.save(folder / weights.EXPORTED, made.params, origin | about)
+    fingerprint = config_lib.fingerprint(config_lib.run_record(travelling, derived))
+    about = origin | {"pfgm_jax": __version__, weights.CONFIG: fingerprint}
+    weights.save(folder / weights.EXPORTED, made.params, about)
     with files.replacing(folder / "samples.png") as temporary:
         picture.save(temporary, format="PNG")
     files.write_text(folder / "README.md", card)
@@ -87,7 +85,8 @@ def _origin(made):
         f"{config.data.name}, {derived['train_images']} training images ({counts})",
         derived.get("licence", "not recorded"),
         (f"from the weights of {printable(config.train.init)}, " if config.train.init else "")
-        + f"{made.step * config.train.batch:,} images at batch {config.train.batch}, learning rate {derived['lr']:.2e}, "
+        + f"{made.step * config.train.batch:,} images at batch {config.train.batch}, "
+        f"learning rate {derived['lr']:.2e}, "
         f"target {f'the posterior mean of {large} images' if large else 'the clean image'}; the weights are the "
         f"exponential moving average, half-life {config.train.ema_halflife:,} images",
     )

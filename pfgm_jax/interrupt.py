@@ -21,9 +21,9 @@ class Interrupt:
     """Hears SIGTERM and Ctrl-C while its block runs.
 
     The first raises `Interrupted` where the program is, or, once `defer` was called, only sets `asked`, to be looked at
-    between two steps. The second raises in either case, and ends the process if that does not help within GRACE seconds:
-    Python runs no handler while the main thread is inside the compiler, and an exception that is raised inside a
-    callback of JAX's is lost. For the same reason a thread answers, which the interpreter wakes as the signal arrives.
+    between two steps. The second raises in either case, and ends the process if that does not help within GRACE
+    seconds: Python runs no handler while the main thread is inside the compiler, and an exception that is raised inside
+    a callback of JAX's is lost. For the same reason a thread answers, which is woken as the signal arrives.
 
     Signals belong to the main thread; in another one (a notebook's worker) they stay as they are.
 

@@ -27,9 +27,9 @@ RANGE, REMEMBERED = 10, 20
 
 
 def evaluation(config, task, dataset, source, log):
-    """`evaluate(ema, seen)`: logs and returns validation loss, the gap to the training images, the distance to the truth.
+    """`evaluate(ema, seen)`: logs validation loss, the gap to the training images, and the distance to the truth.
 
-    {} where there is nothing to measure.
+    It returns them, {} where there is nothing to measure.
     """
     splits = (dataset.train, dataset.val)
     number = min(config.train.eval_images, *map(len, splits))  # as many of each, so that the gap is of images alone

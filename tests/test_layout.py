@@ -8,7 +8,7 @@ import pfgm_jax
 LAYERS = [
     {"errors"},
     {"files", "failures", "presets", "interrupt"},
-    {"schedule", "parallel", "labels"},
+    {"schedule", "parallel", "labels", "counters"},
     {"process"},
     {"field"},
     {"parametrization", "models", "sampling", "guidance"},

@@ -1,0 +1,76 @@
+"""SIGTERM and Ctrl-C are answered at once, and obeyed where nothing is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pfgm_jax.interrupt import Interrupt, Interrupted
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_stops_at_once_until_it_is_deferred(capsys, number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted) as caught, Interrupt("nothing to save"):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert caught.value.code == code and signal.getsignal(number) is before
+    assert "nothing to save; again to stop now" in capsys.readouterr().err
+
+
+def test_a_deferred_signal_is_noted_and_answered(capsys):
+    with Interrupt() as interrupt:
+        interrupt.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert interrupt.asked == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+    assert "SIGTERM: stopping after this step; again to stop now" in capsys.readouterr().err
+
+
+def test_an_exception_that_was_lost_is_raised_where_it_is_asked_for():
+    class Callback:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # Python drops what is raised here
+
+    with Interrupt() as interrupt:
+        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+        try:
+            Callback()
+        finally:
+            sys.unraisablehook = hook
+        with pytest.raises(Interrupted):
+            interrupt.defer()
+
+
+STUCK = """
+import hashlib
+from pfgm_jax import interrupt
+
+interrupt.GRACE = 0.3
+with interrupt.Interrupt() as asked:
+    asked.defer()
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"p", b"s", 10**10)  # minutes without Python, as in the compiler
+"""
+
+
+def test_a_process_that_is_inside_compiled_code_answers_and_ends():
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", STUCK], **pipes)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        lines = [process.stderr.readline() for _ in range(2)]
+        assert "SIGTERM: stopping after this step" in lines[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    finally:
+        process.kill()
+        process.wait()
