@@ -5,6 +5,7 @@ Pillow reads them; of its formats only those of FORMATS, none of which runs anot
 
 import contextlib
 import functools
+import itertools
 import os
 import stat
 import threading
@@ -163,8 +164,14 @@ def _pages(image):
         return 1
     try:
         return image.n_frames
-    except Exception:  # damage behind the page where Pillow is now
-        return image.tell() + 2
+    except Exception:  # damaged: up to the first page that cannot be reached, whose decoding will say why
+        for page in itertools.count():
+            try:
+                image.seek(page)
+            except EOFError:
+                return page
+            except Exception:
+                return page + 1
 
 
 def _decode(image, square, page):
