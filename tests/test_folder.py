@@ -359,6 +359,15 @@ def test_no_more_is_kept_than_half_of_what_is_free(monkeypatch):
     assert images.fits(5, (10, 10, 1)) and not images.fits(6, (10, 10, 1))
 
 
+def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    classes(tmp_path, {"a": 2, "b": 2})
+    monkeypatch.setattr(Image.Image, "load", full)
+    fails(tmp_path, "reading images takes more memory than is free: lower --config.data.size")
+
+
 def test_grey_ones_that_fit_after_all(tmp_path, monkeypatch):
     for i in range(10):
         put(tmp_path / f"{i}.png", i, mode="L")

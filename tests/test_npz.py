@@ -171,3 +171,10 @@ def test_names_are_printable(tmp_path):
     assert data.load(config(path, val=0, test=0)).classes == (r"\x1b[31mred", r"two\nlines")
     path = save(tmp_path, **{"\x1b[31m": pixels(4)})
     fails(path, r"has \x1b[31m: name the arrays")
+
+
+@pytest.mark.parametrize("field, value", [("pages", "all"), ("window", "0,4095"), ("group", "x")])
+def test_what_is_for_folders_is_not_passed_over(tmp_path, field, value):
+    path = save(tmp_path, images=pixels(20))
+    assert sum(counts(data.load(config(path, pages="first", window="", group="")))) == 20
+    fails(path, f"--config.data.{field}={value} is for --config.data.name=folder, not for npz", **{field: value})

@@ -36,6 +36,8 @@ SOURCES = {
     **{name: source.load for name, source in PUBLISHED.items()},
     **dict.fromkeys(toys.TOYS, toys.load),
 }
+# Settings of the source "folder" alone, and what they are when nothing is asked.
+FOLDER_ONLY = {"pages": "first", "window": "", "group": ""}
 
 
 def load(data_config, stand_in=False) -> Dataset:
@@ -44,6 +46,12 @@ def load(data_config, stand_in=False) -> Dataset:
     With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
+    for field, unset in FOLDER_ONLY.items() if name != "folder" else ():
+        asked = getattr(data_config, field, unset)
+        if asked != unset:
+            raise UserError(
+                f"--config.data.{field}={asked} is for --config.data.name=folder, not for {name}: leave it out"
+            )
     if name.startswith(tfds.PREFIX):
         return tfds.load(data_config)
     if name not in SOURCES:

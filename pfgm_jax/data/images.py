@@ -248,7 +248,12 @@ def pool() -> ThreadPoolExecutor:
 
 def each(function, count, what) -> list:
     """[function(0), …, function(count − 1)] by the pool, with a progress bar where it takes more than a second."""
-    return list(tqdm(pool().map(function, range(count)), total=count, unit=" files", desc=what, delay=1))
+    try:
+        return list(tqdm(pool().map(function, range(count)), total=count, unit=" files", desc=what, delay=1))
+    except MemoryError:
+        raise UserError(
+            f"{what} takes more memory than is free: lower --config.data.size or give smaller files"
+        ) from None
 
 
 def lazily(paths, square, pages=None) -> LazyImages:
