@@ -7,16 +7,21 @@ A folder holds png, jpg, webp, bmp, gif, tiff, ppm or pgm files of any sizes, wh
 resized. Classes and splits are told by
 
     PATH/CLASS/a.png                         subfolders, one a class
-    PATH/train/CLASS/a.png, PATH/val/…       subfolders train, val and test, with classes in them or without
-    PATH/labels.csv                          a table with the columns file,label or file,label,split
+    PATH/train/CLASS/a.png, PATH/val/…       subfolders train, val (or dev) and test (or testing, eval), with classes in
+                                             them, with a labels.csv each, or without
+    PATH/labels.csv                          a table with the columns file,label or file,label,split, and patient
     PATH/a.png                               nothing: one class
 
 and splits that are not there are taken from the training images (--config.data.val=0.1, --config.data.test=0.1,
 --config.data.split_seed=0). What cannot be read is skipped and listed. --config.data.channels=1 makes images grey, 3
-keeps grey ones in three channels. A PATH that ends in .npz is a file with images, uint8 [n, size, size] or [n, size,
-size, 3], and labels [n]; or with train_images, train_labels and so on.
+keeps grey ones in three channels. --config.data.window=LOW,HIGH, or auto, says which values of images of more than 8
+bits become black and white; --config.data.pages=all reads every page of multi-page TIFFs and animations, not the first
+alone; --config.data.group=REGEX finds the patient in a file's path, whose images then stay in one split.
 
-Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 px or more), process=pfgmpp|pfgm|edm|ve|vp|
+A PATH that ends in .npz is a file with images, uint8 [n, size, size] or [n, size, size, 3], and labels [n]; or with
+train_images, train_labels and so on.
+
+Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 to 4096 px), process=pfgmpp|pfgm|edm|ve|vp|
 subvp|ddpm, D=128 (pfgmpp only), network=ddpmpp|… (one of `presets.PRESETS`; without, one that fits the size),
 conditional (tell the network the class, nine times in ten), balanced (train on every class as often), augment (as EDM
 does, with probability 0.12: the network is told how), remat (recompute in the backward pass what would not fit in

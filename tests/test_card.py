@@ -73,6 +73,23 @@ def test_constant_and_grey_images():
     assert not any("grey" in line for line in card.warnings(card.make(make(splits))))
 
 
+def test_patients_in_two_splits_are_a_leak(clean):
+    plain = make(clean)
+    numbers = (np.arange(40) // 4, np.arange(10) // 5 + 9, np.arange(12) // 4 + 20)  # 9 in train and val
+    splits = [data.Split(split.images, split.labels, groups) for split, groups in
+              zip((plain.train, plain.val, plain.test), numbers, strict=True)]  # fmt: skip
+    made = card.make(data.Dataset("made", *splits, classes=("a", "b"), licence="CC0", source="a test"))
+    assert card.warnings(made) == ["leak: 1 patient with images in both train and val"]
+    assert "patients: 10 train, 2 val, 3 test; 1 in train and val both" in " ".join(card.text(made).split())
+    assert "patients" not in card.text(card.make(plain)) and "window" not in card.text(card.make(plain))
+
+
+def test_the_window_is_on_the_card(clean):
+    plain = make(clean)
+    made = data.Dataset("made", plain.train, plain.val, plain.test, ("a", "b"), "CC0", "a test", window=(-100, 4095.5))
+    assert "the value -100 became black and 4095.5 white" in card.text(card.make(made))
+
+
 def test_one_colour_may_have_different_channels():
     images = noise(5, (4, 4, 3))
     images[2] = [1, 2, 3]

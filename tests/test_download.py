@@ -1,11 +1,14 @@
 """Downloads from a server on this machine: resumed, started over, wrong, offline, two at once, without room."""
 
+import contextlib
+import email.utils
 import errno
 import hashlib
 import http.server
 import os
 import shutil
 import socket
+import struct
 import threading
 import time
 
@@ -76,6 +79,7 @@ class Server:
 def path(tmp_path, monkeypatch):
     monkeypatch.setenv("PFGM_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "WAIT", 0.01)
     return tmp_path / "cache" / "data" / "file.bin"
 
 
@@ -249,3 +253,112 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     with Server() as server:
         fails(server, tmp_path / "file" / "data" / "file.bin", "cannot write to", "set PFGM_JAX_CACHE")
         assert server.visits == []
+
+
+# ---- servers that are busy, break, stall, or say what makes no sense
+
+
+def raw(*answers):
+    """A server that sends these bytes, one answer a connection, the last of them ever after: (url, visits, close).
+
+    An answer is bytes, or (bytes, seconds): those bytes one by one, with a pause after each.
+    """
+    listener, visits = socket.create_server(("127.0.0.1", 0)), []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                visits.append(connection.recv(65536))
+                answer = answers[min(len(visits), len(answers)) - 1]
+                if answer is None:  # reset
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                elif isinstance(answer, bytes):
+                    connection.sendall(answer)
+                else:
+                    for byte in answer[0]:
+                        connection.sendall(bytes([byte]))
+                        time.sleep(answer[1])
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listener.getsockname()[1]}/file.bin", visits, listener.close
+
+
+def answer(body=b"", status="200 OK", **headers):
+    given = {"Content-Length": len(body)} | {key.replace("_", "-"): value for key, value in headers.items()}
+    lines = [f"{key}: {value}\r\n" for key, value in given.items() if value is not None]
+    return f"HTTP/1.1 {status}\r\n{''.join(lines)}Connection: close\r\n\r\n".encode("latin-1") + body
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [answer(status=f"{code} Busy") for code in (408, 429, 500, 502, 503, 504)] + [None, b"", answer(Content_Length=9)],
+)
+def test_what_may_pass_is_tried_again(path, bad, capsys):
+    url, visits, close = raw(bad, bad, answer(b"the file"))
+    download.fetch(url, path, md5(b"the file"))
+    close()
+    assert path.read_bytes() == b"the file" and len(visits) == 3 and os.listdir(path.parent) == ["file.bin"]
+    said = [line for line in capsys.readouterr().err.splitlines() if "; try " in line]
+    assert [line.partition("; ")[2] for line in said] == ["try 2 of 4 in 0.01 s", "try 3 of 4 in 0.02 s"]
+
+
+def test_tries_come_to_an_end(path):
+    url, visits, close = raw(answer(status="503 Service \x1b[31mred"))
+    fails(url, path, r"HTTP Error 503: Service \x1b[31mred", "check the network")
+    close()
+    assert len(visits) == download.TRIES
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "403 Forbidden", "410 Gone"])
+def test_what_will_not_pass_is_not_tried_again(path, status):
+    url, visits, close = raw(answer(status=status))
+    fails(url, path, status[:3])
+    close()
+    assert len(visits) == 1
+
+
+def test_a_server_says_when_to_come_again(path, capsys):
+    in_a_second = email.utils.formatdate(time.time() + 1.5, usegmt=True)
+    busy = [answer(status="429 Slow down", Retry_After=after) for after in ("0", in_a_second, "soon")]
+    url, visits, close = raw(*busy, answer(b"the file"))
+    download.fetch(url, path, md5(b"the file"))
+    close()
+    waits = [
+        float(line.split(" in ")[1].split()[0]) for line in capsys.readouterr().err.splitlines() if "; try " in line
+    ]
+    assert waits[0] == 0 and 0 <= waits[1] <= 1.5 and waits[2] == 0.04  # WAIT, doubled twice, where it makes no sense
+    url, visits, close = raw(answer(status="429 Slow down", Retry_After="3600"))
+    path.unlink()
+    fails(url, path, "429", "asks to wait 3600 s")
+    close()
+    assert len(visits) == 1
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "", None])
+def test_a_length_that_is_no_number(path, length):
+    url, _, close = raw(answer(b"the file", Content_Length=length))
+    download.fetch(url, path, md5(b"the file"))
+    close()
+    assert path.read_bytes() == b"the file"
+
+
+@pytest.mark.parametrize("length", [10**6 + 1, None], ids=["declared", "endless"])
+def test_a_file_without_end_is_refused(path, length, monkeypatch):
+    monkeypatch.setattr(download, "MAX_BYTES", 10**6)
+    url, _, close = raw(answer(bytes(10**6 + 1), Content_Length=length))
+    fails(url, path, "file.bin has more than 0.001 GB")
+    close()
+    assert os.listdir(path.parent) == []
+
+
+def test_a_trickle_is_given_up(path, monkeypatch):
+    monkeypatch.setattr(download, "SLOW_SECONDS", 0.15)
+    url, visits, close = raw((answer(bytes(10**6)), 0.01))
+    start = time.monotonic()
+    fails(url, path, "in 0.15 s", "run again")
+    close()
+    assert time.monotonic() - start < 30 and len(visits) == download.TRIES

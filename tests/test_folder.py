@@ -1,13 +1,12 @@
 """Folders of images: how classes and splits are told, what files of every kind become, and what is skipped and said."""
 
-import csv
 import os
 import struct
-import types
 import zlib
 
 import numpy as np
 import pytest
+from image_folders import RED, classes, config, counts, fails, one, put
 from PIL import Image
 
 from configs import folder as folder_config
@@ -16,41 +15,6 @@ from pfgm_jax import config as config_lib
 from pfgm_jax.data import dataset as dataset_module
 from pfgm_jax.data import images
 from pfgm_jax.errors import UserError
-
-RED, GREEN = (250, 10, 20), (10, 240, 30)
-
-
-def config(folder, **fields):
-    given = dict(name="folder", size=8, dir=str(folder), channels=0, pages="first", window="", group="")
-    return types.SimpleNamespace(**given | dict(val=0.1, test=0.1, split_seed=0) | fields)
-
-
-def put(path, pixels=RED, size=(8, 8), mode="RGB", **options):
-    """An image file of one colour, or of an array."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.new(mode, size, pixels) if isinstance(pixels, tuple | int) else Image.fromarray(pixels)
-    image.save(path, **options)
-    return path
-
-
-def classes(folder, counts, suffix=".png"):
-    """Subfolders of `counts` images, each image of another grey in red."""
-    for i, (name, count) in enumerate(counts.items()):
-        for j in range(count):
-            put(folder / name / f"{j}{suffix}", (10 * i + j % 10, 99, 3 * j % 256))
-
-
-def fails(folder, *words, **fields):
-    with pytest.raises(UserError) as caught:
-        data.load(config(folder, **fields))
-    line = str(caught.value)
-    assert "\n" not in line and len(line) < 600
-    assert [word for word in words if str(word) not in line] == [], line
-
-
-def counts(made):
-    return [len(split) for split in (made.train, made.val, made.test)]
-
 
 # ---- layouts
 
@@ -78,7 +42,14 @@ def test_classes_by_subfolder_split_by_seed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "names", [("train", "val", "test"), ("Training", "valid", "Test"), ("train", "validation", "test")]
+    "names",
+    [
+        ("train", "val", "test"),
+        ("Training", "valid", "Testing"),
+        ("TRAIN", "validation", "tests"),
+        ("train", "dev", "evaluation"),
+        ("training", "Dev", "Eval"),
+    ],  # fmt: skip
 )
 def test_splits_by_subfolder(tmp_path, names, capsys):
     for name, count in zip(names, (5, 2, 3), strict=True):
@@ -86,6 +57,36 @@ def test_splits_by_subfolder(tmp_path, names, capsys):
     made = data.load(config(tmp_path))
     assert counts(made) == [10, 4, 6] and made.classes == ("a", "b")
     assert "classes and splits by subfolder\n" in capsys.readouterr().err
+
+
+def test_classes_that_are_called_like_splits_are_told(tmp_path, capsys):
+    classes(tmp_path, {"train": 10, "car": 10})
+    assert data.load(config(tmp_path)).classes == ("car", "train")
+    assert "note       train is a class, not a split: splits are train beside val or test" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    for i in range(8):
+        folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9" if i % 2 else b"\x1b[31m")
+        os.makedirs(folder, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 9, 9)).save(
+            os.path.join(folder, b"\xe9%d.png" % i).decode("utf-8", "surrogateescape")
+        )
+    made = data.load(config(tmp_path, val=0, test=0))
+    assert set(made.classes) == {r"\x1b[31m", r"caf\udce9"}
+    said = capsys.readouterr().err
+    assert "\x1b" not in said and r"caf\udce9" in said
+    said.encode()
+
+
+def test_special_files_never_block(tmp_path, capsys):
+    classes(tmp_path, {"a": 2, "b": 2})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    os.symlink("/dev/zero", tmp_path / "a" / "zero.tif")
+    assert sum(counts(data.load(config(tmp_path, val=0, test=0)))) == 4
+    assert "2 special files such as a pipe (a/pipe.png)" in capsys.readouterr().err
+    with pytest.raises(images.Unreadable, match="pipe, socket or device"):
+        one(tmp_path / "a" / "pipe.png")
 
 
 def test_two_folders_of_one_split_are_both_read(tmp_path):
@@ -120,68 +121,6 @@ def test_images_beside_class_folders_are_listed(tmp_path, capsys):
     assert "1 image beside the class folders (loose.png)" in said and "1 folder without images (c)" in said
 
 
-def table(folder, rows, columns=("file", "label"), **options):
-    with open(folder / "labels.csv", "w", newline="", **options) as stream:
-        csv.writer(stream).writerows([columns, *rows])
-
-
-def test_classes_and_splits_by_a_table(tmp_path, capsys):
-    classes(tmp_path, {"x": 4, "y": 4})
-    rows = [(f"{name}/{i}.png", label, split) for name in "xy" for i, (label, split) in
-            enumerate([("red, dark", "train"), ("é", "train"), ("é", "Val"), ("red, dark", "test")])]  # fmt: skip
-    table(tmp_path, [*rows, rows[0]], ("file", "Label", "split"), encoding="utf-8-sig")
-    put(tmp_path / "z.png")
-    made = data.load(config(tmp_path))
-    assert counts(made) == [4, 2, 2] and made.classes == ("red, dark", "é")
-    np.testing.assert_array_equal(made.train.labels, [0, 1, 0, 1])
-    said = capsys.readouterr().err
-    assert "1 row that labels.csv has twice (x/0.png)" in said and "1 image without a row in labels.csv (z.png)" in said
-    table(tmp_path, [row[:2] for row in rows])
-    assert sum(counts(data.load(config(tmp_path)))) == 8
-
-
-@pytest.mark.parametrize(
-    "rows, columns, words",
-    [
-        ([("0.png", "a"), ("absent.png", "a"), ("b/c.png", "a")], ("file", "label"), ["names 2 files", "absent.png"]),
-        ([("0.png", "a"), ("0.png", "b")], ("file", "label"), ["line 3", "0.png is there twice with different labels"]),
-        ([("0.png", "a"), ("1.png",)], ("file", "label"), ["line 3 has 1 value for the columns file,label"]),
-        ([("0.png", "")], ("file", "label"), ["line 2", "lacks a file, a label"]),
-        ([("0.png", "a", "holdout")], ("file", "label", "split"), ["line 2", "train, val or test"]),
-        ([("0.png", "a", "val")], ("file", "label", "split"), ["no image to train on"]),
-        ([("0.png", "a")], ("scan", "class"), ["has the columns scan,class: write file,label or file,label,split"]),
-        (
-            [("0.png", "0", "a")],
-            ("file", "class", "target"),
-            ["has the columns class and target: name one of them label"],
-        ),
-        ([("0.png", "a", "b")], ("file", "label", "label"), ["has the columns label and label"]),
-        ([("../0.png", "a")], ("file", "label"), ["line 2: '../0.png' is outside of"]),
-        ([("/etc/passwd", "a")], ("file", "label"), ["line 2: '/etc/passwd' is outside of"]),
-        ([("\x1b[31m.png", "a")], ("file", "label"), [r"names a file that is not there, such as \x1b[31m.png"]),
-        ([], (), ["has the columns none"]),
-    ],
-)
-def test_tables_that_do_not_fit(tmp_path, rows, columns, words):
-    for i in range(2):
-        put(tmp_path / f"{i}.png")
-    table(tmp_path, rows, columns)
-    fails(tmp_path, tmp_path, *words)
-
-
-def test_a_table_in_a_folder_by_a_way_round(tmp_path, capsys):
-    classes(tmp_path / "here", {"cat": 3})
-    table(tmp_path / "here", [(f"cat/{i}.png", "cat") for i in range(3)])
-    assert sum(counts(data.load(config(tmp_path / "here" / ".." / "here")))) == 3
-    assert "skipped" not in capsys.readouterr().err
-
-
-def test_a_table_that_is_none(tmp_path):
-    put(tmp_path / "0.png")
-    (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe\x00,1\n")
-    fails(tmp_path, "labels.csv is no table in UTF-8")
-
-
 # ---- what cannot be read
 
 
@@ -195,7 +134,8 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
     for name, words in (("a.zip", "extract it"), ("a.npz", "--config.data.name=npz")):
         (tmp_path / name).write_text("x")
         fails(tmp_path / name, words)
-    fails(tmp_path, "data.size=0", size=0)
+    for size in (0, -3, 4097, 10**6):
+        fails(tmp_path, f"data.size={size} is not possible: give the side in pixels, 1 to 4096", size=size)
 
     def listdir(path):
         raise PermissionError(13, "Permission denied", path)
@@ -281,38 +221,12 @@ def test_a_class_that_a_split_lacks(tmp_path, capsys):
 # ---- what pixels become
 
 
-def one(path, size=8, **options):
-    return images.decode(path, images.Square(size, **options)).pixels
-
-
 def test_every_type_of_file(tmp_path):
     for suffix in images.SUFFIXES:
         path = put(tmp_path / f"a{suffix}", 137 if suffix == ".pgm" else (137, 137, 137),
                    mode="L" if suffix == ".pgm" else "RGB")  # fmt: skip
         # JPEG and lossy WebP give a flat grey back within a level.
         np.testing.assert_allclose(one(path), np.full((8, 8, 3), 137), atol=1, err_msg=suffix)
-
-
-@pytest.mark.parametrize("suffix", [".png", ".tif", ".pgm"])
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path, suffix, capsys):
-    values = np.array(
-        [[0, 128, 129, 255], [257, 1000, 4095, 32767], [32768, 40000, 65278, 65279], [65535] * 4], np.uint16
-    )
-    path = put(tmp_path / f"a{suffix}", values)
-    np.testing.assert_array_equal(one(path, 4)[..., 0], np.round(values / 257))
-    made = data.load(config(tmp_path, size=8, val=0, test=0))
-    said = "1 image of more than 8 bits, values 0 to 65535; 0 becomes black and 65535 white (the range of 16 bits)\n"
-    assert made.shape == (8, 8, 1) and made.window == (0, 65535) and said in capsys.readouterr().err
-
-
-def test_numbers_that_are_no_picture_are_skipped(tmp_path, capsys):
-    put(tmp_path / "good.png")
-    put(tmp_path / "float.tif", np.ones((8, 8), np.float32))
-    put(tmp_path / "deep.tif", np.full((8, 8), 10**6, np.int32))
-    data.load(config(tmp_path, val=0, test=0))
-    said = capsys.readouterr().err
-    assert "1 file of floating-point numbers (float.tif" in said and "1 file of values beyond 16 bits (deep.tif" in said
-    assert "--config.data.window=LOW,HIGH" in said
 
 
 def test_transparency_lies_on_white(tmp_path):
@@ -438,6 +352,20 @@ def test_what_does_not_fit_stays_in_its_files(tmp_path, monkeypatch):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"a/\d.png gives no image \(of 0 bytes\): replace it"):
         made.train.images[:]
+
+
+def test_no_more_is_kept_than_half_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(images.parallel, "host_memory", lambda: 1000)
+    assert images.fits(5, (10, 10, 1)) and not images.fits(6, (10, 10, 1))
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise MemoryError
+
+    classes(tmp_path, {"a": 2, "b": 2})
+    monkeypatch.setattr(Image.Image, "load", full)
+    fails(tmp_path, "reading images takes more memory than is free: lower --config.data.size")
 
 
 def test_grey_ones_that_fit_after_all(tmp_path, monkeypatch):

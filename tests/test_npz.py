@@ -1,12 +1,13 @@
 """npz files of a person's own: what they may hold, which splits come of it, and what is refused. (MedMNIST's are in
 test_data.)"""
 
+import os
 import types
 
 import numpy as np
 import pytest
 
-from pfgm_jax import data
+from pfgm_jax import data, parallel
 from pfgm_jax.errors import UserError
 
 
@@ -144,3 +145,36 @@ def test_files_that_are_none(tmp_path):
     path.write_bytes(whole)
     (tmp_path / "other.npz").write_bytes(whole)
     fails(tmp_path, "holds 2 npz files: give the file itself")
+
+
+@pytest.mark.parametrize("given, copies", [(("train", "val", "test"), 1), (("train",), 2)])
+def test_what_does_not_fit_in_memory_is_refused_before(tmp_path, given, copies, monkeypatch):
+    path = save(tmp_path, **{f"{split}_images": np.zeros((1000, 8, 8), np.uint8) for split in given})  # packs to little
+    np.savez_compressed(path, **dict(np.load(path)))
+    needed = copies * len(given) * (64_000 + 128)  # npy headers have 128 bytes
+    monkeypatch.setattr(parallel, "host_memory", lambda: needed - 1)
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
+    fails(path, "of memory, of which", "are free", "--config.data.name=folder")
+    monkeypatch.undo()
+    monkeypatch.setattr(parallel, "host_memory", lambda: needed)
+    assert sum(counts(data.load(config(path)))) == 1000 * len(given)
+
+
+def test_a_pipe_is_no_npz_file(tmp_path):
+    os.mkfifo(tmp_path / "a.npz")
+    fails(tmp_path / "a.npz", "a.npz is no file")
+    fails(tmp_path, "holds no npz file")
+
+
+def test_names_are_printable(tmp_path):
+    path = save(tmp_path, images=pixels(4), labels=np.arange(4) % 2, classes=np.array(["\x1b[31mred", "two\nlines"]))
+    assert data.load(config(path, val=0, test=0)).classes == (r"\x1b[31mred", r"two\nlines")
+    path = save(tmp_path, **{"\x1b[31m": pixels(4)})
+    fails(path, r"has \x1b[31m: name the arrays")
+
+
+@pytest.mark.parametrize("field, value", [("pages", "all"), ("window", "0,4095"), ("group", "x")])
+def test_what_is_for_folders_is_not_passed_over(tmp_path, field, value):
+    path = save(tmp_path, images=pixels(20))
+    assert sum(counts(data.load(config(path, pages="first", window="", group="")))) == 20
+    fails(path, f"--config.data.{field}={value} is for --config.data.name=folder, not for npz", **{field: value})

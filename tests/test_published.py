@@ -218,7 +218,11 @@ def test_damaged_celeba(faces):
     data_config = config("celeba64", faces, 64)
     first = faces / "img_align_celeba" / "000001.jpg"
     whole = first.read_bytes()
-    for content, words in ((whole[:2000], "cut short or damaged"), (b"", "empty file"), (b"<html>", "not an image")):
+    for content, words in (
+        (whole[:2000], "cut short or damaged"),
+        (b"", "of 0 bytes"),
+        (b"<html>", "without an image"),
+    ):
         first.write_bytes(content)
         fails(data_config, f"{first} gives no image ({words}", "replace it")
     photo(first, np.zeros((100, 100, 3), np.uint8))

@@ -37,6 +37,8 @@ SOURCES = {
     **{name: source.load for name, source in PUBLISHED.items()},
     **dict.fromkeys(toys.TOYS, toys.load),
 }
+# Settings of the source "folder" alone, and what they are when nothing is asked.
+FOLDER_ONLY = {"pages": "first", "window": "", "group": ""}
 
 
 def load(data_config, stand_in=False) -> Dataset:
@@ -46,6 +48,12 @@ def load(data_config, stand_in=False) -> Dataset:
     """
     name = data_config.name
     files.expanded(getattr(data_config, "dir", ""))  # a ~NAME without a home is refused, whatever the source
+    for field, unset in FOLDER_ONLY.items() if name != "folder" else ():
+        asked = getattr(data_config, field, unset)
+        if asked != unset:
+            raise UserError(
+                f"--config.data.{field}={asked} is for --config.data.name=folder, not for {name}: leave it out"
+            )
     if name.startswith(tfds.PREFIX):
         return tfds.load(data_config)
     if name not in SOURCES:

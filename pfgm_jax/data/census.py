@@ -8,6 +8,7 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 EXAMINED_BYTES = 2**31
 _CHUNK_BYTES = 2**26
@@ -60,11 +61,15 @@ def chosen(images, limit=None):
 
 def chunks(images, indices, limit=_CHUNK_BYTES):
     """Yields (rows, array): a slice of `indices` and those images, at most `limit` bytes at a time."""
-    each = max(1, images.nbytes // max(1, len(images)))
-    rows = max(1, limit // each)
+    rows = _rows(images, limit)
     for start in range(0, len(indices), rows):
         part = indices[start : start + rows]
         yield slice(start, start + len(part)), np.asarray(images[part])
+
+
+def _rows(images, limit=_CHUNK_BYTES):
+    """How many images have at most `limit` bytes, at least 1."""
+    return max(1, limit // max(1, images.nbytes // max(1, len(images))))
 
 
 def take(images):
@@ -72,7 +77,8 @@ def take(images):
     indices = chosen(images)
     digests = np.empty(len(indices), "S32")
     constant, grey = np.zeros(len(indices), bool), np.zeros(len(indices), bool)
-    for rows, block in chunks(images, indices):
+    blocks = chunks(images, indices)
+    for rows, block in tqdm(blocks, total=-(-len(indices) // _rows(images)), desc="examining", unit=" blocks", delay=1):
         digests[rows] = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in block]
         pixels = block.reshape(len(block), -1, block.shape[-1])
         grey[rows] = (pixels == pixels[..., :1]).all(axis=(1, 2)) if block.shape[-1] == 3 else False

@@ -5,6 +5,7 @@ Pillow reads them; of its formats only those of FORMATS, none of which runs anot
 
 import contextlib
 import functools
+import itertools
 import os
 import stat
 import threading
@@ -163,8 +164,14 @@ def _pages(image):
         return 1
     try:
         return image.n_frames
-    except Exception:  # damage behind the page where Pillow is now
-        return image.tell() + 2
+    except Exception:  # damaged: up to the first page that cannot be reached, whose decoding will say why
+        for page in itertools.count():
+            try:
+                image.seek(page)
+            except EOFError:
+                return page
+            except Exception:
+                return page + 1
 
 
 def _decode(image, square, page):
@@ -241,7 +248,12 @@ def pool() -> ThreadPoolExecutor:
 
 def each(function, count, what) -> list:
     """[function(0), …, function(count − 1)] by the pool, with a progress bar where it takes more than a second."""
-    return list(tqdm(pool().map(function, range(count)), total=count, unit=" files", desc=what, delay=1))
+    try:
+        return list(tqdm(pool().map(function, range(count)), total=count, unit=" files", desc=what, delay=1))
+    except MemoryError:
+        raise UserError(
+            f"{what} takes more memory than is free: lower --config.data.size or give smaller files"
+        ) from None
 
 
 def lazily(paths, square, pages=None) -> LazyImages:

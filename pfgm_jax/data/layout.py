@@ -75,7 +75,7 @@ def find(root: Path, group="") -> Listing:
     finding = _Finding(Skipped(), [], set(), set())
     root = _descend(_check(root), finding)
     if table.find(root):
-        rows, how = _by_table(root, root, None, finding)
+        rows, how = _by_table(root, None, finding)
     else:
         folders = {name: SPLITS.get(name.lower()) for name in _folders(root)}
         if {TRAIN} < set(folders.values()) - {None}:
@@ -167,7 +167,7 @@ def _by_split(root, folders, finding):
             finding.skipped.add("folder", "beside those of the splits", root / name)
             continue
         if table.find(root / name):
-            own, way = _by_table(root / name, root, part, finding)
+            own, way = _by_table(root / name, part, finding)
         else:
             own, way = _by_class(root / name, part, finding)
         found.setdefault(part, []).extend(own)
@@ -186,11 +186,11 @@ def _by_split(root, folders, finding):
     return rows, f"{' and '.join(classes) or 'one class'}, splits by subfolder"
 
 
-def _by_table(folder, root, part, finding):
+def _by_table(folder, part, finding):
     """The same for a folder with labels.csv."""
     path = table.find(folder)
     finding.tables.add(str(path))
-    rows = table.read(path, root, finding, part)
+    rows = table.read(path, finding, part)
     for image in _walk(folder, finding):
         if os.path.normpath(image) not in rows:
             finding.skipped.add("image", f"without a row in {path.name}", image)

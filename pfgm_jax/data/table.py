@@ -34,8 +34,8 @@ def find(folder) -> Path | None:
     return tables[0] if tables else None
 
 
-def read(table: Path, root: Path, finding, part=None) -> dict:
-    """{path: (path, label, split, group)} of a table in `root` or in a folder of it.
+def read(table: Path, finding, part=None) -> dict:
+    """{path: (path, label, split, group)} of a table, whose files are in its folder or below.
 
     finding: `layout`'s notes of what is skipped, and of what tells the patients.
     part: the split that the table's folder is; None: the column split says it, and without one all images are TRAIN.
@@ -62,8 +62,8 @@ def read(table: Path, root: Path, finding, part=None) -> dict:
         if part not in (None, split):
             raise UserError(f"{where}: the split {row['split']}, in the folder of {NAMES[part]}: take the column out")
         path = os.path.normpath(table.parent / row["file"].replace("\\", "/"))
-        if not path.startswith(os.path.join(os.path.normpath(root), "")):
-            raise UserError(f"{where}: {row['file']!r} is outside of {root}: name files in that folder")
+        if not path.startswith(os.path.join(os.path.normpath(table.parent), "")):
+            raise UserError(f"{where}: {row['file']!r} is outside of {table.parent}: name files in that folder")
         entry = (path, row["label"], split, row.get("group", ""))
         if rows.setdefault(path, entry) != entry:
             raise UserError(f"{where}: {row['file']} is there twice with different labels, splits or patients")
