@@ -12,7 +12,7 @@ import numpy as np
 
 from pfgm_jax import build, data, plots, process
 from pfgm_jax.data import census
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted
 from pfgm_jax.metrics.neighbours import squared_distances
 
 SPLITS = ("train", "val", "test")
@@ -176,7 +176,11 @@ def _classes(card, order):
         )
         for c in shown
     ]
-    note = f"\n\n{left_out} classes between the most and the least frequent are left out." if left_out else ""
+    note = (
+        f"\n\nLeft out: {counted(left_out, 'class', 'classes')} between the most and the least frequent."
+        if left_out
+        else ""
+    )
     return _table(rows, ("class", *SPLITS, "")) + note
 
 
@@ -291,7 +295,7 @@ def draw(card, folder):
         name = re.sub(r"\W+", "_", dataset.classes[c])[:40].strip("_")
         plots.grid(sample(c, 64)).save(folder / "classes" / f"{c:02d}_{name}.png")
     shown, _ = _shown(order)
-    rows = [(f"{_class(dataset, c)}\n{card.counts[0][c]:,} images", sample(c, 12)) for c in shown]
+    rows = [(f"{_class(dataset, c)}\n{counted(card.counts[0][c], 'image')}", sample(c, 12)) for c in shown]
     plots.labelled_rows(rows, columns=12).save(folder / "overview.png")
     written = ["overview.png", "classes/"]
     pairs = [pair for one, other in ((1, 0), (2, 0), (2, 1)) for pair in card.copies.between(one, other)][:12]
