@@ -29,7 +29,8 @@ def get_config(arg=None):
         augment=False, remat=False, cpu=False, quick=False,
     )  # fmt: skip
     if args.size not in SIZES:
-        raise UserError(f"size={args.size} is not possible: MedMNIST comes at {', '.join(map(str, SIZES))} px")
+        there = f"{', '.join(map(str, SIZES[:-1]))} or {SIZES[-1]}"
+        raise UserError(f"size={args.size} is not possible: MedMNIST comes at {there} px")
     config = default()
     config.data.update(name=args.dataset, size=args.size)
     config.process.update(name=args.process, D=D_of(args.process, args.D))

@@ -203,7 +203,11 @@ def _classes(card, order):
         )
         for c in shown
     ]
-    note = f"\n\n{left_out} classes between the most and the least frequent are left out." if left_out else ""
+    note = (
+        f"\n\nLeft out: {counted(left_out, 'class', 'classes')} between the most and the least frequent."
+        if left_out
+        else ""
+    )
     return _table(rows, ("class", *SPLITS, "")) + note
 
 

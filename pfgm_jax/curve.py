@@ -6,7 +6,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from pfgm_jax import evaluate, generator, sample_set, sampling
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted
 from pfgm_jax.measure import TITLES, columns, number
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)  # of adaptive solvers, in place of steps
@@ -25,7 +25,9 @@ class Point(NamedTuple):
 
     @property
     def setting(self):
-        return f"{self.options['steps']} steps" if "steps" in self.options else f"tolerance {self.options['rtol']:g}"
+        return (
+            counted(self.options["steps"], "step") if "steps" in self.options else f"tolerance {self.options['rtol']:g}"
+        )
 
 
 def points(config, process):

@@ -14,7 +14,7 @@ import numpy as np
 
 from pfgm_jax import build, convert, foreign, weights
 from pfgm_jax import config as config_lib
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted
 from pfgm_jax.foreign.limits import short
 
 # Fields of config.model, and how EDM's networks call and default them: (SongUNet, DhariwalUNet).
@@ -73,7 +73,7 @@ def import_run(source, workdir, config=None, overrides=()):
             config.process.name = "pfgmpp"
         state, kind, step = _plain(foreign.state_dict(module["state"]["_modules"]["model"])), "edm", 0
         if config.model.blocks * len(config.model.multipliers) > len(state):
-            raise UserError(f"{name}: {len(state)} weights are too few for its network")
+            raise UserError(f"{name}: {counted(len(state), 'weight')} for its network is too few")
     else:
         if config is None:
             raise UserError(f"{source} holds arrays alone: say what network they are of with --config=FILE")
@@ -98,7 +98,9 @@ def import_run(source, workdir, config=None, overrides=()):
     except OSError as error:
         raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
     flow, counts = build.make_process(config, derived), sum(leaf.size for leaf in jax.tree.leaves(params))
-    classes = f", told one of {len(derived['classes'])} classes" if config.model.conditional else ""
+    classes = (
+        f", told one of {counted(len(derived['classes']), 'class', 'classes')}" if config.model.conditional else ""
+    )
     return (
         f"imported   {source} into {workdir}\n"
         f"process    {flow.name}: D = {flow.D:g}, σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
@@ -224,7 +226,8 @@ def _averaged(tree):
         fixed, averages = re.compile(r"(^|\.)(sigmas|W)$"), ema["shadow_params"]
         trained = [name for name in state if not (fixed.search(name) and state[name].ndim == 1)]
         if len(trained) != len(averages):
-            raise UserError(f"{len(averages)} moving averages for {len(trained)} parameters: not of one network")
+            there, wanted = counted(len(averages), "moving average"), counted(len(trained), "parameter")
+            raise UserError(f"{there} for {wanted}: not of one network")
         for name, average in zip(trained, averages, strict=True):
             if np.shape(average) != state[name].shape:
                 raise UserError(f"the moving average of {name} is {np.shape(average)}, not {state[name].shape}")

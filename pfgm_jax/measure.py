@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pfgm_jax.data.dataset import to_unit
-from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.errors import UserError, counted, nearest
 from pfgm_jax.metrics import estimate, frechet, kernel, neighbours, per_class, real_floor, reference
 from pfgm_jax.metrics.intervals import REPLICATES
 from pfgm_jax.metrics.references import kept_indices
@@ -213,13 +213,17 @@ def check_real(dataset, split):
         raise UserError(f"{dataset.name} holds points, not images: there are no figures for them")
     if len(real) < 2 * LEAST:
         hint = "choose another --config.evaluate.split"
-        raise UserError(f"{len(real)} {split} images of {dataset.name} are too few to measure against: {hint}")
+        few = counted(len(real), f"{split} image")
+        are = "is" if len(real) == 1 else "are"
+        raise UserError(f"{few} of {dataset.name} {are} too few to measure against: {hint}")
 
 
 def check_count(n):
     """Raises UserError for fewer images than figures take."""
     if n < LEAST:
-        raise UserError(f"{n} images are too few to measure: give {LEAST} or more; figures mean something from 1000 on")
+        few = counted(n, "image")
+        few += " is too few" if n == 1 else " are too few"
+        raise UserError(f"{few} to measure: give {LEAST} or more; figures mean something from 1000 on")
 
 
 def number(value):

@@ -126,7 +126,7 @@ def test_mistakes_in_the_flags(refused, command):
     assert "--config=FILE" in refused()
     assert "'sample'" in refused("--mode=smaple")
     assert "--mode=train" in refused("--mode=sample", "--dry_run")
-    assert "section.field=value" in refused(f"{DIGITS}:quick", "--config.sample.n", "100")
+    assert "section.field=value" in refused(f"{DIGITS}:quick", "--config.sample.n")
     assert "'--workdir'" in refused(f"{DIGITS}:quick", "--workdri=x")
 
 

@@ -232,14 +232,15 @@ def test_dry_run_without_the_file(argument, narrow, capsys):
     main.run([f"--config=configs/{file}.py:{arg}", "--dry_run", *narrow])
     out = capsys.readouterr().out
     assert "stand-ins  the file is absent: what derives from the data is of 256 images of uniform noise" in out
-    held = int(out.split("memory ")[1].split("MiB")[0])
+    number, unit = out.split("memory ")[1].split()[:2]
+    held = float(number) * {"MiB": 1, "GiB": 1024}[unit]
     images = {"cifar10": 50_000 * 3072, "celeba64": 162_770 * 12_288, "lsun_bedroom256": 3_033_042 * 196_608}[file]
     if "on the devices" in out:
         assert held > images / 2**20  # the whole set, which counts
     else:  # LSUN's 596 GB: a few calls of examples, beside the state
         assert file == "lsun_bedroom256" and "streamed from the host" in out and held < images / 2**20 / 10
     if file == "cifar10" and narrow:
-        assert "50000 train" in out and "1300000 steps × 128" in out and "largest prior norm 3000" in out
+        assert "50000 train" in out and "1,300,000 steps × 128" in out and "largest prior norm 3000" in out
 
 
 # ---- MedMNIST

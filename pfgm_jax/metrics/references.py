@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pfgm_jax.data.download import cache_dir
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, counted
 from pfgm_jax.metrics import frechet, kept
 
 # For the metrics that need features themselves, so many are kept (164 MB at 2048 features), of images drawn at random.
@@ -43,7 +43,9 @@ def reference(dataset, split, extractor):
     """
     images = getattr(dataset, split).images
     if len(images) < 2:
-        raise UserError(f"{dataset.name} has {len(images)} images in its {split} split: choose another reference")
+        raise UserError(
+            f"{dataset.name} has {counted(len(images), 'image')} in its {split} split: choose another reference"
+        )
     shape = "×".join(map(str, images.shape[1:]))
     path = cached_at(dataset, split, extractor)
     name = f"{len(images)} {split} images of {dataset.name} {shape}, {extractor.name}"
