@@ -55,6 +55,10 @@ class Log:
         """A PIL image for TensorBoard."""
         self._events.add_image(tag, np.asarray(picture.convert("RGB")), images, dataformats="HWC")
 
+    def phase(self, what):
+        """What the bar says it is doing."""
+        self._bar.set_description(what)
+
     def say(self, text):
         """A line above the bar."""
         self._bar.write(text, file=sys.stderr)

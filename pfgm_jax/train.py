@@ -195,11 +195,14 @@ def _show(config, workdir, step, seen, show, log, real):
 
     An early network that the solver cannot follow is no reason to stop.
     """
+    log.phase("drawing samples")
     try:
-        samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n)
+        samples, _ = show.sample(jax.random.key(config.sample.seed), config.sample.n, progress=False)
     except UserError as error:
         log.say(f"{seen:>10,} images: no samples yet: {error}")
         return
+    finally:
+        log.phase("train")
     picture = plots.picture(samples, real)
     picture.save(pathlib.Path(workdir, "samples", f"step_{step:08d}.png"))
     log.picture(seen, "samples", picture)

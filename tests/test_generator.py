@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from pfgm_jax import build, data, models, process, sampling
+from pfgm_jax import batches, build, data, models, process, sampling
 from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.generator import Generator
@@ -236,11 +236,11 @@ def test_guidance_is_that_of_the_network_without_its_label(told, generator):
     # to_uint8 rounds by half a level, and float32 by little more.
     assert stats.nfe == 7 and np.abs(images - expected).max() < 2 and np.abs(usual - expected).max() > 10
     # At 0 the guide alone, whatever the labels; another weight is no other program.
-    programs = generator_lib._sampler.cache_info().misses
+    programs = batches.compiled.cache_info().misses
     free_images, _ = told.sample(key, 8, labels, guidance=0.0)
     assert np.abs(free_images - solved(told, free, 8, key)).max() < 2
     np.testing.assert_array_equal(told.sample(key, 8, "3", guidance=0.0)[0], free_images)
-    assert generator_lib._sampler.cache_info().misses == programs
+    assert batches.compiled.cache_info().misses == programs
     # And the run's own setting counts.
     told.config.sample.guidance, told.config.sample.labels = 3.0, "balanced"
     np.testing.assert_array_equal(told.sample(key, 8)[0], images)
@@ -259,9 +259,9 @@ def test_a_weaker_network_as_the_guide(told):
         result = told.denoiser(labels, guidance=2.0, guide=guide)(x, sigma)
         np.testing.assert_allclose(result, 2 * told.denoise(x, sigma, labels) - theirs, atol=1e-5)
     # The guide's weights are an argument of the program: others of the same form need no other.
-    programs = generator_lib._sampler.cache_info().misses
+    programs = batches.compiled.cache_info().misses
     others, _ = told.sample(key, 8, labels, guidance=2.0, guide=make(conditional=True, seed=3))
-    assert generator_lib._sampler.cache_info().misses == programs and (others != images).any()
+    assert batches.compiled.cache_info().misses == programs and (others != images).any()
 
 
 def test_a_guided_sample_does_not_depend_on_the_others(told):
