@@ -31,10 +31,8 @@ def require_memory(name, n, shape):
     """Raises UserError where n samples of `shape`, float32, are more than this machine's memory holds."""
     size, free = 4 * n * math.prod(shape), parallel.host_memory()
     if size > free:
-        raise UserError(
-            f"{name}={n} is out of reach: samples of {_by(shape)} would take {size / 2**30:,.3g} GiB, and "
-            f"{free / 2**30:.3g} GiB are free"
-        )
+        by, needed = "×".join(map(str, shape)), f"{size // 2**30:,} GiB, and {free / 2**30:.3g} GiB are free"
+        raise UserError(f"{name}={n} is out of reach: samples of {by} would take {needed}")
 
 
 def require_key(key):
@@ -107,7 +105,3 @@ def _array(name, value):
         return value if isinstance(value, jax.Array) else jnp.asarray(np.asarray(value))
     except (TypeError, ValueError):
         raise UserError(f"{name} must be an array of numbers, got {type(value).__name__}") from None
-
-
-def _by(shape):
-    return "×".join(map(str, shape))

@@ -248,8 +248,8 @@ class Generator:
         sampling.check_options(solver, options)
         options = solver_options(self.config, solver) | options
         flow = sampling_process(self.config, self.process, D)
-        if n * options.get("frames", 0) and framed is None:
-            arguments.require_memory("frames × n", n * options["frames"], self.shape)
+        states = options.get("frames", 0) * (n if framed is None else min(n, framed))
+        arguments.require_memory("frames × samples", states, self.shape)
         if labels is None or isinstance(labels, str):
             labels = self.labels(key, first + n, labels)[first:]
         else:

@@ -11,6 +11,7 @@ import re
 
 from pfgm_jax import config as config_lib
 
+MOST_LETTERS = 60  # of a folder of a class: 240 bytes at most
 LONGEST = 60  # characters of settings in a name
 _SAFE = re.compile(r"[\w.+=,-]*", re.ASCII)
 
@@ -36,7 +37,15 @@ def _word(value):
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def file_name(text, longest=40):
-    """A text as a part of a file name, printable everywhere: other characters than letters, digits, . + - become _."""
-    safe = re.sub(r"[^\w.+-]+", "_", str(text), flags=re.ASCII).strip("._")[:longest]
-    return safe or "_"
+def folder_names(classes):
+    """A folder's name for each class: its own where that is safe, printable and no other's, else a numbered one."""
+    names = [safe(name) for name in classes]
+    once = lambda name: sum(name.casefold() == other.casefold() for other in names) == 1
+    return [name if name == own and once(name) else f"{k}_{name}"[:MOST_LETTERS] for k, (name, own) in
+            enumerate(zip(names, classes, strict=True))]  # fmt: skip
+
+
+def safe(name):
+    """A text without what a file system or a terminal could take amiss."""
+    kept = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name)[:MOST_LETTERS]
+    return kept.strip(" .") or "_"

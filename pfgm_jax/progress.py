@@ -49,7 +49,7 @@ class Bar:
         self._levels, self._done, self._batches = np.log(np.asarray(levels)), 0, batches
         self._bar = tqdm(
             total=batches * (len(levels) - 1), desc=what, unit="step", delay=2 if live else 10, dynamic_ncols=True,
-            mininterval=0.2 if live else 10, disable=not shown, leave=False,
+            mininterval=0.2 if live else 10, disable=not shown, leave=not live,
         )  # fmt: skip
 
     @contextlib.contextmanager
