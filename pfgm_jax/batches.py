@@ -130,7 +130,12 @@ def draw(program, wanted, params, guide=None, most=256, shown=True):
     framed = min(wanted.framed, size // devices) if options.get("frames") and wanted.framed is not None else None
     program = program._replace(framed=framed, telling=shown and seconds(program, size) > LONG)
     levels = sampling.levels_of(program.solver, program.flow, options)
-    bar = progress.Bar(f"{program.solver}, {size} at once", -(-wanted.n // size), levels, shown)
+    bar = progress.Bar(
+        f"{program.solver}, {size} at once",
+        -(-wanted.n // size),
+        levels,
+        shown and (program.telling or size < wanted.n),
+    )
     known, parts = compiled.cache_info().misses, []
     run = compiled(program, size)
     if program.telling and compiled.cache_info().misses > known:
