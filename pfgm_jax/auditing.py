@@ -1,13 +1,12 @@
 """Figures of anyone's images, from whatever generator, and the reference's features made beforehand."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from pfgm_jax import data, examine, files
+from pfgm_jax import data, evaluate, examine, files, naming
 from pfgm_jax.data import images as image_files
 from pfgm_jax.data import layout, npz
 from pfgm_jax.errors import UserError
@@ -61,23 +60,27 @@ def stats(config):
 
 
 def run(source, config, workdir=None):
-    """`audit` for the command line; writes results/audit-NAME.json into a workdir, if there is one; returns a table."""
+    """`audit` for the command line; writes results/audit-NAME-KEY.json, if there is a workdir; returns a table.
+
+    KEY is a hash of the images and of what they are compared with.
+    """
     options, real, stem = config.evaluate, data.load(config.data), None
     check_real(real, options.split)
+    folder = evaluate.writable(workdir, "results") if workdir else None
     images, labels = read(source, real)
     measured = audit(images, real, labels, options.features, options.split, options.inception, name=str(source))
     lines = [str(measured)]
-    if workdir:
-        folder = Path(workdir, "results")
-        folder.mkdir(parents=True, exist_ok=True)
-        stem = folder / f"audit-{Path(source).stem}"
-        Path(f"{stem}.json").write_text(json.dumps(measured.record(), indent=1) + "\n")
-        lines.append(f"  figures    {stem}.json")
     told = measured.protocol["samples"]
-    if options.copies:
-        lines += examine.copies(real, images, stem, told, mirror=True)
-    if options.usefulness:
-        lines += examine.use(real, images, labels, stem, told, options.seeds)
+    if workdir:
+        digest = [] if labels is None else np.asarray(labels).tolist()
+        stem = folder / f"audit-{naming.safe(Path(source).stem)}-{naming.key_of([measured.protocol, digest])}"
+        evaluate.save_record(f"{stem}.json", measured.record())
+        lines.append(f"  figures    {stem}.json")
+    with evaluate.disk(folder):
+        if options.copies:
+            lines += examine.copies(real, images, stem, told, mirror=True)
+        if options.usefulness:
+            lines += examine.use(real, images, labels, stem, told, options.seeds)
     return "\n".join(lines)
 
 

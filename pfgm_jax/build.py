@@ -87,6 +87,32 @@ def derive(config, dataset):
     return derived
 
 
+def check_derived(derived):
+    """Raises UserError, naming the field, for derived numbers that make no Generator."""
+
+    def require(good, key, rule):
+        if not good:
+            value = repr(derived.get(key, "nothing"))
+            raise UserError(f"'derived.{key}' must be {rule}, got {value if len(value) < 80 else value[:77] + '...'}")
+
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
+    positive = lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    shape, classes, counts = (derived.get(key) for key in ("shape", "classes", "label_counts"))
+    good = isinstance(shape, list) and len(shape) == 3 and all(whole(side) and 0 < side <= 2**14 for side in shape)
+    require(good and math.prod(shape) <= 2**28, "shape", "[height, width, channels], each at least 1")
+    good = isinstance(classes, list) and len(classes) > 0 and all(isinstance(name, str) for name in classes)
+    require(good, "classes", "a list of names")
+    good = isinstance(counts, list) and len(counts) == len(classes) and all(whole(n) and n >= 0 for n in counts)
+    require(good and sum(counts) > 0, "label_counts", f"{len(classes)} numbers of images, one a class")
+    for key in ("sigma_data", "sigma_max", "lr"):
+        require(positive(derived.get(key)), key, "a number above 0")
+    require(derived.get("N") == math.prod(shape), "N", f"{math.prod(shape)}, the numbers of an image")
+    require(whole(derived.get("M")) and 0 <= derived["M"] < 2**31, "M", "a whole number, 0 or more")
+    require(derived.get("dtype", "uint8") in ("uint8", "float32"), "dtype", "uint8 or float32")
+    step = derived.get("step", 0)
+    require(whole(step) and step >= 0, "step", "a whole number, 0 or more")
+
+
 def _given(**options):
     """Those options that are not left to their default."""
     return {name: value for name, value in options.items() if value is not None}

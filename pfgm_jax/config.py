@@ -142,6 +142,7 @@ def default():
     config.sample.guide = ""  # run directory of a weaker network as the guide; "": the network without the label
     config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same
     config.sample.frames = 48  # of the trajectory's animation; 0: none
+    config.sample.files = False  # write every image as a PNG of its own too, in a folder a class
     for name, kind in SOLVER_OPTIONS.items():  # rtol, steps, grid, …; None: the solver's own default
         config.sample[name] = placeholder(kind)
 
@@ -359,21 +360,30 @@ def load_run(workdir):
     """(config, derived) of a run directory.
 
     Raises:
-      UserError: no run there, or a config.json that this version cannot read.
+      UserError: no run there, or a config.json that this version cannot read: the file, and which field of it.
     """
+    from pfgm_jax.build import check_derived
+
     path = pathlib.Path(workdir) / "config.json"
     if not os.path.isfile(path):
         raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
     try:
         record = read_record(workdir)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {printable(error)}") from None
+    try:
+        for section in ("config", "derived"):
+            if not isinstance(record, dict) or not isinstance(record.get(section), dict):
+                raise UserError(f"it has no section {section!r} of names and values")
         config = default()
         known = flatten(config)
         for key, value in record["config"].items():
             if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
                 override(config, key, value)
-        return config, record["derived"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        check_derived(record["derived"])
+    except UserError as error:
+        raise UserError(f"{path} is no record of a run: {printable(error)}") from None
+    return config, record["derived"]
 
 
 def override(config, key, value):

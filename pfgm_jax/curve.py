@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from pfgm_jax import evaluate, generator, sample_set, sampling
+from pfgm_jax import config as config_lib
+from pfgm_jax import evaluate, files, generator, naming, sample_set, sampling
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.measure import TITLES, columns, number
 
@@ -66,13 +67,15 @@ def _numbers(text):
 def curve(workdir, overrides):
     """Measures a run sampled in many ways: results/curve.json and curve.png; returns a table.
 
-    Every point has the same number of samples from the same noise, and an interval. Samples are kept as those of
+    Their names say what differs from the run's own settings. Every point has the same number of samples from the same
+    noise, and an interval. Samples are kept as those of
     --mode=evaluate are, so that a stopped sweep goes on where it was.
     """
     made = evaluate.open_run(workdir, overrides)
     config = made.config
     folder = evaluate.writable(workdir, "results")
     sweep = points(config, made.process)
+    stem = folder / f"curve{_suffix(config, workdir, sweep)}"
     measure, guide = evaluate.measure_for(made), evaluate.guide_of(made)
     n = evaluate.count(config, measure.dataset)
     floor, rows, protocols = measure.floor(n), [], {}
@@ -84,7 +87,8 @@ def curve(workdir, overrides):
         asked = given | {"solver": point.solver, **point.options} | ({} if point.D is None else {"D": point.D})
         for name, value in asked.items():
             config.sample[name] = value
-        samples = sample_set.collect(made, folder, n, measure.extractor, guide, timed=True, silent=True)
+        with evaluate.disk(folder):
+            samples = sample_set.collect(made, folder, n, measure.extractor, guide, timed=True, silent=True)
         figures = {name: figure._asdict() for name, figure in measure.estimate(samples.features).items()}
         row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
         rows.append(row | {"seconds": _finite(samples.seconds), "figures": figures})
@@ -94,11 +98,21 @@ def curve(workdir, overrides):
         "seconds": f"for a sample, {config.sample.batch} at once, without compilation, on this machine",
     }
     record = {"protocol": told, "points": rows, "real": floor, "point_protocols": protocols}
-    evaluate.save_record(folder / "curve.json", record)
-    distance = measure.extractor.distances[0]
-    draw(rows, floor, distance, n, folder / "curve.png")
+    evaluate.save_record(f"{stem}.json", record)
+    with evaluate.disk(folder), files.replacing(f"{stem}.png") as temporary:
+        draw(rows, floor, measure.extractor.distances[0], n, temporary)
     lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in told.items())]
-    return "\n".join([*lines, f"  picture    {folder}/curve.png", f"  figures    {folder}/curve.json"])
+    return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
+
+
+def _suffix(config, workdir, sweep):
+    """What of the settings that a curve depends on differs from the defaults, as a part of its name."""
+    own, _ = config_lib.load_run(workdir)
+    relevant = set().union(*(evaluate.samples_depend_on(config, point.solver) for point in sweep))
+    relevant -= {f"sample.{name}" for point in sweep for name in point.options}
+    measured = ("num_samples", "features", "split", "inception", "solvers", "steps", "D")
+    relevant |= {f"evaluate.{name}" for name in measured} | {f"data.{name}" for name in config.data}
+    return naming.suffix(config, own, relevant)
 
 
 def _finite(value):
@@ -149,4 +163,4 @@ def draw(rows, floor, distance, n, path):
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].set(ylabel=f"{TITLES[distance]} of {n:,} samples, 95 %")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")

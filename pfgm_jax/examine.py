@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from pfgm_jax import files
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import check_count
 from pfgm_jax.metrics import memorisation, usefulness
@@ -11,7 +12,7 @@ from pfgm_jax.metrics import memorisation, usefulness
 HELD_OUT = 50  # images without which nothing is said of copies: their 1st percentile would be a single image
 
 
-def copies(dataset, images, stem, made="", extractor=None, mirror=False):
+def copies(dataset, images, stem, made="", extractor=None, mirror=False, full=True):
     """Whether images are nearer to training images than held-out ones are: lines, and STEM-copies.json and .png.
 
     Args:
@@ -19,6 +20,7 @@ def copies(dataset, images, stem, made="", extractor=None, mirror=False):
       images: uint8 [n, H, W, C].
       stem: path without suffix, or None to write nothing. made: words for the protocol.
       extractor: of features; None looks at pixels. mirror: look for mirrored copies too.
+      full: whether the images are as many as figures need to be shown anywhere (a model card leaves others out).
     """
     held_out = [split.images[:] for split in (dataset.val, dataset.test) if len(split)]
     number = sum(map(len, held_out))
@@ -32,14 +34,15 @@ def copies(dataset, images, stem, made="", extractor=None, mirror=False):
                    "held_out_copies", "train_copies")  # fmt: skip
         scores = {"samples": {name: float(getattr(found, name)) for name in figures}}
         protocol = {"copies": found.protocol} | ({"samples": made} if made else {})
-        _write(f"{stem}-copies.json", {"scores": scores, "protocol": protocol})
-        memorisation.plot(found, f"{stem}-copies.png")
+        _write(f"{stem}-copies.json", {"scores": scores, "protocol": protocol, "full": full})
+        with files.replacing(f"{stem}-copies.png") as temporary:
+            memorisation.plot(found, temporary)
         lines += [f"  copies     {stem}-copies.png, {stem}-copies.json"]
     return lines
 
 
-def use(dataset, images, labels, stem, made="", seeds=3, steps=None):
-    """What a classifier learns from labelled images, beside real ones: lines, and STEM-usefulness.json.
+def use(dataset, images, labels, stem, made="", seeds=3, steps=None, full=True):
+    """What a classifier learns from labelled images, beside real ones: lines, and STEM-usefulness-SEEDS.json.
 
     Args: as for `copies`; labels int [n] or None. seeds, steps: as for `usefulness.usefulness`.
 
@@ -59,8 +62,8 @@ def use(dataset, images, labels, stem, made="", seeds=3, steps=None):
             for name, arm in found.arms.items()
         }
         protocol = {"usefulness": found.protocol} | ({"samples": made} if made else {})
-        _write(f"{stem}-usefulness.json", {"scores": scores, "protocol": protocol})
-    return ["", usefulness.table(found), *([f"  usefulness {stem}-usefulness.json"] if stem else [])]
+        _write(f"{stem}-usefulness-{seeds}.json", {"scores": scores, "protocol": protocol, "full": full})
+    return ["", usefulness.table(found), *([f"  usefulness {stem}-usefulness-{seeds}.json"] if stem else [])]
 
 
 def _error(values):
@@ -68,5 +71,4 @@ def _error(values):
 
 
 def _write(path, record):
-    with open(path, "w") as stream:
-        stream.write(json.dumps(record, indent=1) + "\n")
+    files.write_text(path, json.dumps(record, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """A run made ready to travel: a folder with its EMA weights, config, model card and a picture; `load` opens it."""
 
 import json
+import math
 import pathlib
 
 import jax
@@ -8,6 +9,8 @@ import jax
 from pfgm_jax import __version__, evaluate, files, plots, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError, printable
+
+FULL = 300  # samples, of records that do not say themselves whether they are of the full protocol
 
 
 def export(workdir, overrides):
@@ -50,16 +53,26 @@ def _write(made, folder, picture, card):
 
 
 def _results(workdir):
-    """{name: record} of the run's results/*.json, those with scores and the protocol that they were measured by."""
+    """{name: record} of the run's results/*.json, those with scores and the protocol that they were measured by.
+
+    Figures of fewer samples than the protocol asks for stay out, and those of anyone's images (`audit-…`).
+    """
     records = {}
     for path in sorted(pathlib.Path(workdir, "results").glob("*.json")):
         try:
             record = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
-        if isinstance(record, dict) and {"scores", "protocol"} <= record.keys():
+        scored = isinstance(record, dict) and {"scores", "protocol"} <= record.keys()
+        if scored and record.get("full", _fewest(record) >= FULL) and not path.name.startswith("audit-"):
             records[path.stem] = record
     return records
+
+
+def _fewest(record):
+    """The smallest number of samples among a record's rows of them; inf where they do not say it."""
+    rows = [score for name, score in record["scores"].items() if name.startswith("samples") and isinstance(score, dict)]
+    return min((score["n"] for score in rows if "n" in score), default=math.inf)
 
 
 def _figures(name, record):

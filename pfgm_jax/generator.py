@@ -1,87 +1,26 @@
 """A trained run as an object to sample from: `load(workdir)`."""
 
-import functools
 import math
+import os
 import pathlib
-from typing import NamedTuple
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from pfgm_jax import (
-    build,
-    checkpoint,
-    files,
-    guidance,
-    models,
-    parallel,
-    parametrization,
-    process,
-    run_folder,
-    sampling,
-    weights,
-)
+from pfgm_jax import arguments, batches, build, checkpoint, files, models, process, run_folder, sampling, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.data.dataset import to_uint8
-from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.labels import class_labels
 
 # Weights that come with the package, each a folder as `--mode=export` writes it.
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
-class Network(NamedTuple):
-    """What makes denoisers of weights, hashable."""
-
-    process: process.Process
-    parametrization: object
-    model: object
-
-    def denoiser(self, params, labels):
-        """`denoise(x, sigma)` with these weights, told these labels [B], −1 or None for none."""
-        network = lambda x, noise: self.model.apply({"params": params}, x, noise, labels)
-        return parametrization.denoiser(self.parametrization, self.process, network)
-
-
-class Guide(NamedTuple):
-    """A guide and the weight it is used with (`guidance.guided`)."""
-
-    network: Network
-    params: dict
-    told: bool  # whether it is told the labels
-    weight: float
-
-
-def _denoiser(network, guide, params, labels, guide_params, guide_labels, weight):
-    """`denoise(x, sigma)` of a Network, guided by the Network `guide` unless that is None."""
-    denoise = network.denoiser(params, labels)
-    return denoise if guide is None else guidance.guided(denoise, guide.denoiser(guide_params, guide_labels), weight)
-
-
-@functools.lru_cache(maxsize=32)
-def _sampler(network, guide, flow, solver, options, shape):
-    """The compiled program from keys to samples, mapped over devices, for a Network (and its guide) sampled by `flow`.
-
-    `(keys, labels, guide_labels, params, guide_params, weight) -> (x [b, *S], trajectory [b, T, *S], the other
-    SolveStats)`.
-    """
-
-    def per_device(keys, labels, guide_labels, params, guide_params, weight):
-        x = process.prior(flow, keys, shape)
-        denoise = _denoiser(network, guide, params, labels, guide_params, guide_labels, weight)
-        solver_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
-        options_ = dict(options, keys=solver_keys, axis_name=parallel.AXIS)
-        x, stats = sampling.SOLVERS[solver](flow, denoise, x, **options_)
-        return x, jnp.swapaxes(stats.trajectory, 0, 1), stats._replace(trajectory=())
-
-    return parallel.pmap(per_device, in_axes=(0, 0, 0, None, None, None))
-
-
 def sampling_process(config, trained, D=None):
     """The process to sample with: the trained one, with `D`, or else sample.D, in place of its own if given."""
-    D = config.sample.D if D is None else D
+    D = config.sample.D if D is None else arguments.number("D", D)
     return trained if D is None else process.with_D(trained, D)
 
 
@@ -118,7 +57,8 @@ def check_guidance(config, weight=None, guide=None):
         the label.
     """
     asked = weight is not None
-    weight, guide = config.sample.guidance if weight is None else weight, guide or config.sample.guide
+    weight = config.sample.guidance if weight is None else arguments.number("guidance", weight)
+    guide = guide or config.sample.guide
     if not math.isfinite(weight):
         raise UserError(f"guidance must be a number, 1 for none, got {weight:g}")
     if guide and weight == 1 and not asked:
@@ -130,35 +70,6 @@ def check_guidance(config, weight=None, guide=None):
     if weight != 1 and not guide and not config.train.label_dropout:
         raise UserError(f"{away} with every label: train one with --config.train.label_dropout=0.1, or {weaker}")
     return weight, guide
-
-
-def _over_devices(stats):
-    """SolveStats with a device axis -> of the whole batch, on the host: devices may take steps of their own."""
-    stats = jax.tree.map(np.asarray, stats._replace(sample_nfe=()))
-    return stats._replace(
-        nfe=stats.nfe.max(),
-        steps=stats.steps.max(),
-        rejected=stats.rejected.max(),
-        completed=stats.completed.all(),
-        finite=stats.finite.all(),
-        # The highest level is where the first of them stopped.
-        sigma=stats.sigma.max(),
-        sigmas=stats.sigmas[0],
-    )
-
-
-def _require_completed(solver, stats):
-    """Raises UserError for a solve that stopped on its way."""
-    if not stats.finite:
-        raise UserError(
-            f"{solver} stopped at σ = {stats.sigma:.4g}, where the network returned NaN or inf (or jumps): its weights "
-            "or the sample.* settings are unusable"
-        )
-    if not stats.completed:
-        raise UserError(
-            f"{solver} came only to σ = {stats.sigma:.4g} within its step limit of {stats.steps + stats.rejected}; "
-            "raise max_steps, rtol or atol"
-        )
 
 
 def to_images(derived, x):
@@ -176,6 +87,8 @@ class Generator:
       step: training step of the weights.
     """
 
+    _seed_said = False  # whether it was said that no key was given
+
     def __init__(self, config, derived, params, step=0):
         self.config, self.derived, self.params, self.step = config, derived, params, step
         self.process = build.make_process(config, derived)
@@ -190,23 +103,73 @@ class Generator:
     @property
     def network(self):
         """What makes denoisers of `params`."""
-        return Network(self.process, self.parametrization, self.model)
+        return batches.Network(self.process, self.parametrization, self.model)
+
+    def __repr__(self):
+        told = (
+            f"told one of {len(self.derived['classes'])} classes" if self.config.model.conditional else "unconditional"
+        )
+        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
+        flow, data = self.process, printable(self.derived.get("imported") or self.config.data.name)
+        return (
+            f"Generator of {'×'.join(map(str, self.shape))} {data}, {told}: {flow.name}, D = {flow.D:g}, "
+            f"σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
+            f"  network {self.config.model.name}, {parameters:,} parameters, {self._seen()}"
+        )
+
+    def _seen(self):
+        """How long the weights were trained."""
+        if self.derived.get("imported"):
+            return "imported"
+        return f"EMA weights after {self.step * self.config.train.batch:,} images"
 
     def denoise(self, x, sigma, labels=None):
-        """The network's posterior mean E[y | x, σ]: x [B, H, W, C] unscaled, sigma [B], labels [B] -> [B, H, W, C]."""
+        """The network's posterior mean E[y | x, σ], [B, H, W, C].
+
+        Args:
+          x: [B, H, W, C] floats, unscaled: data in [-1, 1] plus noise of scale σ.
+          sigma: a number, or [B].
+          labels: for a conditional network: a class's number or [B] of them, −1 for none; None tells it none.
+
+        Raises:
+          UserError: another shape or type, a sigma that is not above 0, or labels that the network does not know.
+        """
         return self.denoiser(labels)(x, sigma)
 
     def denoiser(self, labels=None, guidance=1.0, guide=None):
-        """`denoise(x, sigma)` with guidance as in `sample`; labels [B], or None to tell the network none."""
+        """`denoise(x, sigma)` with guidance as in `sample`; arguments and labels as for `denoise`."""
         by = self.guide(guidance, guide)
-        if by is None:
-            return self.network.denoiser(self.params, labels)
-        told = labels if by.told else None
-        return _denoiser(self.network, by.network, self.params, labels, by.params, told, by.weight)
+        classes = len(self.derived["classes"]) if self.config.model.conditional else 0
 
-    def labels(self, key, n, labels=None):
+        def denoise(x, sigma):
+            x = arguments.states(x, self.shape)
+            sigma, told = arguments.noise_levels(sigma, x), arguments.state_labels(labels, len(x), classes)
+            if by is None:
+                return self.network.denoiser(self.params, told)(x, sigma)
+            guide_told = told if by.told else None
+            return batches.guided_denoiser(
+                self.network, by.network, self.params, told, by.params, guide_told, by.weight
+            )(x, sigma)
+
+        return denoise
+
+    def labels(self, key=None, n=None, labels=None):
         """The classes [n] that `sample` would tell the network for these arguments, −1 if it is told none."""
+        key, n = self._key(key), self._count(n)
         return told_labels(self.config, self.derived, n, key, labels)
+
+    def _count(self, n):
+        """The number of samples that `n` means."""
+        n = arguments.whole("n", self.config.sample.n if n is None else n, 1)
+        arguments.require_memory("n", n, self.shape)
+        return n
+
+    def _key(self, key):
+        """The key that `key` means."""
+        if key is None:
+            return jax.random.key(self.config.sample.seed)
+        arguments.require_key(key)
+        return key
 
     def guide(self, guidance=None, guide=None):
         """The Guide that `sample` would use for these arguments, or None.
@@ -218,7 +181,7 @@ class Generator:
         if weight == 1:
             return None
         if not guide:
-            return Guide(self.network, self.params, False, weight)
+            return batches.Guide(self.network, self.params, False, weight)
         weak = guide if isinstance(guide, Generator) else load(guide)
         told, own, theirs = weak.config.model.conditional, self.process, weak.process
         if weak.shape != self.shape:
@@ -231,17 +194,20 @@ class Generator:
         if told and (not self.config.model.conditional or weak.derived["classes"] != self.derived["classes"]):
             names = ", ".join(weak.derived["classes"][:20])
             raise UserError(f"the guide is told classes that this network does not know: {names}")
-        return Guide(weak.network, weak.params, told, weight)
+        return batches.Guide(weak.network, weak.params, told, weight)
 
-    def sample(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, first=0, **options):
+    def sample(self, key=None, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, first=0,
+               framed=None, progress=True, **options):  # fmt: skip
         """Draws n images.
 
         Sample i depends on (key, i): asking for more keeps the first ones, up to what a batch shares: the step control
-        of rk45 and tsit5, unless per_sample, and the step size of predictor_corrector's corrector.
+        of rk45 and tsit5, unless per_sample, and the step size of predictor_corrector's corrector. Such batches are of
+        n samples; others are filled up to one of a few sizes, so that one compiled program serves several n
+        (`batches.batch_size`).
 
         Args:
-          key: a PRNG key, `jax.random.key(0)`.
-          n: how many.
+          key: a PRNG key, `jax.random.key(0)`; None takes that of the run's sample.seed: the same samples every time.
+          n: how many; None takes the run's sample.n.
           labels: for a conditional network: "real" (the training set's frequencies), "balanced", a class's name or
             number, or [n] numbers (`class_labels`); None takes the run's sample.labels.
           solver: a name in `sampling.SOLVERS`; None takes the run's sample.solver.
@@ -252,58 +218,48 @@ class Generator:
           guide: a Generator of a weaker network, or what `load` takes; None takes the run's sample.guide, and this
             network without its label where that is empty.
           first: number of the first sample: a large set is drawn in parts.
+          framed: how many of the first samples have their states kept, with frames; None for all.
+          progress: show a bar over the solver's steps, on stderr, where a solve is long.
           options: of the solver, such as rtol, steps, grid, frames; unset ones come from the run's sample section.
 
         Returns:
           (uint8 [n, H, W, C], or float32 where the data are points; SolveStats as NumPy arrays: nfe, steps and rejected
-          are means over batches, sample_nfe [n], the trajectory float [T, n, H, W, C]). With guidance an evaluation is
-          two calls of a network.
+          are means over batches, sample_nfe [n], the trajectory float [T, framed, H, W, C]). With guidance an
+          evaluation is two calls of a network.
 
         Raises:
           UserError: an unknown solver or option, a solver that the process does not admit, labels or a guide that do
-            not fit, guidance that was not trained for, or a solve that did not reach the data.
+            not fit, guidance that was not trained for, more than the memory holds, or a solve that did not reach the
+            data.
         """
-        x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, first, **options)
+        x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, first, framed, progress, **options)
         return to_images(self.derived, x), stats
 
-    def sample_unit(self, key, n, labels=None, solver=None, D=None, guidance=None, guide=None, first=0, **options):
+    def sample_unit(self, key=None, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, first=0,
+                    framed=None, progress=True, **options):  # fmt: skip
         """As `sample`, but float images in the unit scale [-1, 1], not clipped."""
+        if key is None and not self._seed_said:
+            self._seed_said = True
+            print(f"no key: sampling from seed {self.config.sample.seed}, the run's own", file=sys.stderr)
+        key, n, first = self._key(key), self._count(n), arguments.whole("first", first, 0)
+        framed = None if framed is None else arguments.whole("framed", framed, 0)
         solver = solver or self.config.sample.solver
+        options = {name: value for name, value in options.items() if value is not None}
         sampling.check_options(solver, options)
         options = solver_options(self.config, solver) | options
         flow = sampling_process(self.config, self.process, D)
-        if n < 1:
-            raise UserError(f"n must be at least 1, got {n}")
+        states = options.get("frames", 0) * (n if framed is None else min(n, framed))
+        arguments.require_memory("frames × samples", states, self.shape)
         if labels is None or isinstance(labels, str):
             labels = self.labels(key, first + n, labels)[first:]
         else:
             labels = self.labels(key, n, labels)
         by = self.guide(guidance, guide)
-        network, weights = (by.network, (by.params, by.weight)) if by else (None, ((), 1.0))
-        program = _sampler(self.network, network, flow, solver, tuple(sorted(options.items())), self.shape)
-        devices = parallel.device_count()
-        batch = -(-min(self.config.sample.batch, n) // devices) * devices
-        parts = []
-        for start in tqdm(range(0, n, batch), desc=f"sample, {batch} at once", disable=n <= batch):
-            indices = np.arange(start, start + batch)  # the last batch is filled up, so that one program serves all
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + indices)
-            told = parallel.shard(labels[np.minimum(indices, n - 1)])
-            guide_told = told if by and by.told else np.full_like(told, -1)
-            x, trajectory, stats = program(parallel.shard(keys), told, guide_told, self.params, *weights)
-            x, trajectory, nfe = (parallel.gather(a) for a in (x, trajectory, stats.sample_nfe))
-            stats = _over_devices(stats)
-            _require_completed(solver, stats)
-            parts.append((x, trajectory, nfe, stats))
-        images, trajectories, sample_nfe, every = zip(*parts, strict=True)
-        images = np.concatenate(images)[:n]
-        mean = lambda name: float(np.mean([getattr(stats, name) for stats in every]))
-        return images, every[0]._replace(
-            nfe=mean("nfe"),
-            steps=mean("steps"),
-            rejected=mean("rejected"),
-            sample_nfe=np.concatenate(sample_nfe)[:n],
-            trajectory=np.concatenate(trajectories)[:n].swapaxes(0, 1),
+        program = batches.Program(
+            self.network, by.network if by else None, flow, solver, tuple(sorted(options.items())), self.shape
         )
+        wanted = batches.Wanted(key, n, labels, first, framed)
+        return batches.draw(program, wanted, self.params, by, self.config.sample.batch, progress)
 
 
 def _pretrained(workdir):
@@ -339,15 +295,21 @@ def load(workdir, step=None):
       step: another checkpoint than the newest: its step, or "best" for the one with the lowest validation loss.
 
     Raises:
-      UserError: no run there, no checkpoint yet or none of that step, damaged weights or those of another network, or
-        an unknown NAME.
+      UserError: no run there, a config.json that is none, no checkpoint yet or none of that step, damaged weights or
+        those of another network, or an unknown NAME.
     """
     workdir = files.expanded(_pretrained(workdir))
     config, derived = config_lib.load_run(workdir)
-    model = build.make_model(config, derived)
+    try:
+        config_lib.check(config)
+        model = build.make_model(config, derived)
+    except UserError as error:
+        raise UserError(f"{pathlib.Path(workdir, 'config.json')}: {error}") from None
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
     exported = pathlib.Path(workdir, weights.EXPORTED)
-    if exported.exists():
+    if os.path.lexists(exported):
+        if not exported.is_file():  # a pipe would be waited for
+            raise UserError(f"{exported} is no file of weights: export or import writes one")
         if step is not None:
             raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
         params = weights.load(exported, like, config_lib.fingerprint(config_lib.read_record(workdir)))

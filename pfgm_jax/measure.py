@@ -12,7 +12,7 @@ from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.errors import UserError, counted, nearest
 from pfgm_jax.metrics import estimate, frechet, kernel, neighbours, per_class, real_floor, reference
 from pfgm_jax.metrics.intervals import REPLICATES
-from pfgm_jax.metrics.references import kept_indices
+from pfgm_jax.metrics.references import cached_at, kept_indices
 
 FEATURES = ("pixels", "inception", "domain")
 LEAST = 12  # images, of which halves still have five neighbours
@@ -97,6 +97,7 @@ class Measure:
         real = getattr(dataset, split)
         self.dataset, self.split, self.extractor = dataset, split, extractor
         self.reference = reference(dataset, split, extractor)
+        self.identity = cached_at(dataset, split, extractor).stem  # one name for one reference and extractor
         self.labels = real.labels[kept_indices(len(real))]
         self.metric = self._against(self.reference.features, self.reference.statistics)
         self._floors = {}

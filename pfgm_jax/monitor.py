@@ -79,7 +79,7 @@ def picture(config, derived, workdir, real, log):
     def show(ema, step):
         made.params, seen = ema, step * config.train.batch
         try:
-            samples, _ = made.sample(jax.random.key(config.sample.seed), config.sample.n)
+            samples, _ = made.sample(jax.random.key(config.sample.seed), config.sample.n, progress=False)
         except UserError as error:
             log.say(f"{seen:>10,} images: no samples yet: {error}")
             return

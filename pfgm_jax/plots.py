@@ -101,7 +101,7 @@ def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
         levels = np.clip(127.5 * trajectory / scale.reshape(-1, 1, 1, 1, 1) + 128, 0, 255).astype(np.uint8)
         frames = [grid(images) for images in levels]
     pause = [1000 * seconds / len(frames)] * (len(frames) - 1) + [1500]  # the last one, the samples, stays
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
 
 
 def curves(records, path):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import files, generator
+from pfgm_jax import arguments, files, generator, naming
 
 SHOWN = 100  # images that are kept in memory, for a picture
 
@@ -56,7 +56,7 @@ def facts(made, guide=None):
 
 def key_of(facts):
     """A short name for `facts`."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return naming.key_of(facts, 16)
 
 
 def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
@@ -71,9 +71,11 @@ def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
     """
     told = facts(made, guide)
     key, chunk = key_of(told), told["chunk"]
+    arguments.require_memory("sample.batch", chunk, made.shape)
+    arguments.require_memory("evaluate.num_samples", n, made.shape)
     place = pathlib.Path(folder, f"samples-{key}")
     place.mkdir(parents=True, exist_ok=True)
-    (place / "facts.json").write_text(json.dumps(told, indent=1, default=str) + "\n")
+    files.write_text(place / "facts.json", json.dumps(told, indent=1, default=str) + "\n")
     count = -(-n // chunk)
     seed = jax.random.key(made.config.sample.seed)
     labels = made.labels(seed, count * chunk)
@@ -84,7 +86,7 @@ def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
 
         def draw(rows=rows):
             wanted = None if asked is None else asked[rows]
-            return made.sample(seed, chunk, labels=wanted, guide=guide, first=rows.start)
+            return made.sample(seed, chunk, labels=wanted, guide=guide, first=rows.start, progress=not silent)
 
         path = place / f"{i:05}.npz"
         part = _read(path, ("images", "labels", "sample_nfe", "nfe", "seconds"))

@@ -1,5 +1,6 @@
 """Runs measured: samples made once and in parts, figures with the protocol of their samples, sweeps and comparisons."""
 
+import errno
 import json
 import math
 import shutil
@@ -7,9 +8,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
-from pfgm_jax import build, curve, data, evaluate, generator, main, models, sample_set, weights
+from pfgm_jax import build, curve, data, evaluate, export, generator, main, models, naming, sample_set, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.measure import Pixels
@@ -173,14 +175,16 @@ def test_a_curve(workdir, capsys):
                "--config.evaluate.solvers=euler,heun", "--config.evaluate.steps=2"]  # fmt: skip
     main.run(command)
     out = capsys.readouterr().out
-    record = json.loads((workdir / "results" / "curve.json").read_text())
+    (path,) = (workdir / "results").glob("curve*.json")
+    assert path.stem.startswith("curve-")  # other settings than the run's own
+    record = json.loads(path.read_text())
     assert [(p["name"], p["nfe"]) for p in record["points"]] == [
         ("euler", 2), ("heun", 3)
     ]  # fmt: skip
     assert all(p["seconds"] > 0 and p["figures"]["fd"]["low"] < p["figures"]["fd"]["value"] for p in record["points"])
     assert len({p["figures"]["fd"]["value"] for p in record["points"]}) == 2
     assert record["real"]["real, test"]["n"] == 16 and "16 samples a point" in out
-    assert (workdir / "results" / "curve.png").stat().st_size > 10_000
+    assert path.with_suffix(".png").stat().st_size > 10_000
     drawn = sorted((workdir / "results").rglob("0*.npz"))
     assert len(drawn) == 2 * 2 * 2  # points, chunks, and features beside images
 
@@ -222,3 +226,82 @@ def test_images_of_another_size(workdir, tmp_path):
     arguments = ["--config.data.name=npz", f"--config.data.dir={tmp_path}/other.npz", "--config.data.size=6"]
     with pytest.raises(UserError, match="the run makes images of 8×8×1, those of npz are 6×6×1"):
         main.run(["--mode=evaluate", f"--workdir={workdir}", *arguments])
+
+
+def test_scores_of_other_settings_do_not_replace_the_score(workdir, capsys):
+    main.run(["--mode=evaluate", f"--workdir={workdir}", *ARGUMENTS[1:], "--config.sample.solver=heun",
+              "--config.evaluate.num_samples=20"])  # fmt: skip
+    out = capsys.readouterr().out
+    (path,) = (workdir / "results").glob("pixel_score*.json")
+    assert path.name == "pixel_score-heun-batch=8,steps=2,num_samples=20.json" and str(path) in out
+    record = json.loads(path.read_text())
+    assert "samples, heun" in record["scores"] and "samples, rk45" not in record["scores"] and not record["full"]
+    assert not export._results(workdir)  # and none of it is shown in a model card
+    for few, shown in ((3, False), (360, True)):  # of records that do not say it
+        old = {"protocol": {}, "scores": {"samples, rk45": {"n": few}}}
+        (workdir / "results" / "pixel_score.json").write_text(json.dumps(old))
+        assert bool(export._results(workdir)) == shown
+    with pytest.raises(UserError, match="no option 'eta'"):
+        main.run(["--mode=evaluate", f"--workdir={workdir}", "--config.sample.eta=0.5"])
+
+
+def test_samples_of_other_settings_lie_beside_each_other(workdir):
+    few = ["--mode=sample", f"--workdir={workdir}", *ARGUMENTS, "--config.sample.frames=0"]
+    for more in (["n=2"], ["n=3"], ["n=3", "seed=1"], ["n=3", "seed=1"], ["n=2", "files=True"]):
+        main.run([*few, *(f"--config.sample.{item}" for item in more)])
+    names = sorted(path.name for path in (workdir / "samples").glob("*.npz"))
+    assert names == [f"heun-n={n},batch=8,steps=2.npz" for n in (2, 3)] + ["heun-n=3,seed=1,batch=8,steps=2.npz"]
+    singles = sorted((workdir / "samples" / "heun-n=2,batch=8,steps=2_files").iterdir())
+    assert [path.name for path in singles] == ["000000.png", "000001.png"]
+    images = np.load(workdir / "samples" / names[0])["images"]
+    for path, image in zip(singles, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path))[..., None], image)
+
+
+def test_names_of_settings():
+    own, config = digits.get_config("quick"), digits.get_config("quick")
+    relevant = {"sample.n", "sample.guide", "sample.labels", "sample.rtol"}
+    config.sample.frames = 7  # not relevant
+    assert naming.suffix(config, own, relevant) == ""
+    config.sample.update(n=5, rtol=1e-3)
+    assert naming.suffix(config, own, relevant) == "-n=5,rtol=0.001"
+    config.sample.guide = "../runs/weak"
+    hashed = naming.suffix(config, own, relevant)
+    config.sample.guide = "../runs/weaker"
+    assert len(hashed) == 9 and naming.suffix(config, own, relevant) != hashed
+
+
+def test_folders_of_classes():
+    names = naming.folder_names(["3", "red cell", "../x", "..", "a/b", "a:b", "Ä\x1b[2J", "Cat", "cat", "n" * 300])
+    assert names[:2] == ["3", "red cell"] and len({name.casefold() for name in names}) == len(names)
+    for name in names:
+        assert name.isprintable() and not set(name) & set('/\\:*?"<>|') and len(name) <= 60 and name.strip(".")
+
+
+def test_a_full_disk_is_one_line(workdir, monkeypatch):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(UserError, match="cannot write .*results.*: No space left on device"):
+        main.run(["--mode=curve", f"--workdir={workdir}", "--config.sample.batch=8", "--config.evaluate.solvers=euler",
+                  "--config.evaluate.num_samples=16", "--config.evaluate.steps=2"])  # fmt: skip
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(UserError, match="cannot write .*samples.*: No space left on device"):
+        main.run(["--mode=sample", f"--workdir={workdir}", *ARGUMENTS, "--config.sample.n=2"])
+    assert not list((workdir / "samples").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("item", ["sample.n=1000000000000000000", "sample.steps=0", "sample.steps=999999999999",
+                                  "sample.frames=1000000000000"])  # fmt: skip
+def test_absurd_numbers_are_refused_at_once(workdir, monkeypatch, item):
+    monkeypatch.setattr(generator.Generator, "sample", None)
+    with pytest.raises(UserError) as caught:
+        main.run(["--mode=sample", f"--workdir={workdir}", "--config.sample.solver=heun", f"--config.{item}"])
+    assert "\n" not in str(caught.value) and not (workdir / "samples").exists()
+
+
+def test_an_absurd_chunk_is_refused_at_once(made, tmp_path):
+    made.config.sample.batch = 10**15
+    with pytest.raises(UserError, match="sample.batch=1000000000000000 is out of reach"):
+        sample_set.collect(made, tmp_path, 20, Fake())

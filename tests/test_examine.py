@@ -45,7 +45,7 @@ def test_usefulness_is_told_and_kept(digits, tmp_path):
     small = data.Dataset(**{**vars(digits), "train": some(digits.train, 300)})
     images, labels = digits.train.images[300:500], digits.train.labels[300:500]
     lines = examine.use(small, images, labels, tmp_path / "run", "the other digits", seeds=2, steps=25)
-    record = json.loads((tmp_path / "run-usefulness.json").read_text())
+    record = json.loads((tmp_path / "run-usefulness-2.json").read_text())
     assert {"real", "synthetic", "filled", "repeated"} <= record["scores"].keys()
     assert 0 <= record["scores"]["real"]["accuracy"]["mean"] <= 1 and "recall of 9" in record["scores"]["filled"]
     assert record["protocol"]["samples"] == "the other digits" and "trained on" in "\n".join(lines)

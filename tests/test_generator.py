@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from pfgm_jax import build, data, models, process, sampling
+from pfgm_jax import batches, build, data, models, process, progress, sampling
 from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.generator import Generator
@@ -236,11 +236,11 @@ def test_guidance_is_that_of_the_network_without_its_label(told, generator):
     # to_uint8 rounds by half a level, and float32 by little more.
     assert stats.nfe == 7 and np.abs(images - expected).max() < 2 and np.abs(usual - expected).max() > 10
     # At 0 the guide alone, whatever the labels; another weight is no other program.
-    programs = generator_lib._sampler.cache_info().misses
+    programs = batches.compiled.cache_info().misses
     free_images, _ = told.sample(key, 8, labels, guidance=0.0)
     assert np.abs(free_images - solved(told, free, 8, key)).max() < 2
     np.testing.assert_array_equal(told.sample(key, 8, "3", guidance=0.0)[0], free_images)
-    assert generator_lib._sampler.cache_info().misses == programs
+    assert batches.compiled.cache_info().misses == programs
     # And the run's own setting counts.
     told.config.sample.guidance, told.config.sample.labels = 3.0, "balanced"
     np.testing.assert_array_equal(told.sample(key, 8)[0], images)
@@ -259,9 +259,9 @@ def test_a_weaker_network_as_the_guide(told):
         result = told.denoiser(labels, guidance=2.0, guide=guide)(x, sigma)
         np.testing.assert_allclose(result, 2 * told.denoise(x, sigma, labels) - theirs, atol=1e-5)
     # The guide's weights are an argument of the program: others of the same form need no other.
-    programs = generator_lib._sampler.cache_info().misses
+    programs = batches.compiled.cache_info().misses
     others, _ = told.sample(key, 8, labels, guidance=2.0, guide=make(conditional=True, seed=3))
-    assert generator_lib._sampler.cache_info().misses == programs and (others != images).any()
+    assert batches.compiled.cache_info().misses == programs and (others != images).any()
 
 
 def test_a_guided_sample_does_not_depend_on_the_others(told):
@@ -359,3 +359,132 @@ def test_a_large_set_in_parts(told):
         np.testing.assert_allclose(part.astype(int), whole[8:].astype(int), atol=1)
     other, _ = told.sample(key, 8, labels=told.labels(key, 8), solver="heun", steps=4)
     assert np.abs(other.astype(int) - whole[8:].astype(int)).mean() > 1
+
+
+# ---- what a person hands over
+
+
+def test_a_number_for_sigma_stands_for_all(generator):
+    x = np.random.default_rng(0).standard_normal((3, 8, 8, 1)).astype(np.float32)
+    expected = generator.denoise(x, np.full(3, 1.5, np.float32))
+    for sigma in (1.5, np.float64(1.5), [1.5] * 3, jax.numpy.ones(3) * 1.5):
+        np.testing.assert_allclose(generator.denoise(x, sigma), expected, rtol=1e-6)
+
+
+def test_arguments_of_denoise_that_are_none(generator, told):
+    x, key = np.zeros((2, 8, 8, 1), np.float32), jax.random.key(0)
+    refused = {
+        "no batch axis: it must be \\[B, 8, 8, 1\\]; pass x\\[None\\]": lambda: generator.denoise(x[0], 1.0),
+        "x must be \\[B, 8, 8, 1\\], got \\[2, 8, 8, 3\\]": lambda: generator.denoise(np.zeros((2, 8, 8, 3)), 1.0),
+        "floats in the unit scale, got uint8": lambda: generator.denoise(x.astype(np.uint8), 1.0),
+        "sigma must be a number or \\[2\\]": lambda: generator.denoise(x, np.ones(3)),
+        "sigma must be above 0, got 0": lambda: generator.denoise(x, 0),
+        "trained without labels": lambda: generator.denoise(x, 1.0, labels=[1, 1]),
+        "labels must be a whole number or \\[2\\]": lambda: told.denoise(x, 1.0, labels=[1, 1, 1]),
+        "labels must be from 0 to 9": lambda: told.denoise(x, 1.0, labels=10),
+        "key must be a PRNG key, such as jax.random.key\\(0\\), got 4": lambda: generator.sample(4, 4),
+        "got an array": lambda: generator.sample(np.zeros(3), 4),
+        "n must be a whole number, such as n=4, got 4.0": lambda: generator.sample(key, 4.0),
+        "n must be a whole number, such as n=4, got True": lambda: generator.sample(key, True),
+        "n must be at least 1, got -1": lambda: generator.sample(key, -1),
+        "n=1000000000000000000 is out of reach": lambda: generator.sample(key, 10**18),
+        "takes steps as a whole number up to 1,000,000, got 2.5": lambda: generator.sample(key, 4, steps=2.5),
+        "takes steps as a whole number up to 1,000,000, got 10000000000": lambda: generator.sample(
+            key, 4, steps=10**10
+        ),
+        "steps >= 2, got 0": lambda: generator.sample(key, 4, steps=0),
+        "takes S_churn as a number, got '1'": lambda: generator.sample(key, 4, S_churn="1"),
+        "takes last_denoise as True or False, got 1": lambda: generator.sample(key, 4, last_denoise=1),
+        "takes grid as a word, got 3": lambda: generator.sample(key, 4, grid=3),
+        "guidance must be a number, got '2'": lambda: generator.sample(key, 4, guidance="2"),
+        "D must be a number, got 'inf'": lambda: generator.sample(key, 4, D="inf"),
+        "frames must be 0, for none, or more": lambda: generator.sample(key, 4, frames=-1),
+        "first must be at least 0": lambda: generator.sample(key, 4, first=-1),
+    }
+    for words, call in refused.items():
+        with pytest.raises(UserError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_samples_without_a_key_are_those_of_the_seed(generator, capsys):
+    images, _ = generator.sample(n=4)
+    again, _ = generator.sample(n=4)
+    np.testing.assert_array_equal(images, generator.sample(jax.random.key(generator.config.sample.seed), 4)[0])
+    np.testing.assert_array_equal(images, again)
+    assert capsys.readouterr().err.count("no key: sampling from seed 0") <= 1
+
+
+def test_what_it_says_of_itself(generator, told):
+    text = repr(generator)
+    for words in ("8×8×1 digits", "unconditional", "pfgmpp, D = 128", "network unet", "parameters", "images"):
+        assert words in text
+    assert "told one of 10 classes" in repr(told) and text.count("\n") == 1
+
+
+# ---- programs
+
+
+def test_a_few_sizes_serve_every_n(generator):
+    key = jax.random.key(1)
+    whole, _ = generator.sample(key, 16)
+    programs = batches.compiled.cache_info().misses
+    for n in (9, 12, 15):
+        images, stats = generator.sample(key, n)
+        np.testing.assert_array_equal(images, whole[:n])
+        assert stats.sample_nfe.shape == (n,)
+    assert batches.compiled.cache_info().misses == programs
+    sizes = [batches.batch_size(n, 256, "heun", (), 1) for n in range(1, 257)]
+    assert sorted(set(sizes)) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert all(n <= size <= 1.5 * n for n, size in enumerate(sizes, 1) if n > 5)
+    assert batches.batch_size(90, 100, "heun", (), 1) == 96 and batches.batch_size(1000, 100, "heun", (), 1) == 100
+    # What shares its steps is neither joined nor filled up.
+    assert batches.batch_size(5, 256, "rk45", (), 1) == batches.batch_size(5, 256, "predictor_corrector", (), 1) == 5
+    assert batches.batch_size(5, 256, "rk45", (("per_sample", True),), 1) == 8
+
+
+@pytest.mark.parametrize("solver", ["heun", "rk45"])
+def test_the_states_of_the_first_samples_come_from_the_same_solve(generator, solver):
+    key, options = jax.random.key(1), dict(solver=solver, frames=3)
+    plain, _ = generator.sample(key, 16, solver=solver)
+    whole, every = generator.sample(key, 16, **options)
+    images, stats = generator.sample(key, 16, framed=5, **options)
+    np.testing.assert_array_equal(images, plain)
+    np.testing.assert_array_equal(whole, plain)
+    assert stats.trajectory.shape == (3, 5, 8, 8, 1)
+    np.testing.assert_array_equal(stats.trajectory, every.trajectory[:, :5])
+    _, one = generator.sample(key, 16, framed=1, **options)  # fewer than a device has
+    np.testing.assert_array_equal(one.trajectory, every.trajectory[:, :1])
+
+
+@pytest.mark.parametrize("solver, options", [("heun", {}), ("rk45", dict(rtol=1e-2, atol=1e-2)),
+                                             ("rk45", dict(per_sample=True, rtol=1e-2, atol=1e-2))])  # fmt: skip
+def test_progress_changes_nothing_and_reaches_the_end(generator, monkeypatch, capsys, solver, options):
+    key = jax.random.key(1)
+    expected, _ = generator.sample(key, 16, solver=solver, progress=False, **options)
+    heard = []
+    monkeypatch.setattr(batches, "LONG", 0.0)
+    monkeypatch.setattr(progress.Bar, "_reach", lambda self, sigma: heard.append(sigma))
+    images, _ = generator.sample(key, 16, solver=solver, **options)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(images, expected)
+    assert f"compiling {solver} for 16 samples at once" in capsys.readouterr().err
+    high, low = generator.process.sigma_max, generator.process.sigma_min
+    assert max(heard) == pytest.approx(high, rel=1e-5) and min(heard) == pytest.approx(low, rel=1e-3)
+    del heard[:]
+    generator.sample(key, 16, solver=solver, progress=False, **options)
+    jax.effects_barrier()
+    assert not heard  # nothing is compiled in where nothing is shown
+
+
+def test_a_bar_moves_by_levels():
+    bar = progress.Bar("x", 2, [8.0, 4.0, 2.0, 1.0])
+    with bar.listening():
+        for sigma, position in ((8.0, 0), (4.0, 1), (6.0, 1), (1.0, 3)):  # σ may rise again, by churn
+            progress._hear(sigma)
+            assert bar._bar.n == position
+        bar.batch()
+        progress._hear(2.0)
+        assert bar._bar.n == 5
+    progress._hear(1.0)  # a late call finds nobody
+    assert bar._bar.n == 5

@@ -287,7 +287,7 @@ def test_ddpm_from_training_to_samples(command, tmp_path):
     assert code == 0 and "ddpm: D = inf" in err and "no samples yet" not in err
     code, out, _ = command("--mode=sample", f"--workdir={workdir}", "--config.sample.n=8", "--config.sample.frames=0")
     assert code == 0 and "ancestral" in out and "3 function evaluations" in out and "steps 3" in out
-    assert np.load(workdir / "samples" / "ancestral.npz")["images"].shape == (8, 8, 8, 1)
+    assert np.load(workdir / "samples" / "ancestral-n=8.npz")["images"].shape == (8, 8, 8, 1)
 
 
 def test_sampling_at_another_D_says_so(command, trained):
@@ -330,11 +330,11 @@ def test_sampling_writes_grid_images_and_animation(command, trained):
     "--config.sample.frames=5",
                              "--config.sample.solver=rk45")  # fmt: skip
     assert code == 0 and "function evaluations" in out
-    images = np.load(trained / "samples" / "rk45.npz")["images"]
+    images = np.load(trained / "samples" / "rk45-n=10.npz")["images"]
     assert images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
-    with Image.open(trained / "samples" / "rk45.gif") as animation:
+    with Image.open(trained / "samples" / "rk45-n=10,frames=5.gif") as animation:
         assert animation.n_frames > 1
-    with Image.open(trained / "samples" / "rk45.png") as grid:
+    with Image.open(trained / "samples" / "rk45-n=10.png") as grid:
         assert min(grid.size) > 32
     again, _ = pfgm_jax.load(trained).sample(jax.random.key(0), 10, solver="rk45")
     np.testing.assert_array_equal(images, again)  # the command line and Python draw the same samples
@@ -357,10 +357,11 @@ def test_samples_of_classes_with_guidance(command, told):
     arguments = ("--mode=sample", f"--workdir={told}", "--config.sample.n=8", "--config.sample.frames=0")
     code, out, _ = command(*arguments, "--config.sample.labels=3,5", "--config.sample.guidance=2")
     assert code == 0 and "labels 3,5, guidance 2 from the network without its label" in out
-    assert "5 function evaluations of 2 network calls each" in out and f"{told}/samples/heun_classes.png" in out
-    saved = np.load(told / "samples" / "heun.npz")
+    assert "5 function evaluations of 2 network calls each" in out and "_classes.png" in out
+    (path,) = (told / "samples").glob("heun-*n=8*.npz")
+    saved = np.load(path)
     assert saved["images"].shape == (8, 8, 8, 1) and saved["labels"].tolist() == [3, 5] * 4
-    with Image.open(told / "samples" / "heun_classes.png") as rows, Image.open(told / "samples" / "heun.png") as grid:
+    with Image.open(f"{path.with_suffix('')}_classes.png") as rows, Image.open(path.with_suffix(".png")) as grid:
         assert rows.height == 2 * 48 + 2 and rows.width > 4 * 50 > grid.width
 
 
@@ -378,12 +379,14 @@ def test_classes_and_guides_that_there_are_not(refused, told, trained):
 def test_a_guide_from_a_folder(command, trained):
     arguments = ("--mode=sample", f"--workdir={trained}", "--config.sample.n=8", "--config.sample.frames=0")
     assert command(*arguments)[0] == 0
-    alone = np.load(trained / "samples" / "heun.npz")["images"]
+    alone = np.load(trained / "samples" / "heun-n=8.npz")["images"]
+    kept = set((trained / "samples").glob("heun*.npz"))
     code, out, _ = command(*arguments, "--config.sample.guidance=2", f"--config.sample.guide={trained}")
     assert code == 0 and f", guidance 2 from {trained}," in out
     # Of a guide that is the network itself nothing remains, but for rounding; no labels, no picture of them.
-    guided = np.load(trained / "samples" / "heun.npz")["images"]
-    assert np.abs(guided.astype(int) - alone).max() <= 1 and not (trained / "samples" / "heun_classes.png").exists()
+    (path,) = set((trained / "samples").glob("heun*.npz")) - kept
+    guided = np.load(path)["images"]
+    assert np.abs(guided.astype(int) - alone).max() <= 1 and not list((trained / "samples").glob("*_classes.png"))
 
 
 def test_training_refuses_guidance_that_it_does_not_prepare(refused):

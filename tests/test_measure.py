@@ -206,8 +206,15 @@ def test_stats_and_audit_on_the_command_line(tmp_path, capsys):
     main.run(["--mode=audit", config, f"--source={tmp_path}/some.npz", f"--workdir={tmp_path}/run"])
     out = capsys.readouterr().out
     assert "Fréchet distance" in out and "real, test (n = 100)" in out
-    record = json.loads((tmp_path / "run" / "results" / "audit-some.json").read_text())
-    assert record["scores"]["samples"]["n"] == 100
+    (path,) = (tmp_path / "run" / "results").glob("audit-some-*[0-9a-f].json")
+    assert json.loads(path.read_text())["scores"]["samples"]["n"] == 100 and "-copies" not in path.stem
+    # Other images of the same name are other results; the same ones are the same.
+    (tmp_path / "other").mkdir()
+    np.savez(tmp_path / "other" / "some.npz", images=digits[::-1])
+    for source in ("some.npz", "other/some.npz"):
+        main.run(["--mode=audit", config, f"--source={tmp_path}/{source}", f"--workdir={tmp_path}/run"])
+    kept = {p.name for p in (tmp_path / "run" / "results").glob("audit-some-????????.json")}
+    assert len(kept) == 2 and path.name in kept
     with pytest.raises(UserError, match="--mode=audit needs --source=PATH"):
         main.run(["--mode=audit", config])
     assert auditing.read(tmp_path / "some.npz", auditing._as_dataset(digits[..., None]))[1] is None

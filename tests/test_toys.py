@@ -157,11 +157,14 @@ def test_samples_are_points_and_pictures_show_them(run):
     assert points.dtype == np.float32 and points.shape == (5, 1, 1, 2)
     assert generator.to_images({}, np.zeros(2, np.float32)).dtype == np.uint8  # runs from before there were points
     lines = evaluate.sample(workdir, {"sample.n": "30", "sample.solver": "heun", "sample.frames": "3"})
-    with np.load(workdir / "samples/heun.npz") as file:
+    with np.load(workdir / "samples/heun-n=30.npz") as file:
         assert file["images"].shape == (30, 1, 1, 2) and file["images"].dtype == np.float32
-    with Image.open(workdir / "samples/heun.png") as picture, Image.open(workdir / "samples/heun.gif") as film:
+    with (
+        Image.open(workdir / "samples/heun-n=30.png") as picture,
+        Image.open(workdir / "samples/heun-n=30,frames=3.gif") as film,
+    ):
         assert picture.width > 1.5 * picture.height and film.n_frames == 3  # beside the training points
-    assert "heun.gif" in lines and list(workdir.glob("samples/step_*.png"))
+    assert "heun-n=30,frames=3.gif" in lines and list(workdir.glob("samples/step_*.png"))
 
 
 @pytest.mark.slow

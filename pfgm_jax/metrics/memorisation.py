@@ -243,7 +243,7 @@ def plot(result, path):
     title = f"{result.share:.2%} [{result.low:.2%}, {result.high:.2%}] of samples left of the line"
     axes.set(xlabel="distance to the nearest training image", ylabel="density", title=title)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, format="png")
 
 
 def _digests(images):

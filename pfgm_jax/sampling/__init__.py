@@ -1,9 +1,11 @@
 """Solvers, each `(process, denoise, x at σ_max, *, keys, frames, axis_name, **options) -> (samples, SolveStats)`."""
 
 import inspect
+import numbers
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.sampling.fixed_step import euler, heun
@@ -17,10 +19,23 @@ SOLVERS = {
     solver.__name__: solver
     for solver in (rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, ancestral, euler_maruyama, predictor_corrector)
 }
-__all__ = ["GRIDS", "SOLVERS", "SolveStats", "check", "check_options", "find", "levels", *SOLVERS]
+__all__ = [
+    "GRIDS",
+    "SOLVERS",
+    "SolveStats",
+    "check",
+    "check_options",
+    "find",
+    "levels",
+    "levels_of",
+    "shares_steps",
+    *SOLVERS,
+]
 
 # What every solver takes from its caller and a person does not set.
-_PLUMBING = {"keys", "axis_name"}
+_PLUMBING = {"keys", "axis_name", "framed"}
+# No count of steps or frames, and no limit on them, has a use beyond this.
+_MOST = 1_000_000
 
 
 def find(name):
@@ -47,13 +62,48 @@ def option_kinds():
 
 
 def check_options(name, options):
-    """Raises UserError for an unknown solver, or an option that it does not take."""
+    """Raises UserError for an unknown solver, an option that it does not take, or a value of another type."""
     _, taken = find(name)
-    for option in options:
+    kinds = option_kinds() | {"frames": int}
+    for option, value in options.items():
         if option not in taken:
             raise UserError(
                 f"solver {name} has no option {option!r}; it takes {', '.join(sorted(taken))}{nearest(option, taken)}"
             )
+        if value is not None:
+            _check_kind(f"{name} takes {option} as", value, kinds[option])
+    if (options.get("frames") or 0) < 0:
+        raise UserError(f"frames must be 0, for none, or more, got {options['frames']}")
+
+
+def _check_kind(asks, value, kind):
+    """Raises UserError unless an option's value is of its kind, NumPy's numbers included."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if kind is int and not (whole and abs(value) <= _MOST):
+        raise UserError(f"{asks} a whole number up to {_MOST:,}, got {value!r}")
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if kind is float and not real:
+        raise UserError(f"{asks} a number, got {value!r}")
+    if kind is bool and not isinstance(value, bool | np.bool_):
+        raise UserError(f"{asks} True or False, got {value!r}")
+    if kind is str and not isinstance(value, str):
+        raise UserError(f"{asks} a word, got {value!r}")
+
+
+def levels_of(name, process, options):
+    """The descending levels [n + 1] that n steps of a solver visit; a hundred of ln σ where it chooses its own."""
+    taken = find(name)[1] | options
+    if "grid" in taken:
+        return levels(process, taken["grid"], taken["steps"], taken["rho"])
+    return np.geomspace(process.sigma_max, process.sigma_min, 101)
+
+
+def shares_steps(name, options):
+    """Whether samples of one batch depend on each other: by a step size or a norm that they share."""
+    taken = find(name)[1] | options
+    if "per_sample" in taken:
+        return not taken["per_sample"] and not taken["fixed_steps"]
+    return taken.get("corrector_steps", 0) > 0
 
 
 def check(name, process, options):

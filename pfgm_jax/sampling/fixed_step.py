@@ -10,7 +10,18 @@ from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_nor
 
 
 def euler(
-    process, denoise, x, *, keys=None, steps=50, grid="edm", rho=7.0, last_denoise=True, frames=0, axis_name=None
+    process,
+    denoise,
+    x,
+    *,
+    keys=None,
+    steps=50,
+    grid="edm",
+    rho=7.0,
+    last_denoise=True,
+    frames=0,
+    framed=None,
+    axis_name=None,
 ):
     """Euler's method in σ, x' = d + (σ'/σ) (x − d) with d = E[y | x, σ]; on the time grid it is DDIM.
 
@@ -23,6 +34,7 @@ def euler(
       grid, rho: see `grids.levels`.
       last_denoise: end with E[y | x, σ_min], one step from σ_min to 0; without it, n − 1 evaluations.
       frames: number of states to keep, evenly spread over the steps.
+      framed: of so many first samples; None for all.
       axis_name: mapped axis whose devices share the batch.
 
     Returns:
@@ -39,12 +51,12 @@ def euler(
 
     last = to_the_mean if last_denoise else None
     sigmas = levels(process, grid, steps, rho)
-    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, axis_name=axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
 
 
 def heun(
     process, denoise, x, *, keys=None, steps=18, grid="edm", rho=7.0, S_churn=0.0, S_min=0.0, S_max=math.inf,
-    S_noise=1.0, last_denoise=True, frames=0, axis_name=None,
+    S_noise=1.0, last_denoise=True, frames=0, framed=None, axis_name=None,
 ):  # fmt: skip
     """EDM's sampler (arXiv 2206.00364, algorithm 2; algorithm 1 where S_churn = 0): Heun's method, also called improved
     Euler, with a last step to σ = 0 by Euler.
@@ -53,7 +65,7 @@ def heun(
     S_min ≤ σ ≤ S_max.
 
     Args:
-      process, denoise, x, grid, rho, last_denoise, frames, axis_name: as for `euler`.
+      process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `euler`.
       keys: [B] PRNG keys, one per sample, for churn.
       steps: levels n of the grid; 2n − 1 evaluations, 2n − 2 without the last.
       S_churn, S_min, S_max, S_noise: EDM's names; S_churn > 0 needs D = ∞.
@@ -69,6 +81,7 @@ def heun(
             process, "heun with S_churn > 0", "Gaussian noise on top of a Student-t kernel is no such kernel"
         )
         require_keys(keys, "heun with S_churn > 0")
+    sigmas = levels(process, grid, steps, rho)
     gamma = min(S_churn / steps, math.sqrt(2) - 1)
 
     def lift(x, sigma, index):
@@ -91,5 +104,4 @@ def heun(
         return denoise(*lift(x, sigma, steps - 1))
 
     last = last if last_denoise else None
-    sigmas = levels(process, grid, steps, rho)
-    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, axis_name=axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)

@@ -36,6 +36,8 @@ def time_grid(process, steps):
         return np.asarray(process.sigma(jnp.asarray(t)), np.float64)
 
 
+MOST = 100_000  # levels of a grid
+
 GRIDS = {"edm": edm_grid, "log": log_grid, "time": time_grid}
 
 
@@ -46,7 +48,7 @@ def levels(process, grid, steps, rho=7.0):
     equal σ would skip the small ones.
 
     Raises:
-      UserError: an unknown grid, fewer than 2 steps, or more than a discrete process has.
+      UserError: an unknown grid, fewer than 2 steps or more than MOST, or more than a discrete process has.
     """
     if grid is None:
         grid = "edm" if isinstance(process.schedule, Identity) else "time"
@@ -54,4 +56,6 @@ def levels(process, grid, steps, rho=7.0):
         raise UserError(f"unknown grid {grid!r}; there are {', '.join(GRIDS)}{nearest(grid, GRIDS)}")
     if steps < 2:
         raise UserError(f"a grid needs steps >= 2, got {steps}")
+    if steps > MOST:
+        raise UserError(f"a grid of {steps} steps is out of reach: at most {MOST:,}")
     return edm_grid(process, steps, rho) if grid == "edm" else GRIDS[grid](process, steps)

@@ -50,7 +50,7 @@ class _Walk(NamedTuple):
     frames: jax.Array
 
 
-def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, frames=0, axis_name=None):
+def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, frames=0, framed=None, axis_name=None):
     """Takes `x` from σ_0 down the grid `sigmas` [n], and then to σ = 0 if there is a last step.
 
     Args:
@@ -60,6 +60,7 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
       memory: what steps pass on to each other, such as earlier values of `denoise`.
       last: `(denoise, x, σ_(n−1)) -> x`, from the last level to 0; None ends at the last level.
       frames: number of levels, evenly spread over the grid, whose states are kept.
+      framed: of so many first samples; None for all.
       axis_name: mapped axis whose devices share the batch: they stop together.
 
     Returns:
@@ -72,7 +73,7 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
 
     def keep(slot, walk):
         """Stores the state in its slot of the frames; a slot past the end is none."""
-        return walk._replace(frames=walk.frames.at[slot].set(walk.x, mode="drop")) if len(kept) else walk
+        return walk._replace(frames=walk.frames.at[slot].set(walk.x[:framed], mode="drop")) if len(kept) else walk
 
     def advance(take, walk):
         """`take(denoise, x, memory) -> (x, memory)`, unless the walk has failed already."""
@@ -90,7 +91,7 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
             walk = walk._replace(failed=lax.pmax(walk.failed, axis_name))
         return walk
 
-    walk = _Walk(x, memory, 0, 0, jnp.zeros((), x.dtype), jnp.zeros((len(kept),) + x.shape, x.dtype))
+    walk = _Walk(x, memory, 0, 0, jnp.zeros((), x.dtype), jnp.zeros((len(kept),) + x[:framed].shape, x.dtype))
     walk = jax.tree.map(jnp.asarray, walk)
     intervals = Step(jnp.arange(n - 1), sigmas[:-1], sigmas[1:], extra)
     begin = 0

@@ -27,11 +27,11 @@ STARTS = ("published", "rk4")
 
 
 def dpmpp_2m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, start="published", last_denoise=True,
-             frames=0, axis_name=None):  # fmt: skip
+             frames=0, framed=None, axis_name=None):  # fmt: skip
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order, one evaluation a step.
 
     Args:
-      process, denoise, x, keys, grid, rho, last_denoise, frames, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, keys, grid, rho, last_denoise, frames, framed, axis_name: as for `fixed_step.euler`.
       steps: levels n of the grid; n evaluations.
       start: how the first steps are taken: "published", by methods of lower order; "rk4", by the classical Runge-Kutta
         method in ln σ, for three more evaluations each.
@@ -43,14 +43,14 @@ def dpmpp_2m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, s
       UserError: an unknown grid or start, or fewer than 2 steps.
     """
     del keys
-    return _multistep(2, process, denoise, x, steps, grid, rho, start, last_denoise, frames, axis_name)
+    return _multistep(2, process, denoise, x, steps, grid, rho, start, last_denoise, frames, framed, axis_name)
 
 
 def dpmpp_3m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, start="published", last_denoise=True,
-             frames=0, axis_name=None):  # fmt: skip
+             frames=0, framed=None, axis_name=None):  # fmt: skip
     """DPM-Solver++(3M), corrected to third order (see the module): arguments, returns and errors of `dpmpp_2m`."""
     del keys
-    return _multistep(3, process, denoise, x, steps, grid, rho, start, last_denoise, frames, axis_name)
+    return _multistep(3, process, denoise, x, steps, grid, rho, start, last_denoise, frames, framed, axis_name)
 
 
 def weights(order, sigmas):
@@ -76,7 +76,7 @@ def weights(order, sigmas):
     return rows
 
 
-def _multistep(order, process, denoise, x, steps, grid, rho, start, last_denoise, frames, axis_name):
+def _multistep(order, process, denoise, x, steps, grid, rho, start, last_denoise, frames, framed, axis_name):
     if start not in STARTS:
         raise UserError(f"unknown start {start!r}; there are {', '.join(STARTS)}{nearest(start, STARTS)}")
 
@@ -99,5 +99,5 @@ def _multistep(order, process, denoise, x, steps, grid, rho, start, last_denoise
     return march(
         denoise, x, sigmas, [(rk4, begin), (step, steps - 1 - begin)],
         extra=jnp.asarray(weights(order, sigmas), x.dtype), memory=(jnp.zeros_like(x), jnp.zeros_like(x)),
-        last=to_the_mean if last_denoise else None, frames=frames, axis_name=axis_name,
+        last=to_the_mean if last_denoise else None, frames=frames, framed=framed, axis_name=axis_name,
     )  # fmt: skip

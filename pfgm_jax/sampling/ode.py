@@ -26,7 +26,7 @@ _SMALLEST_STEP = 1e-6
 
 
 def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=False, fixed_steps=0, max_steps=1000,
-         last_denoise=True, frames=0, axis_name=None):  # fmt: skip
+         last_denoise=True, frames=0, framed=None, axis_name=None):  # fmt: skip
     """Dormand-Prince 5(4), the solver of PFGM and of score-based probability flows, with error control.
 
     Args:
@@ -43,6 +43,7 @@ def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=Fal
       max_steps: limit on steps, accepted and rejected, of the error control.
       last_denoise: end with E[y | x, σ_min], one Euler step from σ_min to 0.
       frames: number of states to keep from σ_max to σ_min, evenly spaced in ln σ.
+      framed: of so many first samples; None for all.
       axis_name: mapped axis over whose devices the batch is spread: with a shared step size all devices then take the
         same steps, so that samples do not depend on the number of devices.
 
@@ -55,22 +56,46 @@ def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=Fal
     del keys
     solver = diffrax.Dopri5()
     return _solve(
-        solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, axis_name
+        solver,
+        process,
+        denoise,
+        x,
+        rtol,
+        atol,
+        per_sample,
+        fixed_steps,
+        max_steps,
+        last_denoise,
+        frames,
+        framed,
+        axis_name,
     )
 
 
 def tsit5(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=False, fixed_steps=0, max_steps=1000,
-          last_denoise=True, frames=0, axis_name=None):  # fmt: skip
+          last_denoise=True, frames=0, framed=None, axis_name=None):  # fmt: skip
     """Tsitouras 5(4), as many evaluations a step and often a smaller error: arguments, returns and errors of `rk45`."""
     del keys
     solver = diffrax.Tsit5()
     return _solve(
-        solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, axis_name
+        solver,
+        process,
+        denoise,
+        x,
+        rtol,
+        atol,
+        per_sample,
+        fixed_steps,
+        max_steps,
+        last_denoise,
+        frames,
+        framed,
+        axis_name,
     )
 
 
 def _solve(
-    solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, axis_name
+    solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, framed, axis_name
 ):
     if not (rtol > 0 and atol > 0 and max_steps >= 1 and fixed_steps >= 0):
         raise UserError(
@@ -104,7 +129,8 @@ def _solve(
             rtol=rtol, atol=atol, norm=norm, dtmin=_SMALLEST_STEP, force_dtmin=False, **coefficients
         )
         first, limit = -_FIRST_STEP, max_steps
-    saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times)] if frames else [])
+    kept = lambda t, x, args: x if per_sample else x[:framed]
+    saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times, fn=kept)] if frames else [])
 
     def integrate(velocity, x):
         # Without a first stage given, diffrax computes it again in every step until it has accepted one.
@@ -119,7 +145,7 @@ def _solve(
         velocity_of_one = lambda log_sigma, x, _: x - one(x, jnp.exp(log_sigma).astype(x.dtype))
         solution = jax.vmap(lambda x: integrate(velocity_of_one, x))(x)
         x, reached = solution.ys[0][:, -1], solution.ts[0][:, -1]
-        trajectory = jnp.swapaxes(solution.ys[1], 0, 1) if frames else None
+        trajectory = jnp.swapaxes(solution.ys[1][:framed], 0, 1) if frames else None
     else:
         solution = integrate(velocity, x)
         x, reached = solution.ys[0][-1], solution.ts[0][-1]
@@ -138,7 +164,7 @@ def _solve(
         finite=jnp.all(solution.result != diffrax.RESULTS.dt_min_reached),
         sigma=jnp.exp(jnp.max(reached)),
         sigmas=jnp.exp(times),
-        trajectory=jnp.zeros((0,) + x.shape, x.dtype) if trajectory is None else trajectory,
+        trajectory=jnp.zeros((0,) + x[:framed].shape, x.dtype) if trajectory is None else trajectory,
     )
     return x, stats
 

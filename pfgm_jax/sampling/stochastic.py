@@ -27,13 +27,13 @@ _NO_SCORE = "(E[y | x, σ] − x)/σ² is a score only for the Gaussian kernel"
 
 
 def ddim(process, denoise, x, *, keys=None, steps=50, eta=0.0, grid=None, rho=7.0, last_denoise=True, frames=0,
-         axis_name=None):  # fmt: skip
+         framed=None, axis_name=None):  # fmt: skip
     """DDIM (arXiv 2010.02502, eq. 12): x' = d + √(σ'² − η² v)/σ (x − d) + η √v n, v of equation (1).
 
     η = 0 is Euler's method of the flow, for every D; η = 1 is the ancestral sampler.
 
     Args:
-      process, denoise, x, grid, rho, last_denoise, frames, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `fixed_step.euler`.
       keys: [B] PRNG keys, one per sample, for η > 0.
       steps: levels n of the grid; n evaluations.
       eta: η from 0 to 1; above 0 needs D = ∞.
@@ -58,15 +58,15 @@ def ddim(process, denoise, x, *, keys=None, steps=50, eta=0.0, grid=None, rho=7.
 
     last = to_the_mean if last_denoise else None
     sigmas = levels(process, grid, steps, rho)
-    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, axis_name=axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
 
 
 def ancestral(process, denoise, x, *, keys=None, steps=1000, variance="large", clip=1.0, grid=None, rho=7.0, frames=0,
-              axis_name=None):  # fmt: skip
+              framed=None, axis_name=None):  # fmt: skip
     """DDPM's sampler (arXiv 2006.11239, algorithm 2): equation (1), the last step without noise.
 
     Args:
-      process, denoise, x, grid, rho, frames, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, frames, framed, axis_name: as for `fixed_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n evaluations. With n = T the process's own grid.
       variance: "small" for v of (1), "large" for that of the forward step, DDPM's β, v = (σ² − σ'²) (s/s')².
@@ -98,15 +98,17 @@ def ancestral(process, denoise, x, *, keys=None, steps=1000, variance="large", c
 
     return march(
         denoise, x, sigmas, [(step, steps - 1)], extra=variances.astype(x.dtype), last=last, frames=frames,
-        axis_name=axis_name,
+        framed=framed, axis_name=axis_name,
     )  # fmt: skip
 
 
-def euler_maruyama(process, denoise, x, *, keys=None, steps=1000, grid=None, rho=7.0, frames=0, axis_name=None):
+def euler_maruyama(
+    process, denoise, x, *, keys=None, steps=1000, grid=None, rho=7.0, frames=0, framed=None, axis_name=None
+):
     """Euler-Maruyama steps (2) of the reverse SDE; then E[y | x, σ_min].
 
     Args:
-      process, denoise, x, grid, rho, frames, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, frames, framed, axis_name: as for `fixed_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n evaluations.
 
@@ -118,19 +120,19 @@ def euler_maruyama(process, denoise, x, *, keys=None, steps=1000, grid=None, rho
     """
     return predictor_corrector(
         process, denoise, x, keys=keys, steps=steps, grid=grid, rho=rho, predictor="euler_maruyama", corrector_steps=0,
-        frames=frames, axis_name=axis_name,
+        frames=frames, framed=framed, axis_name=axis_name,
     )  # fmt: skip
 
 
 def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor="reverse_diffusion", corrector_steps=1,
-                        snr=0.16, grid=None, rho=7.0, frames=0, axis_name=None):  # fmt: skip
+                        snr=0.16, grid=None, rho=7.0, frames=0, framed=None, axis_name=None):  # fmt: skip
     """Predictor-corrector sampling (arXiv 2011.13456, algorithms 1 to 5): Langevin steps at a level, then a step down.
 
     A corrector step is x += e·score + √(2e) n, e = 2a (snr ‖n‖/‖score‖)², with norms averaged over the batch on all
     devices, so that a sample depends on its batch; a is 1 where s = 1, the step's (s/s')² elsewhere (DDPM's 1 − β).
 
     Args:
-      process, denoise, x, grid, rho, frames, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, frames, framed, axis_name: as for `fixed_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n (1 + corrector_steps) evaluations.
       predictor: "reverse_diffusion", x + (σ² − σ'²) score + √(σ² − σ'²) n in the unscaled x (the published step for VE;
@@ -186,7 +188,17 @@ def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor
 
     euler = _euler_maruyama_coefficients(process, sigmas) if predictor == "euler_maruyama" else np.zeros((4, steps - 1))
     extra = tuple(a.astype(x.dtype) for a in (shrink[:-1], *euler))
-    return march(denoise, x, sigmas, [(step, steps - 1)], extra=extra, last=last, frames=frames, axis_name=axis_name)
+    return march(
+        denoise,
+        x,
+        sigmas,
+        [(step, steps - 1)],
+        extra=extra,
+        last=last,
+        frames=frames,
+        framed=framed,
+        axis_name=axis_name,
+    )
 
 
 def _euler_maruyama_coefficients(process, sigmas):
