@@ -1,5 +1,6 @@
 """Weights that travel: an exported folder is the run, bit for bit, wherever it lies; damaged ones are refused."""
 
+import errno
 import json
 import shutil
 import sys
@@ -228,6 +229,57 @@ def test_damaged_files(folder, command):
     refusal(pfgm_jax.load, folder)
     path.rmdir()
     assert "no checkpoint yet" in refusal(pfgm_jax.load, folder)
+
+
+def flipped(path, at, bit):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_no_other_weight(folder):
+    path = folder / weights.EXPORTED
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    # The last bits of a mantissa, and a name: none of it makes the file unreadable.
+    for at in (header, header + 40, len(whole) - 4, whole.index(b"conv_in/") + 2):
+        flipped(path, at, 0)
+        assert "is damaged" in refusal(pfgm_jax.load, folder), at
+        path.write_bytes(whole)
+    config = folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"sigma_max": 1', '"sigma_max": 2'))
+    assert config.read_text() != text
+    assert "is not the one that it was exported with" in refusal(pfgm_jax.load, folder)
+    record = json.loads(text)
+    record["config"]["sample.n"] = 7  # which belongs to whoever samples
+    config.write_text(json.dumps(record))
+    assert pfgm_jax.load(folder).config.sample.n == 7
+    assert "which are of one step" in refusal(pfgm_jax.load, folder, 32)
+
+
+def test_folders_of_older_versions_have_no_checksum(folder):
+    rewritten(folder, lambda arrays: arrays)
+    pfgm_jax.load(folder)
+
+
+def test_the_weights_that_come_with_the_package_have_checksums(tmp_path):
+    copy = shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "digits")
+    assert pfgm_jax.load(copy).step == 3128
+    flipped(copy / weights.EXPORTED, -4, 0)
+    assert "is damaged" in refusal(pfgm_jax.load, copy)
+
+
+def test_a_full_disk_leaves_no_part_of_an_exported_folder(run, tmp_path, monkeypatch, command):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=lambda *_: ["export"])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pfgm_jax.files.os.fsync", full)
+    code, _, err = command("--mode=export", f"--workdir={copy}", *ARGUMENTS)
+    assert code == 2 and "is full: free some space" in err and err.count("\n") == 1
+    assert not list((copy / "export").iterdir())
 
 
 def test_a_folder_that_cannot_be_written(run, tmp_path, command):

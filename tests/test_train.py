@@ -1,8 +1,10 @@
 """Training: independent of the number of devices, resumed bit for bit, and every objective learns."""
 
+import errno
 import json
 import math
 import os
+import shutil
 import signal
 
 import jax
@@ -11,8 +13,9 @@ import numpy as np
 import optax
 import pytest
 
+import pfgm_jax
 from configs import digits
-from pfgm_jax import build, checkpoint, data, field, parallel, plan, process, train
+from pfgm_jax import build, checkpoint, data, field, monitor, parallel, plan, process, train, warm_start
 from pfgm_jax import config as config_lib
 from pfgm_jax import step as step_lib
 from pfgm_jax.data import feed, to_unit
@@ -189,9 +192,9 @@ def test_an_interrupted_run_is_saved_and_goes_on(uninterrupted, tmp_path, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "train_steps", steps_then_signal)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             train.train(config, tmp_path)
-    assert len(calls) == 2
+    assert len(calls) == 2 and caught.value.code == 143
     train.train(config, tmp_path)
     for a, b in zip(jax.tree.leaves(final_items(config, tmp_path)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -199,9 +202,203 @@ def test_an_interrupted_run_is_saved_and_goes_on(uninterrupted, tmp_path, monkey
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     config = tiny()
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="not finite; no checkpoint was saved yet"):
         train._save(config, tmp_path, 1, {"w": np.asarray([1.0, np.inf])})
     assert not (tmp_path / "checkpoints").exists()
+
+
+def same_run(a, b):
+    """Whether two run directories hold the same: checkpoints aside, and speed."""
+    speed = ("images_per_second", "input_wait")
+    lines = [
+        [{k: v for k, v in json.loads(line).items() if k not in speed} for line in open(d / "metrics.jsonl")]
+        for d in (a, b)
+    ]
+    pictures = [{path.name: path.read_bytes() for path in d.glob("samples/*")} for d in (a, b)]
+    return lines[0] == lines[1] and pictures[0] == pictures[1] and (a / "curves.png").exists() == (
+        b / "curves.png").exists()  # fmt: skip
+
+
+def test_a_death_between_checkpoint_and_picture_is_made_good(uninterrupted, tmp_path, monkeypatch):
+    config, whole, _ = uninterrupted
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.plots, "picture", die)
+        with pytest.raises(Killed):
+            train.train(config, tmp_path)
+    assert checkpoint.steps(tmp_path)[-1] == 32 and not same_run(whole, tmp_path)
+    train.train(config, tmp_path)
+    assert same_run(whole, tmp_path)
+
+
+def test_a_death_between_checkpoint_and_evaluation_is_made_good(uninterrupted, tmp_path, monkeypatch):
+    """A stop that comes with the last step saves it and leaves its evaluation and its picture to the next start."""
+    config, whole, _ = uninterrupted
+    steps = []
+
+    def steps_then_signal(*args):
+        steps.append(None)
+        if len(steps) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_lib.train_steps(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_steps", steps_then_signal)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(config, tmp_path)
+    assert checkpoint.steps(tmp_path)[-1] == 32 and 512 not in train.evaluated(tmp_path)
+    train.train(config, tmp_path)
+    assert same_run(whole, tmp_path)
+
+
+def test_a_stop_while_a_picture_is_drawn_saves_nothing_twice(tmp_path, monkeypatch, capsys):
+    config, saved = tiny(**{"train.images": 192, "train.sample_every": 64, "train.save_every": 64, "train.keep": 1}), []
+    draw, save = monitor.plots.picture, checkpoint.save
+
+    def signal_then_draw(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return draw(*args)
+
+    monkeypatch.setattr(monitor.plots, "picture", signal_then_draw)
+    monkeypatch.setattr(checkpoint, "save", lambda *args: (saved.append(args[1]), save(*args)))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path)
+    assert saved == [4] and checkpoint.steps(tmp_path) == [4] and (tmp_path / "samples/step_00000004.png").exists()
+    error = capsys.readouterr().err
+    assert "SIGTERM: stopping after this step" in error and "step 4 is saved" in error
+
+
+def test_a_stop_before_the_first_step_has_nothing_to_save(tmp_path, monkeypatch, capsys):
+    prepare = train.prepare
+    monkeypatch.setattr(train, "prepare", lambda config: (os.kill(os.getpid(), signal.SIGINT), prepare(config))[1])
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train.train(tiny(), tmp_path)
+    assert caught.value.code == 130 and checkpoint.steps(tmp_path) == []
+    assert "before the first step: there is nothing to save" in capsys.readouterr().err
+
+
+def test_the_checkpoint_with_the_lowest_validation_loss_is_kept(tmp_path, monkeypatch, capsys):
+    config = tiny(**{"train.images": 256, "train.eval_every": 64, "train.save_every": 128, "train.keep": 1,
+                     "train.log_every": 64})  # fmt: skip
+    scripted = iter([9.0, 1.0, 9.0, 0.5, 9.0, math.nan, 9.0, 0.8])  # training and validation images in turn
+    monkeypatch.setattr(monitor, "evaluate_losses", lambda *_: [next(scripted)])
+    monkeypatch.setattr(monitor, "TRUTH_LIMIT", 0)
+    losses = iter([0.4, 0.5, 40.0, 50.0])
+    watch = monitor.LossWatch.__call__
+    monkeypatch.setattr(monitor.LossWatch, "__call__", lambda self, loss: watch(self, next(losses)))
+    train.train(config, tmp_path)
+    assert checkpoint.steps(tmp_path) == [8, 16]
+    assert pfgm_jax.load(tmp_path, step="best").step == 8 and pfgm_jax.load(tmp_path).step == 16
+    out, err = capsys.readouterr()
+    assert err.count("has left its range, 0.4 to 0.5") == 1 and 'step="best"' in err and 'step="best"' in out
+    with pytest.raises(UserError, match="there are 8, 16"):
+        pfgm_jax.load(tmp_path, step=12)
+    with pytest.raises(UserError, match="is no step"):
+        pfgm_jax.load(tmp_path, step="newest")
+
+
+def test_the_loss_watch_speaks_once_a_departure():
+    watch = monitor.LossWatch([1.0, 0.5])
+    said = [watch(loss) for loss in (0.4, 30.0, 60.0, 0.6, math.inf, 1.5)]
+    assert [line is not None for line in said] == [False, True, False, False, True, False]
+    assert "30, has left its range, 0.4 to 1 " in said[1]
+
+
+# ---- what goes wrong on the way
+
+
+SHORT = {"train.images": 192, "train.save_every": 64, "train.keep": 1}
+
+
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    save = checkpoint.save
+
+    def full(*args, **_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def save_until_full(workdir, step, *args):
+        if step > 4:
+            full()
+        save(workdir, step, *args)
+
+    monkeypatch.setattr(checkpoint, "save", save_until_full)
+    monkeypatch.setattr(train.plots, "curves", full)
+    with pytest.raises(UserError, match=r"is full: free some space .*; the last checkpoint, of step 4, is kept"):
+        train.train(tiny(**SHORT), tmp_path)
+    assert checkpoint.steps(tmp_path) == [4] and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_folder_that_vanishes_is_one_line_and_a_bug_keeps_its_traceback(tmp_path, monkeypatch, capsys):
+    def vanish(*args):
+        shutil.rmtree(tmp_path / "run")
+        return step_lib.train_steps(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_steps", vanish)
+        with pytest.raises(UserError, match="run is gone: .*; no checkpoint was saved yet"):
+            train.train(tiny(**SHORT), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+    def bug(*args):
+        raise OSError(errno.EBADF, "not of the folder")
+
+    monkeypatch.setattr(train, "train_steps", bug)
+    with pytest.raises(OSError, match="not of the folder"):
+        train.train(tiny(**SHORT), tmp_path / "run")
+    assert (
+        "an unexpected error, which follows, stopped training; no checkpoint was saved yet" in capsys.readouterr().err
+    )
+
+
+# ---- other weights to start from
+
+
+def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
+    _, whole, expected = uninterrupted
+    config = tiny(**{"train.init": str(whole), "train.images": 64, "model.dropout": 0.1})
+    begun, run = [], train._run
+    monkeypatch.setattr(train, "_run", lambda *args: (begun.append(args[1]), run(*args))[1])
+    train.train(config, tmp_path)
+    for tree in (begun[0].params, begun[0].ema):
+        jax.tree.map(np.testing.assert_array_equal, tree, expected["ema"])
+    assert int(begun[0].step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(begun[0].opt_state))
+    assert config_lib.load_run(tmp_path)[0].train.init == str(whole)
+    monkeypatch.setattr(train, "start_from", None)  # a resumed run does not read them again
+    config.train.images = 128
+    train.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ({"model.channels": 8}, "model.channels is 4 there and 8 here"),
+        ({"model.conditional": True}, "model.conditional is False there and True here"),
+        ({"model.name": "mlp"}, "model.name is unet there and mlp here"),
+        ({"process.name": "vp", "process.D": math.inf}, "parametrisation is EDM there and Epsilon here"),
+        ({"train.init": "nowhere"}, "init=nowhere: nowhere holds no run"),
+        ({"train.init": "pretrained:digit"}, "did you mean 'digits'"),
+    ],
+)
+def test_other_weights_that_do_not_fit(uninterrupted, override, words):
+    config = tiny(**{"train.init": str(uninterrupted[1]), **override})
+    dataset, derived, task, _ = plan.prepare(config)
+    with pytest.raises(UserError) as caught:
+        warm_start.start_from(config, derived, task, None)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_emptied_run_is_not_begun_again_in_silence(uninterrupted, tmp_path):
+    config, whole, _ = uninterrupted
+    copy = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "checkpoints").mkdir()
+    rows = (copy / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="trained 512 images"):
+        train.train(config, copy)
+    assert (copy / "metrics.jsonl").read_bytes() == rows
 
 
 def test_a_longer_run_continues_a_finished_one(uninterrupted, tmp_path):
