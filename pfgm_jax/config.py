@@ -314,7 +314,6 @@ def load_run(workdir):
         for key, value in record["config"].items():
             if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
                 override(config, key, value)
-        build.check_derived(record["derived"])
     except UserError as error:
         raise UserError(f"{path} is no record of a run: {printable(error)}") from None
     return config, record["derived"]

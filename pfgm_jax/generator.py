@@ -287,9 +287,10 @@ def load(workdir):
     config, derived = config_lib.load_run(workdir)
     try:
         config_lib.check(config)
+        build.check_derived(derived)
         model = build.make_model(config, derived)
     except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')}: {error}") from None
+        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(error)}") from None
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
     exported = pathlib.Path(workdir, weights.EXPORTED)
     if os.path.lexists(exported):
