@@ -9,7 +9,7 @@ from PIL import Image
 from pfgm_jax import data, evaluate, examine, files, naming
 from pfgm_jax.data import images as image_files
 from pfgm_jax.data import layout, npz
-from pfgm_jax.errors import UserError
+from pfgm_jax.errors import UserError, printable
 from pfgm_jax.measure import check_count, check_real, measure_against
 from pfgm_jax.metrics.references import cached_at
 
@@ -96,7 +96,7 @@ def read(source, real):
     if source.is_file() and source.suffix == ".npz":
         return _read_npz(source, real)
     if not source.is_dir():
-        raise UserError(f"--source={source} is neither a folder of images nor an npz file with images uint8")
+        raise UserError(f"{printable(source)} is neither a folder of images nor an npz file with images uint8")
     return _read_folder(source, real)
 
 

@@ -362,8 +362,6 @@ def load_run(workdir):
     Raises:
       UserError: no run there, or a config.json that this version cannot read: the file, and which field of it.
     """
-    from pfgm_jax.build import check_derived
-
     path = pathlib.Path(workdir) / "config.json"
     if not os.path.isfile(path):
         raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
@@ -380,7 +378,6 @@ def load_run(workdir):
         for key, value in record["config"].items():
             if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
                 override(config, key, value)
-        check_derived(record["derived"])
     except UserError as error:
         raise UserError(f"{path} is no record of a run: {printable(error)}") from None
     return config, record["derived"]

@@ -60,7 +60,7 @@ def _numbers(text):
     except ValueError:
         values = [0.0]
     if any(value is not None and not value > 0 for value in values):
-        raise UserError(f"--config.evaluate.D={text} is not possible: give numbers > 0 or inf, such as 64,128,inf")
+        raise UserError(f"evaluate.D={text} is not possible: give numbers > 0 or inf, such as 64,128,inf")
     return values
 
 

@@ -56,6 +56,7 @@ def disk(folder):
 def _check_options(made, overrides, solvers=None):
     """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
     config, solvers = made.config, solvers or (made.config.sample.solver,)
+    generator.check_guidance(config)
     asked = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
     taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
     sampling.check_options(solvers[-1], dict.fromkeys(sorted(asked - taken)))
@@ -267,7 +268,7 @@ def measure_for(made):
     """
     config = made.config
     if config.data.name == "imported":
-        raise UserError("say which real images to compare with, such as --config.data.name=cifar10")
+        raise UserError("say which real images to compare with, such as data.name=cifar10")
     dataset = data.load(config.data)
     if dataset.shape != made.shape:
         raise UserError(f"the run makes images of {_by(made.shape)}, those of {dataset.name} are {_by(dataset.shape)}")

@@ -52,7 +52,7 @@ def use(dataset, images, labels, stem, made="", seeds=3, steps=None, full=True):
     if labels is None:
         raise UserError("usefulness needs labels: train with model.conditional=True, or give images with their labels")
     if seeds < 2:
-        raise UserError(f"--config.evaluate.seeds={seeds}: error bars need 2 or more")
+        raise UserError(f"evaluate.seeds={seeds}: error bars need 2 or more")
     found = usefulness.usefulness(dataset, images, np.asarray(labels), seeds, steps)
     if stem:
         mean = lambda values: {"mean": float(np.mean(values)), "error": float(_error(values))}

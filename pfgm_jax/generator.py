@@ -46,7 +46,7 @@ def told_labels(config, derived, n, key, labels=None):
         return class_labels(labels, n, key, derived["classes"], derived["label_counts"])
     if isinstance(labels, str) and labels == "real":
         return np.full(n, -1)
-    raise UserError("this network was trained without labels; train one with --config.model.conditional=True")
+    raise UserError("this network was trained without labels; train one with model.conditional=True")
 
 
 def check_guidance(config, weight=None, guide=None):
@@ -68,7 +68,7 @@ def check_guidance(config, weight=None, guide=None):
     if weight != 1 and not guide and not config.model.conditional:
         raise UserError(f"{away} without labels: {weaker}, or train one with model.conditional and train.label_dropout")
     if weight != 1 and not guide and not config.train.label_dropout:
-        raise UserError(f"{away} with every label: train one with --config.train.label_dropout=0.1, or {weaker}")
+        raise UserError(f"{away} with every label: train one with train.label_dropout=0.1, or {weaker}")
     return weight, guide
 
 
@@ -302,9 +302,10 @@ def load(workdir, step=None):
     config, derived = config_lib.load_run(workdir)
     try:
         config_lib.check(config)
+        build.check_derived(derived)
         model = build.make_model(config, derived)
     except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')}: {error}") from None
+        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(error)}") from None
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
     exported = pathlib.Path(workdir, weights.EXPORTED)
     if os.path.lexists(exported):

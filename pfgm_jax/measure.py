@@ -53,7 +53,7 @@ def extractor(features, dataset, path=""):
 
         return inception_weights.load(path)
     there = ", ".join(FEATURES)
-    raise UserError(f"--config.evaluate.features={features} is not one of {there}{nearest(features, FEATURES)}")
+    raise UserError(f"evaluate.features={features} is not one of {there}{nearest(features, FEATURES)}")
 
 
 def default_features(name):
@@ -208,12 +208,12 @@ def check_real(dataset, split):
     """Raises UserError for a split that nothing can be measured against."""
     if split not in SPLITS:
         there = ", ".join(SPLITS)
-        raise UserError(f"--config.evaluate.split={split} is not one of {there}{nearest(split, SPLITS)}")
+        raise UserError(f"evaluate.split={split} is not one of {there}{nearest(split, SPLITS)}")
     real = getattr(dataset, split)
     if real.images.dtype != np.uint8:
         raise UserError(f"{dataset.name} holds points, not images: there are no figures for them")
     if len(real) < 2 * LEAST:
-        hint = "choose another --config.evaluate.split"
+        hint = "choose another evaluate.split"
         few = counted(len(real), f"{split} image")
         are = "is" if len(real) == 1 else "are"
         raise UserError(f"{few} of {dataset.name} {are} too few to measure against: {hint}")

@@ -1,8 +1,8 @@
 """Names of result files: other settings give other names, the same settings the same name.
 
 samples/rk45.png                 the run's own settings
-samples/rk45-n=100,seed=3.png    what differs from them, in the order of the config
-results/pixel_score-3f2a91c0.json    a hash of it, where it is long or is no file name
+samples/rk45-n=100,seed=3.png    what differs from them, in alphabetical order
+results/pixel_score-3f2a91c0.json   a hash of it, where it is long or is no file name
 """
 
 import hashlib

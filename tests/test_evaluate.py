@@ -233,7 +233,7 @@ def test_scores_of_other_settings_do_not_replace_the_score(workdir, capsys):
               "--config.evaluate.num_samples=20"])  # fmt: skip
     out = capsys.readouterr().out
     (path,) = (workdir / "results").glob("pixel_score*.json")
-    assert path.name == "pixel_score-heun-batch=8,steps=2,num_samples=20.json" and str(path) in out
+    assert path.name == "pixel_score-heun-num_samples=20,batch=8,steps=2.json" and str(path) in out
     record = json.loads(path.read_text())
     assert "samples, heun" in record["scores"] and "samples, rk45" not in record["scores"] and not record["full"]
     assert not export._results(workdir)  # and none of it is shown in a model card
@@ -250,8 +250,12 @@ def test_samples_of_other_settings_lie_beside_each_other(workdir):
     for more in (["n=2"], ["n=3"], ["n=3", "seed=1"], ["n=3", "seed=1"], ["n=2", "files=True"]):
         main.run([*few, *(f"--config.sample.{item}" for item in more)])
     names = sorted(path.name for path in (workdir / "samples").glob("*.npz"))
-    assert names == [f"heun-n={n},batch=8,steps=2.npz" for n in (2, 3)] + ["heun-n=3,seed=1,batch=8,steps=2.npz"]
-    singles = sorted((workdir / "samples" / "heun-n=2,batch=8,steps=2_files").iterdir())
+    assert names == [
+        "heun-batch=8,n=2,steps=2.npz",
+        "heun-batch=8,n=3,seed=1,steps=2.npz",
+        "heun-batch=8,n=3,steps=2.npz",
+    ]
+    singles = sorted((workdir / "samples" / "heun-batch=8,n=2,steps=2_files").iterdir())
     assert [path.name for path in singles] == ["000000.png", "000001.png"]
     images = np.load(workdir / "samples" / names[0])["images"]
     for path, image in zip(singles, images, strict=True):

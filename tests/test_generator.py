@@ -290,7 +290,7 @@ def test_guidance_that_is_not_to_be_had(told):
     other_shape.derived = other_shape.derived | {"shape": [9, 8, 1]}
     refused = {
         "trained without labels: give a weaker network as sample.guide": (plain, dict(guidance=2.0)),
-        "trained with every label: train one with --config.train.label_dropout=0.1, or give a weaker network": (
+        "trained with every label: train one with train.label_dropout=0.1, or give a weaker network": (
             make(conditional=True), dict(guidance=2.0),
         ),
         "must be a number": (told, dict(guidance=math.nan)),

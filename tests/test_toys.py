@@ -161,10 +161,10 @@ def test_samples_are_points_and_pictures_show_them(run):
         assert file["images"].shape == (30, 1, 1, 2) and file["images"].dtype == np.float32
     with (
         Image.open(workdir / "samples/heun-n=30.png") as picture,
-        Image.open(workdir / "samples/heun-n=30,frames=3.gif") as film,
+        Image.open(workdir / "samples/heun-frames=3,n=30.gif") as film,
     ):
         assert picture.width > 1.5 * picture.height and film.n_frames == 3  # beside the training points
-    assert "heun-n=30,frames=3.gif" in lines and list(workdir.glob("samples/step_*.png"))
+    assert "heun-frames=3,n=30.gif" in lines and list(workdir.glob("samples/step_*.png"))
 
 
 @pytest.mark.slow
