@@ -72,9 +72,7 @@ def train(config, workdir):
 
 
 def _say_where_it_stands(workdir):
-    print(
-        f"an unexpected error, which follows, stopped training; {run_folder.last_checkpoint(workdir)}", file=sys.stderr
-    )
+    print(f"an unexpected error stopped training; {run_folder.last_checkpoint(workdir)}", file=sys.stderr)
 
 
 def _start(run, recorded):

@@ -348,9 +348,7 @@ def test_a_folder_that_vanishes_is_one_line_and_a_bug_keeps_its_traceback(tmp_pa
     monkeypatch.setattr(train, "train_steps", bug)
     with pytest.raises(OSError, match="not of the folder"):
         train.train(tiny(**SHORT), tmp_path / "run")
-    assert (
-        "an unexpected error, which follows, stopped training; no checkpoint was saved yet" in capsys.readouterr().err
-    )
+    assert "an unexpected error stopped training; no checkpoint was saved yet" in capsys.readouterr().err
 
 
 # ---- other weights to start from
