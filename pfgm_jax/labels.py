@@ -34,8 +34,8 @@ def class_labels(labels, n, key, classes, counts):
             wanted = counted(n, "integer")
             raise UserError(f"labels must be {wanted} from 0 to {K - 1}, one for each sample; the classes are {there}")
         raise UserError(
-            f"no class is called {quoted(labels)}; labels are real, balanced, a class's name, its number, or numbers "
-            f"like 3,5; the classes are {there}{nearest(labels, ['real', 'balanced', *classes])}"
+            f"no class is called {quoted(labels)}; labels are real, balanced, a class's name, its number from 0 "
+            f"to {K - 1}, or numbers like 3,5; the classes are {there}{nearest(labels, ['real', 'balanced', *classes])}"
         )
     return np.resize(wanted, n)  # in turn
 

@@ -158,7 +158,7 @@ def test_moments_and_diameter_of_lazy_images(monkeypatch):
 
 
 def test_unknown_names_get_the_nearest_one():
-    with pytest.raises(UserError, match="did you mean 'bloodmnist'.*digits.*tissuemnist"):
+    with pytest.raises(UserError, match="digits.*tissuemnist.*did you mean 'bloodmnist'"):
         data.load(config(name="blodmnist"))
     assert nearest("zzz", ["digits"]) == ""
 

@@ -206,7 +206,7 @@ def test_what_a_curve_sweeps(made):
         ("evaluate", "evaluate.num_samples=5", "5 images are too few"),
         ("evaluate", "data.name=imported", "say which real images to compare with"),
         ("evaluate", "train.batch=5", "takes overrides of sample.* and evaluate.* and data.*"),
-        ("curve", "evaluate.solvers=huen", "unknown solver 'huen'; did you mean 'heun'"),
+        ("curve", "evaluate.solvers=huen", "unknown solver 'huen'; there are rk45"),
         ("curve", "evaluate.solvers=ancestral", "ancestral"),
         ("curve", "evaluate.steps=0", "evaluate.steps, such as 9,18"),
         ("curve", "evaluate.D=64,none", "give numbers > 0 or inf"),

@@ -272,5 +272,5 @@ def test_impossible_options(changes, message):
 
 
 def test_unknown_preset():
-    with pytest.raises(UserError, match="unknown network 'ncsnp'; did you mean 'ncsnpp'"):
+    with pytest.raises(UserError, match="unknown network 'ncsnp'; there are .*; did you mean 'ncsnpp'"):
         models.preset("ncsnp")

@@ -159,7 +159,7 @@ def test_find():
     heun, options = sampling.find("heun")
     assert heun is sampling.heun and options["steps"] == 18 and options["grid"] == "edm" and options["frames"] == 0
     assert not {"keys", "axis_name", "x", "process"} & set(options)
-    with pytest.raises(UserError, match="unknown solver 'huen'; did you mean 'heun'"):
+    with pytest.raises(UserError, match="unknown solver 'huen'; .*; did you mean 'heun'"):
         sampling.find("huen")
     with pytest.raises(UserError, match="there are rk45, tsit5, euler, heun, dpmpp_2m, .*predictor_corrector$"):
         sampling.find("x")
@@ -180,20 +180,25 @@ def test_options_of_another_solver():
     sampling.check_options("heun", {"steps": 3, "S_churn": 1.0})
     with pytest.raises(UserError, match="heun has no option 'rtol'.*it takes .*S_churn, .*steps"):
         sampling.check_options("heun", {"rtol": 1e-3})
-    with pytest.raises(UserError, match="dpmpp_2m has no option 'stpes'; did you mean 'steps'"):
+    with pytest.raises(UserError, match="dpmpp_2m has no option 'stpes'; .*; did you mean 'steps'"):
         sampling.check("dpmpp_2m", edm(), {"stpes": 3})
 
 
 REFUSALS = [
-    ("heun", edm(), dict(grid="lgo"), "unknown grid 'lgo'; did you mean 'log'\\?; there are edm, log, time"),
-    ("dpmpp_2m", edm(), dict(start="rk5"), "unknown start 'rk5'; did you mean 'rk4'\\?; there are published, rk4"),
+    ("heun", edm(), dict(grid="lgo"), "unknown grid 'lgo'; there are edm, log, time; did you mean 'log'\\?"),
+    ("dpmpp_2m", edm(), dict(start="rk5"), "unknown start 'rk5'; there are published, rk4.*; did you mean 'rk4'\\?"),
     (
         "ancestral",
         vp(),
         dict(variance="smal"),
-        "variance 'smal'; did you mean 'small'\\?; there are small, large",
+        "variance 'smal'; there are small, large; did you mean 'small'\\?",
     ),
-    ("predictor_corrector", vp(), dict(predictor="ancestrall"), "did you mean 'ancestral'\\?; there are reverse_diff"),
+    (
+        "predictor_corrector",
+        vp(),
+        dict(predictor="ancestrall"),
+        "there are reverse_diff.*; did you mean 'ancestral'\\?",
+    ),
     ("ancestral", pfgmpp(128), {}, "ancestral is for D = inf only, and this process has D = 128: .*Use rk45"),
     ("euler_maruyama", pfgmpp(1), {}, "euler_maruyama is for D = inf only"),
     ("predictor_corrector", pfgmpp(3.5), {}, "predictor_corrector is for D = inf only, .* D = 3.5"),

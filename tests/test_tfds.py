@@ -48,10 +48,10 @@ def test_the_folder_of_a_set(prepared, name, folder):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("onne", "tfds:onne is not prepared in .* did you mean 'one'.*tfds build onne --data_dir=.*array_record"),
+        ("onne", "tfds:onne is not prepared in .* tfds build onne --data_dir=.*array_record.*did you mean 'one'"),
         ("one:3.0.0", r"tfds:one:3.0.0: prepared in .*one is version 1.9.0, 1.10.0"),
         ("many", "tfds:many is not one prepared set: write one of tfds:many/a, tfds:many/b"),
-        ("many/aa", "many has no config aa; did you mean 'a'.*tfds build many/aa"),
+        ("many/aa", "many has no config aa; .*tfds build many/aa.*did you mean 'a'"),
         ("empty", "tfds:empty is not one prepared set: prepare it, .*tfds build empty"),
         ("../etc", "is not tfds:NAME"),
         ("", "is not tfds:NAME"),
