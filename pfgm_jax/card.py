@@ -203,11 +203,7 @@ def _classes(card, order):
         )
         for c in shown
     ]
-    note = (
-        f"\n\nLeft out: {counted(left_out, 'class', 'classes')} between the most and the least frequent."
-        if left_out
-        else ""
-    )
+    note = f"\n\nLeft out: {counted(left_out, 'class')} between the most and the least frequent." if left_out else ""
     return _table(rows, ("class", *SPLITS, "")) + note
 
 

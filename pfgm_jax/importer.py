@@ -98,9 +98,7 @@ def import_run(source, workdir, config=None, overrides=()):
     except OSError as error:
         raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
     flow, counts = build.make_process(config, derived), sum(leaf.size for leaf in jax.tree.leaves(params))
-    classes = (
-        f", told one of {counted(len(derived['classes']), 'class', 'classes')}" if config.model.conditional else ""
-    )
+    classes = f", told one of {counted(len(derived['classes']), 'class')}" if config.model.conditional else ""
     return (
         f"imported   {source} into {workdir}\n"
         f"process    {flow.name}: D = {flow.D:g}, σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"

@@ -184,6 +184,6 @@ def test_a_network_that_no_machine_holds():
 
 
 def test_words():
-    assert [counted(n, "class", "classes") for n in (0, 1, 1437)] == ["0 classes", "1 class", "1,437 classes"]
+    assert [counted(n, "class") for n in (0, 1, 1437)] == ["0 classes", "1 class", "1,437 classes"]
     assert nearest("12", ["1", "2", "10"]) == "" and nearest("huen", ["heun"]) == "; did you mean 'heun'?"
     assert quoted("a\x1bb") == r"'a\x1bb'" and len(quoted("x" * 5000)) < 100
