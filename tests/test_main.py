@@ -184,7 +184,10 @@ def test_workdir_of_a_run_on_other_data(refused, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     write_npz(tmp_path / "a" / "bloodmnist.npz")
-    write_npz(tmp_path / "b" / "bloodmnist.npz", train_images=np.full((64, 28, 28, 3), 7, np.uint8))
+    write_npz(
+        tmp_path / "b" / "bloodmnist.npz",
+        train_images=np.arange(64 * 28 * 28 * 3, dtype=np.uint8).reshape(64, 28, 28, 3) % 7,
+    )
     workdir = tmp_path / "run"
     workdir.mkdir()
     config = main.load_config(f"{MEDMNIST}:quick".removeprefix("--config="), {"data.check_md5": "False"})

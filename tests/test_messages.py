@@ -247,7 +247,7 @@ def test_runs_need_no_import(tmp_path):
 
 
 def test_the_dry_run_begins_with_what_matters(monkeypatch):
-    config = main.load_config(f"{DIGITS}:quick", {})
+    config = main.load_config(f"{DIGITS}:quick", {"optim.warmup": "0"})
     monkeypatch.setattr(plan, "memory_estimate", lambda *_: 2**33)
     monkeypatch.setattr(parallel, "device_memory", lambda: 2**32)
     lines = plan.dry_run(config).splitlines()
