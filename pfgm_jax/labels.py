@@ -27,7 +27,7 @@ def class_labels(labels, n, key, classes, counts):
     wanted = np.asarray(_named_classes(labels, classes, counts) if text else labels)
     shaped = text or wanted.shape in ((), (n,))
     if not shaped or wanted.dtype.kind not in "iu" or wanted.min() < 0 or wanted.max() >= K:
-        shown = [quoted(name, 40)[1:-1] for name in classes[:20]]
+        shown = [quoted(name)[1:-1] for name in classes[:20]]
         there = ", ".join(name if name == str(i) else f"{i} {name}" for i, name in enumerate(shown))
         there += ", …" if K > 20 else ""
         if not text:
