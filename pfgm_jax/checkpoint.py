@@ -9,6 +9,7 @@ another step, is damage too, and no sign of another network. Digests of older ve
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ import pathlib
 import re
 import shutil
 import sys
+import time
 
 import jax
 import numpy as np
@@ -102,8 +104,9 @@ def save(workdir, step, items, keep=2, best=None):
         if _holds(workdir, step, items, arrays):
             return
         shutil.rmtree(_folder(workdir) / str(step))
+    _require_space(workdir, items)
     try:
-        with _manager(workdir) as manager:
+        with _lost_callbacks_muted(), _manager(workdir) as manager:
             # Forced: orbax would not save behind a later step, even a damaged one.
             manager.save(step, args=content, force=True)
     except Exception as error:
@@ -120,6 +123,31 @@ def save(workdir, step, items, keep=2, best=None):
         shutil.rmtree(_folder(workdir) / str(other))
 
 
+def _require_space(workdir, items):
+    """Raises OSError where the disk has no room for the arrays of `items`, before orbax fills what is left of it."""
+    folder = _folder(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(items)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+@contextlib.contextmanager
+def _lost_callbacks_muted():
+    """A save that fails leaves threads of tensorstore, each with a traceback for a loop that is closed by then.
+
+    They stay mute until the process ends.
+    """
+    before = sys.unraisablehook
+
+    def hook(lost):
+        if "Event loop is closed" not in str(lost.exc_value):
+            before(lost)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before
+
+
 def _holds(workdir, step, items, arrays):
     """Whether `step` is there with these items, undamaged."""
     try:
@@ -131,8 +159,13 @@ def _holds(workdir, step, items, arrays):
 
 def clean(workdir):
     """Removes what a save that was cut off left behind."""
-    for leftover in _folder(workdir).glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for _ in range(5):
+        leftovers = list(_folder(workdir).glob("*.orbax-checkpoint-tmp*"))
+        for leftover in leftovers:
+            shutil.rmtree(leftover, ignore_errors=True)
+        if not leftovers:
+            return
+        time.sleep(0.2)  # threads of the failed save may still be writing
 
 
 def restore(workdir, like, step=None):

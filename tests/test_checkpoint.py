@@ -4,6 +4,7 @@ import errno
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -201,6 +202,14 @@ def test_nothing_is_lost_on_a_full_disk(tmp_path, failing):
             assert step == 2 and error.errno == errno.ENOSPC
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
     assert_equal(checkpoint.restore(tmp_path, TREE)[1], TREE)
+
+
+def test_a_disk_without_room_is_not_filled_first(tmp_path, monkeypatch, failing):
+    failing()  # as it would if it were asked
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=10))
+    with pytest.raises(OSError) as caught:
+        checkpoint.save(tmp_path, 1, TREE)
+    assert caught.value.errno == errno.ENOSPC and caught.value.__cause__ is None
 
 
 def test_a_damaged_step_ahead_is_there_until_its_successor_is(tmp_path, failing):
