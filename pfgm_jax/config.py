@@ -63,7 +63,7 @@ def default():
 
     config.process = ConfigDict()
     config.process.name = "pfgmpp"  # pfgmpp, pfgm, edm, ve, vp, subvp, ddpm
-    config.process.D = 128.0  # extra dimensions, any real > 0 or inf; 1 for pfgm and inf for all others but pfgmpp
+    config.process.D = 128.0  # extra dimensions, any real >= 0.5 or inf; 1 for pfgm and inf for all others but pfgmpp
     config.process.sigma_min = placeholder(float)  # None: the process's own (0.002 EDM, 0.001 PFGM's z, 0.02 VE)
     config.process.sigma_max = placeholder(float)  # None: from the data (pfgmpp, edm, pfgm's z_max, ve)
     config.process.sigma_data = placeholder(float)  # None: the data's standard deviation
@@ -195,7 +195,7 @@ def parse_arg(arg, **defaults):
 
 def check(config):
     """Raises UserError for a value that no data set could make right."""
-    from pfgm_jax import build, models, sampling
+    from pfgm_jax import build, models, process, sampling
 
     def require(good, key, rule):
         if not good:
@@ -227,7 +227,8 @@ def check(config):
         require(unbounded or not isinstance(value, float) or math.isfinite(value), key, "a finite number")
     widest = max((*config.model.multipliers, 1))
     require(widest <= 1_024 and len(config.model.multipliers) <= 16, "model.multipliers", "up to 16, each up to 1,024")
-    require(config.process.D > 0, "process.D", "D is a number > 0, or inf")
+    least, D = process.SMALLEST_D, config.sample.D
+    require(config.process.D >= least, "process.D", f"D is a number from {least} on, or inf")
     name = config.process.name
     if name == "pfgm":
         require(config.train.large_batch > 0, "train.large_batch", "PFGM's target is the field of a large batch")
@@ -285,7 +286,7 @@ def check(config):
     for key in ("sample.n", "sample.batch"):
         require(flatten(config)[key] >= 1, key, "at least 1")
     require(config.evaluate.num_samples >= 0, "evaluate.num_samples", "0 for the default, or more")
-    require(config.sample.D is None or config.sample.D > 0, "sample.D", "D is a number > 0, inf, or None")
+    require(D is None or D >= least, "sample.D", f"D is a number from {least} on, inf, or None")
     require(config.sample.frames >= 0 and config.sample.frames != 1, "sample.frames", "0 for none, or at least 2")
     if config.train.large_batch:
         rule = "0, or at least train.batch, which is part of it"

@@ -9,9 +9,8 @@ def posterior_target(process, x, sigma, y, references=None, allowed=None):
     """What stands for E[y | x, σ] in the target.
 
     The clean image y is an unbiased stand-in (denoising). The posterior mean over a large batch of references is the
-    field of
-    that batch: PFGM's algorithm 1 at D = 1, the stable target (arXiv 2302.00670) at any D. Its variance is lower, and
-    it is the only valid target for points that were not drawn from the kernel.
+    field of that batch: PFGM's algorithm 1 at D = 1, the stable target (arXiv 2302.00670) at any D. Its variance is
+    lower, and it is the only valid target for points that were not drawn from the kernel.
 
     Args:
       x: [B, *S] perturbed images. sigma: [B]. y: [B, *S] their clean images.

@@ -25,9 +25,11 @@ from scipy.special import betaln, gammaln
 from pfgm_jax import schedule
 from pfgm_jax.errors import UserError
 
-# Above this many degrees of freedom the Student-t and the Gaussian agree to N/D < 1e-12, and D σ² would soon overflow
-# float32.
+# From this D on the kernel is taken for the Gaussian: √(D/χ²_D) is 1 to 1/√(2D) = 7e-9, less than float32's rounding.
 GAUSSIAN_D = 1e16
+# The smallest D. About t^(−D) of the kernel's draws are longer than t σ√N, and a length above 1.8e19 has an infinite
+# square in float32: of draws at σ = 80, N = 3072 one in 1e8 at D = 0.5, one in 60 000 at 0.3, one in 40 at 0.1.
+SMALLEST_D = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,8 @@ class GeometricShell:
         x = y + ‖ε_x‖ (1 + τ)^m u,    z = |ε_z| (1 + τ)^m,    ε ~ N(0, σ² I_(N+1)),  u uniform on the sphere.
 
     These pairs are points at which to regress the *field*: at a given z the radius does not follow the kernel (1), so
-    the clean image is not a valid target for them. With `restrict_M`, samples with |ε_z| < σ/2 draw m from [0, 0.7
-    M].
+    the clean image is not a valid target for them. With `restrict_M`, samples with |ε_z| < σ/2 draw m from
+    [0, 0.7 M].
     """
 
     M: int
@@ -98,7 +100,7 @@ class Process:
 
     Attributes:
       name: the model family, for people.
-      D: number of extra dimensions, any real > 0; `math.inf` is the Gaussian.
+      D: number of extra dimensions, any real from 0.5 on; `math.inf` is the Gaussian.
       t_min, t_max: range of time in which samples are followed, t_max being the prior's end.
       training_law: `(process, key, y [*S]) -> (x [*S], sigma [])`, how one training pair is drawn; `from_kernel` says
         whether x given (y, σ) follows the kernel, so that y itself is a valid target.
@@ -119,8 +121,7 @@ class Process:
     max_norm: float = math.inf
 
     def __post_init__(self):
-        if not self.D > 0:
-            raise UserError(f"process.D must be a number > 0 or inf, got {self.D}")
+        require_D(self.D)
         if not 0 < self.t_min < self.t_max < math.inf or not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise UserError(
                 f"process {self.name} needs 0 < smallest σ < largest σ < inf, got times {self.t_min} to {self.t_max}, "
@@ -154,6 +155,12 @@ class Process:
     @property
     def is_gaussian(self):
         return self.D >= GAUSSIAN_D
+
+
+def require_D(D):
+    """Refuses a D that is no number, not positive, or so small that float32 does not hold the kernel's draws."""
+    if not D >= SMALLEST_D:
+        raise UserError(f"D must be a number from {SMALLEST_D} on or inf (float32 does not hold less), got {D}")
 
 
 def with_D(process, D):

@@ -64,14 +64,65 @@ def test_float32_field_against_float64(D):
         assert relative_error(E_x, expected).max() < 1e-6
 
 
+def copies(kind, N, n=1024):
+    """Images of 256 levels; 300 of them are the first again, exactly, or one level off in so many pixels, or nearly."""
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (n, N))
+    levels[100:400] = levels[0]
+    if isinstance(kind, int):
+        for image in levels[100:400]:
+            changed = rng.choice(N, kind, replace=False)
+            image[changed] += np.where(image[changed] < 255, 1, -1)
+    points = (levels / 127.5 - 1).astype(np.float32)
+    if kind == "noisy":
+        points[100:400] += 3e-3 * rng.normal(size=(300, N)).astype(np.float32)
+    return points
+
+
+@pytest.mark.parametrize("kind, N", [("exact", 3072), (20, 2352), (20, 3072), (1, 3072), ("noisy", 3072)])
 @pytest.mark.parametrize("D", [1, 128, math.inf])
-def test_more_near_duplicates_than_are_recomputed(D):
-    # 300 points within σ of each other: those after the nearest few cancel, to 2⁻²³ ‖y‖²/σ² in the weight.
-    points = images(1024).copy()
-    points[100:400] = points[0] + 3e-3 * np.random.default_rng(1).normal(size=(300, 3072)).astype(np.float32)
-    x, sigma = queries(points, D, [0.1, 0.3, 1, 10])
+def test_hundreds_of_copies_of_an_image(D, kind, N):
+    # More of them than always have exact differences: the others' were off by 2⁻²³ ‖y‖²/σ² in the weight, and their
+    # sum by 2⁻²³ ‖y‖: 5e-4 of the displacement at σ = 0.002, up to 1e-1 for one pixel.
+    points = copies(kind, N)
+    x, sigma = queries(points, D, [5e-4, 0.002, 0.01, 0.05, 0.3, 1, 10])
     expected = np.asarray(x, np.float64) - oracles.posterior_mean(x, sigma, points, D)
-    assert relative_error(displacement(x, sigma, points, D=D), expected).max() < 1e-4
+    tolerance = 1e-5 if kind == "noisy" else 1e-6
+    assert relative_error(displacement(x, sigma, points, D=D), expected).max() < tolerance
+    if D == 128:
+        streamed = displacement(x, sigma, points, D=D, chunk=200)
+        assert relative_error(streamed, expected).max() < tolerance
+
+
+def test_only_copies():
+    # Every point is in the last, shorter block of exact differences or before it.
+    points = copies(1, 192)[100:400]
+    x, sigma = queries(points, 128, [0.002, 0.05, 1])
+    expected = np.asarray(x, np.float64) - oracles.posterior_mean(x, sigma, points, 128)
+    assert relative_error(displacement(x, sigma, points, D=128), expected).max() < 1e-5
+    allowed = jnp.asarray(np.random.default_rng(3).uniform(size=(6, 300)) < 0.7)
+    masked = displacement(x, sigma, points, D=128, allowed=allowed)
+    for i in range(6):
+        mean = oracles.posterior_mean(x[i : i + 1], sigma[i : i + 1], points[np.asarray(allowed[i])], 128)
+        assert relative_error(masked[i : i + 1], np.asarray(x[i], np.float64) - mean).max() < 1e-5
+
+
+def test_copies_over_devices():
+    points = copies(1, 192)
+    x, sigma = queries(points, 128, [0.002, 0.05, 1])
+    expected = np.asarray(x, np.float64) - oracles.posterior_mean(x, sigma, points, 128)
+    sharded = parallel.pmap(lambda part: field.displacement(x, sigma, part, 128, axis_name=parallel.AXIS))(
+        points.reshape(8, 128, 192)
+    )
+    assert relative_error(sharded[5], expected).max() < 1e-5
+
+
+def test_vmap_keeps_the_branch_for_copies():
+    # With a condition that is mapped, both sides of the branch would be computed for all data.
+    points = images(512, 192)
+    x, sigma = queries(points, 128)
+    mapped = jax.vmap(lambda x, sigma: field.posterior_mean(x[None], sigma[None], points, 128))
+    assert "cond[" in str(jax.make_jaxpr(mapped)(x, sigma))
 
 
 @pytest.mark.parametrize("D", [1, 2.5, 40])
@@ -235,7 +286,45 @@ def test_float32_derivatives_are_finite(D, chunk):
     assert np.isfinite(slope).all() and np.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("D", [1, math.inf])
+def test_derivatives_among_copies(D):
+    # Against float64, where no difference needs to be exact. 40 copies are within σ, so the Jacobian is not small.
+    points = copies("noisy", 48)[:140]
+    x, sigma = queries(points, D, [0.003, 0.01])
+    v, u = np.random.default_rng(5).normal(size=(2, *x.shape)).astype(np.float32)
+
+    @jax.jit
+    def derivatives(x, sigma, points, u, v):
+        mean = functools.partial(field.posterior_mean, sigma=sigma, points=points, D=D)
+        _, pull = jax.vjp(mean, x)
+        return jax.jvp(mean, (x,), (v,))[1], pull(u)[0]
+
+    ours = derivatives(x, sigma, points, u, v)
+    with jax.enable_x64(True):
+        exact = derivatives(*(jnp.asarray(np.asarray(a), jnp.float64) for a in (x, sigma, points, u, v)))
+    for a, b in zip(ours, exact, strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b)
+        assert D == 1 or np.linalg.norm(b[2]) > 1e-3
+        assert (np.linalg.norm(a - b, axis=1) / np.linalg.norm(v, axis=1)).max() < 1e-4
+
+
 # ---- mistakes
+
+
+@pytest.mark.parametrize("chunk", [None, 100])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_query_that_is_not_finite_has_no_finite_field(bad, chunk):
+    points = images(512, 192)
+    x, sigma = queries(points, 128)
+    x, sigma = x.at[3, 7].set(bad), sigma.at[5].set(bad)
+    others = np.delete(np.arange(14), [3, 5])
+    whole = displacement(x[others], sigma[others], points, D=128)
+    for function in [field.posterior_mean, field.displacement, field.poisson_field]:
+        result = function(x, sigma, points, 128, chunk=chunk)
+        result = result[0] if function is field.poisson_field else result
+        assert not np.isfinite(result[np.array([3, 5])]).any() and np.isfinite(result[others]).all()
+        if function is not field.posterior_mean:
+            assert relative_error(result[others], whole).max() < 1e-6
 
 
 def test_errors():
@@ -248,6 +337,7 @@ def test_errors():
         field.posterior_mean(x, 1.0, jnp.ones((0, 4)), 1)
     with pytest.raises(UserError, match="chunk must be at least 1"):
         field.posterior_mean(x, 1.0, points, 1, chunk=0)
-    for D in [0, -2, math.nan]:
-        with pytest.raises(UserError, match="D must be a number > 0"):
-            field.posterior_mean(x, 1.0, points, D)
+    for D in [0, -2, math.nan, 0.1, 0.49]:
+        for function in [field.posterior_mean, field.displacement, field.poisson_field]:
+            with pytest.raises(UserError, match="^D must be a number from 0.5 on or inf.*got"):
+                function(x, 1.0, points, D)

@@ -165,8 +165,8 @@ def test_D_of_the_run_and_of_the_call(generator):
         np.testing.assert_array_equal(generator.sample(key, 4, D=128)[0], usual)
     finally:
         generator.config.sample.D = None
-    for D in [0, math.nan]:
-        with pytest.raises(UserError, match="D must be a number > 0"):
+    for D in [0, math.nan, 0.1]:
+        with pytest.raises(UserError, match="D must be a number from 0.5 on"):
             generator.sample(key, 4, D=D)
 
 

@@ -77,6 +77,18 @@ def test_frames(per_sample):
     np.testing.assert_allclose(stats.trajectory[4], fine, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("solver", sampling.SOLVERS)
+def test_float32_states_where_float64_is_enabled(x64, solver):
+    process, options = edm(0.01, 20.0), [dict(steps=4, frames=2)]
+    if solver in ADAPTIVE:
+        options = [dict(frames=2), dict(fixed_steps=4), dict(per_sample=True)]
+    x = jax.random.normal(jax.random.key(0), (3, 4), jnp.float32)
+    for given in options:
+        y, stats = solve(solver, process, oracles.denoiser(CHARGES, math.inf), x, keys=oracles.keys(3), **given)
+        assert {a.dtype for a in (y, stats.sigma, stats.sigmas, stats.trajectory)} == {jnp.dtype("float32")}
+        assert np.isfinite(y).all() and stats.completed
+
+
 # ---- counting and stopping
 
 

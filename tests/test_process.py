@@ -82,9 +82,20 @@ def test_kernel_tends_to_the_gaussian():
     np.testing.assert_array_equal(draw(processes.GAUSSIAN_D), draw(math.inf))
 
 
-def test_draws_are_finite_at_small_D():
-    # χ²_D ~ U^(2/D) there: 1e-43 among 20 000 draws at D = 0.2, whose square root float32 still holds.
-    assert np.isfinite(draw(0.2)).all() and np.abs(draw(0.2)).max() > 1e12
+@pytest.mark.parametrize("N, sigma", [(2, 80), (64, 80), (3072, 80), (196_608, 300)])
+def test_the_smallest_D_is_the_least_that_float32_holds(N, sigma):
+    # ‖x‖² must be finite: F = ‖x‖²/(N σ²) follows an F law with N and D degrees of freedom.
+    largest = float(np.finfo(np.float32).max) / (N * sigma**2)
+    lost = stats.f(N, [0.1, 0.4, processes.SMALLEST_D]).sf(largest)
+    assert lost[0] > 0.01 and lost[2] < 1e-7
+    assert N < 64 or lost[1] > 1e-7
+
+
+def test_draws_and_densities_are_finite_at_the_smallest_D():
+    process = pfgmpp(processes.SMALLEST_D)
+    x = prior(process, jax.random.split(jax.random.key(9), 100_000), (64,))
+    assert np.isfinite(x).all() and np.abs(x).max() > 1e10
+    assert np.isfinite(processes.log_prior(process, x)).all()
 
 
 def test_perturb_is_the_kernel_around_each_image():
@@ -425,18 +436,30 @@ def test_another_D_leaves_the_clip_of_pfgm_behind():
     assert follows((norm / process.sigma_max) ** 2 / 3072, stats.f(3072, 2).cdf)
     assert norm.max() > process.max_norm
     assert with_D(process, 1).max_norm == process.max_norm
-    for D in [0, -1, math.nan]:
-        with pytest.raises(UserError, match="D must be a number > 0"):
+    for D in [0, -1, math.nan, 0.4]:
+        with pytest.raises(UserError, match="^D must be a number from 0.5 on or inf"):
             with_D(process, D)
+
+
+@pytest.mark.parametrize("process", [edm(), pfgmpp(2.0), pfgm(M=20, N=4), vp(), ddpm(50)], ids=lambda p: p.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_draws_keep_their_precision_where_float64_is_enabled(x64, process, dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = processes.prior(process, keys, (4,), dtype)
+    pairs = processes.training_pairs(process, keys, x)
+    others = processes.log_prior(process, x), processes.perturb(process, keys, x, np.ones(3))
+    assert {a.dtype for a in (x, *pairs, *others)} == {jnp.dtype(dtype)}
 
 
 # ---- mistakes
 
 
-@pytest.mark.parametrize("D", [0, -1, math.nan, -math.inf])
-def test_D_must_be_positive(D):
-    with pytest.raises(UserError, match="D must be a number > 0"):
+@pytest.mark.parametrize("D", [0, -1, math.nan, -math.inf, 0.1, 0.499])
+def test_D_must_be_one_that_float32_holds(D):
+    with pytest.raises(UserError, match="^D must be a number from 0.5 on or inf.*got") as caught:
         pfgmpp(D)
+    assert "\n" not in str(caught.value)
+    assert pfgmpp(0.5).D == 0.5
 
 
 @pytest.mark.parametrize("low, high", [(0, 80), (-1, 80), (80, 80), (80, 0.002), (0.1, math.inf), (math.nan, 80)])

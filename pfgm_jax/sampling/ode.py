@@ -133,10 +133,12 @@ def _solve(
     saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times, fn=kept)] if frames else [])
 
     def integrate(velocity, x):
+        # Times in x's own precision: a Python number would be float64 under jax_enable_x64, and so would the states.
+        span = [jnp.asarray(t, x.dtype) for t in (start, end, first)]
         # Without a first stage given, diffrax computes it again in every step until it has accepted one.
-        first_stage = (jnp.asarray(False), velocity(jnp.asarray(start, x.dtype), x, None))
+        first_stage = (jnp.asarray(False), velocity(span[0], x, None))
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(velocity), solver, start, end, first, x, solver_state=first_stage,
+            diffrax.ODETerm(velocity), solver, *span, x, solver_state=first_stage,
             stepsize_controller=control, saveat=diffrax.SaveAt(subs=saved), max_steps=limit, throw=False,
         )  # fmt: skip
 

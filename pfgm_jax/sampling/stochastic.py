@@ -181,7 +181,7 @@ def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor
             x = x + v / at.sigma**2 * (d - x) + jnp.sqrt(v) * noise
         return x, memory
 
-    shrink = _scale_ratio(process, sigmas)
+    shrink = _scale_ratio(process, sigmas).astype(x.dtype)
 
     def last(denoise, x, sigma):
         return denoise(correct(denoise, x, sigma, shrink[-1], steps - 1), sigma)
