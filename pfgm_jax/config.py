@@ -81,12 +81,13 @@ def default():
 
     config.model = ConfigDict()
     # Published and other networks by name: config.model.update(**presets.preset("ncsnpp")).
-    config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2, mlp
+    config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2, mlp, dit
     config.model.channels = 128
     config.model.multipliers = (2, 2, 2)
     config.model.blocks = 4
     config.model.attention = (16,)
-    config.model.head_channels = 64  # adm: channels of an attention head
+    config.model.head_channels = 64  # adm, dit: channels of an attention head
+    config.model.patch = 4  # dit: side of a patch in pixels
     config.model.encoder = "standard"  # unet: standard, skip, residual
     config.model.decoder = "standard"  # unet: standard, skip
     config.model.resample_filter = (1, 1)  # unet: (1, 1), or (1, 3, 3, 1) for NCSN++

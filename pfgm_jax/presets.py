@@ -46,6 +46,11 @@ PRESETS = {
         name="mlp", channels=128, blocks=3, embedding="positional", log_noise=False, noise_channels=32,
         embedding_channels=64, dropout=0.0,
     ),
+    # A patch transformer: twice the images a second of `cpu_28` on a CPU.
+    "dit_cpu": dict(
+        name="dit", channels=192, blocks=8, patch=4, head_channels=64, embedding="positional", log_noise=False,
+        noise_channels=0, embedding_channels=256, dropout=0.0,
+    ),
     # Attention at the two coarsest levels of at most 32 px (one on a CPU): it costs the side's fourth power.
     "medical_28": _MEDICAL | dict(multipliers=(2, 2, 2), blocks=3, attention=(14, 7)),
     "medical_64": _MEDICAL | dict(attention=(16, 8)),

@@ -24,6 +24,7 @@ NETWORKS = {
     "skip": functools.partial(models.UNet, **(NCSNPP | dict(encoder="skip", decoder="skip"))),
     "adm": functools.partial(models.ADM, head_channels=8, **(TINY | dict(attention=(4, 5)))),
     "ncsnv2": functools.partial(models.NCSNv2, channels=4),
+    "dit": functools.partial(models.DiT, channels=16, blocks=2, head_channels=8, embedding_channels=16),
 }
 
 
@@ -37,13 +38,12 @@ def test_output_has_the_input_s_size(name, size):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
-@pytest.mark.parametrize("name", ["ncsnpp", "adm"])
+@pytest.mark.parametrize("name", ["ncsnpp", "adm", "dit"])
 def test_remat_keeps_less_for_the_same_gradient(name):
     x, noise = images(8, 12, 12, 3), jnp.linspace(-1, 1, 8)
     keys = jax.random.split(jax.random.key(0), 8)
-    plain, remat = (
-        NETWORKS[name](out_channels=3, dropout=0.3, multipliers=(1,), remat=remat) for remat in (False, True)
-    )
+    size = {} if name == "dit" else dict(multipliers=(1,))
+    plain, remat = (NETWORKS[name](out_channels=3, dropout=0.3, remat=remat, **size) for remat in (False, True))
     params = random_params(plain, x)
 
     def loss(params, model):
@@ -62,7 +62,7 @@ def test_remat_keeps_less_for_the_same_gradient(name):
     assert kept(remat) < 0.3 * kept(plain)
 
 
-@pytest.mark.parametrize("name", ["ncsnpp", "adm", "ncsnv2"])
+@pytest.mark.parametrize("name", ["ncsnpp", "adm", "ncsnv2", "dit"])
 def test_bfloat16_computes_near_float32(name):
     x, noise = images(2, 8, 8, 3), jnp.array([-0.01, 0.01])
     exact, rough = (NETWORKS[name](out_channels=3, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
@@ -75,7 +75,7 @@ def test_bfloat16_computes_near_float32(name):
     assert 1e-4 < np.linalg.norm(a - b) / np.linalg.norm(a) < 40 * 2.0**-9
 
 
-@pytest.mark.parametrize("name", ["ncsnpp", "adm"])
+@pytest.mark.parametrize("name", ["ncsnpp", "adm", "dit"])
 def test_labels_augmentation_and_dropout_by_example(name):
     x, noise = images(3, 8, 8, 3), jnp.full(3, 0.01)
     model = NETWORKS[name](out_channels=3, num_labels=4, augment_channels=9, dropout=0.3)

@@ -4,14 +4,15 @@ import jax
 import jax.numpy as jnp
 
 from pfgm_jax.models.adm import ADM
+from pfgm_jax.models.dit import DiT
 from pfgm_jax.models.mlp import MLP
 from pfgm_jax.models.ncsnv2 import NCSNv2
 from pfgm_jax.models.unet import UNet
 from pfgm_jax.presets import PRESETS, attend_alike, preset
 
-__all__ = ["ADM", "MLP", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "attend_alike", "init", "preset"]
+__all__ = ["ADM", "DiT", "MLP", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "attend_alike", "init", "preset"]
 
-NETWORKS = {"unet": UNet, "adm": ADM, "ncsnv2": NCSNv2, "mlp": MLP}
+NETWORKS = {"unet": UNet, "adm": ADM, "ncsnv2": NCSNv2, "mlp": MLP, "dit": DiT}
 
 
 def init(model, shape, key=None):
