@@ -17,8 +17,9 @@ import jax
 from jax import lax
 
 from configs import medmnist
-from pfgm_jax import augment, parallel, plan, step
-from pfgm_jax.data import feed, to_unit
+from pfgm_jax import parallel
+from pfgm_jax.data import augment, pipeline, to_unit
+from pfgm_jax.training import dry_run, step
 
 STEPS = 4  # a call
 
@@ -46,10 +47,10 @@ def main():
     config = medmnist.get_config(args.arg)
     config.train.batch = args.batch
     config.data.dir = args.dir or config.data.dir
-    dataset, _, task, _ = plan.prepare(config)
+    dataset, _, task, _ = dry_run.prepare(config)
     state = parallel.replicate(step.init_state(task, dataset.shape))
-    indices = feed.planner(task.seed, task.order, dataset.train.labels, task.batch, task.large_batch)
-    examples = feed.send(indices(0, STEPS), dataset.train)
+    indices = pipeline.planner(task.seed, task.order, dataset.train.labels, task.batch, task.large_batch)
+    examples = pipeline.send(indices(0, STEPS), dataset.train)
     batch = parallel.shard(to_unit(dataset.train.images[: args.batch]))
 
     times = {"step": [], "augmentation": []}

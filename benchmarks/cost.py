@@ -8,7 +8,7 @@ and of a loss with its gradient, per image, as XLA counts them in the program be
 memory of loss and gradient, per image, which is what batch 2 takes beyond batch 1 in the compiled program, and in
 which activations are nearly all. Memory is of the backend it runs on, with plain convolutions, no remat, float32.
 
---check trains one call of two steps in a process of its own, on random images, and compares `plan.memory_estimate`
+--check trains one call of two steps in a process of its own, on random images, and compares `dry_run.memory_estimate`
 with how far resident memory rises from before the data and the state are put on the device to its peak (Linux only).
 """
 
@@ -30,9 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import lsun_bedroom256
-from pfgm_jax import build, data, models, parallel, plan, step
+from pfgm_jax import data, models, parallel
 from pfgm_jax import main as command_line
-from pfgm_jax.data import feed
+from pfgm_jax import run as run_lib
+from pfgm_jax.data import pipeline
+from pfgm_jax.training import dry_run, step
 
 # The sizes that the presets are for; the networks of the recipes that are no presets.
 SIZES = {
@@ -117,20 +119,21 @@ def probe(path, overrides):
     images = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     split = data.Split(images, np.zeros(n, np.int32))
     dataset = data.Dataset("random", split, split, split, ("a",), "", "")
-    derived = build.derive(config, dataset)
+    derived = run_lib.derive(config, dataset)
     task = step.make_task(config, derived)
     state = step.init_state(task, shape)
-    estimate = plan.memory_estimate(task, state, dataset, STEPS, resident=True)
-    shapes = feed.call_shapes((images, split.labels), task.order, task.batch, task.large_batch, STEPS, resident=True)
+    estimate = dry_run.memory_estimate(task, state, dataset, STEPS, resident=True)
+    batches = task.order, task.batch, task.large_batch, STEPS
+    shapes = pipeline.call_shapes((images, split.labels), *batches, resident=True)
     compiled = step.train_steps.lower(task, parallel.replicated_shapes(state), *shapes).compile()
-    indices = feed.planner(task.seed, task.order, split.labels, task.batch, task.large_batch)(0, STEPS)
+    indices = pipeline.planner(task.seed, task.order, split.labels, task.batch, task.large_batch)(0, STEPS)
     jax.clear_caches()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what compiling has freed would else be room for what follows
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     held = parallel.replicate(state), parallel.replicate((images, split.labels))
-    jax.block_until_ready(compiled(*held, feed.send(indices)))
+    jax.block_until_ready(compiled(*held, pipeline.send(indices)))
     return {"estimate": estimate, "peak": resident("VmHWM") - before}
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from configs import folder
-from pfgm_jax import models, train
+from pfgm_jax import models
 from pfgm_jax.data import dataset, images
+from pfgm_jax.training import loop
 
 WAYS = {
     "resident on the devices": (True, dataset.HOST_BYTES),
@@ -50,7 +51,7 @@ def measure(files, args, resident, host_bytes):
     config.sample.update(n=4, solver="heun", steps=2)
     with tempfile.TemporaryDirectory() as workdir:
         with contextlib.redirect_stdout(sys.stderr):  # the table alone goes to stdout
-            train.train(config, workdir)
+            loop.train(config, workdir)
         records = [json.loads(line) for line in pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()]
     timed = [record for record in records if "input_wait" in record]
     return tuple(float(np.median([record[key] for record in timed])) for key in ("images_per_second", "input_wait"))

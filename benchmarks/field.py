@@ -4,7 +4,7 @@
 
 "direct" is the published form: a [queries, points, N + 1] array of differences in float32, distances raised to the
 power −(N + D) (through a logarithm, for the power itself overflows) and a weighted sum. "whole" and "streamed" are
-`pfgm_jax.field.poisson_field` with and without `chunk=1024`. Times are medians of interleaved runs; memory is the
+`pfgm_jax.flow.field.poisson_field` with and without `chunk=1024`. Times are medians of interleaved runs; memory is the
 compiler's temporary memory, without inputs and outputs; the error is the largest ‖error‖/‖E‖ of a query against NumPy
 float64.
 
@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax import field
-from pfgm_jax.process import perturb, pfgmpp
+from pfgm_jax.flow import field
+from pfgm_jax.flow.process import perturb, pfgmpp
 
 CHUNK = 1024
 

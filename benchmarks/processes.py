@@ -20,10 +20,12 @@ import jax
 import numpy as np
 
 from configs import digits as config_file
-from pfgm_jax import build, data, generator, train
+from pfgm_jax import data, generator
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import PixelScorer
 from pfgm_jax.metrics.pixel_score import Score
+from pfgm_jax.training import loop
 
 N = 360
 # By number of evaluations; those that draw noise are for D = ∞.
@@ -48,7 +50,7 @@ def trained(process, folder, images):
     """The Generator of the process's run in `folder`, which is trained, or continued, if it has not come to its end."""
     config = config_file.get_config(f"process={process}")
     config.train.images = config.train.sample_every = images
-    train.train(config, folder)
+    loop.train(config, folder)
     return generator.load(folder)
 
 
@@ -108,7 +110,7 @@ def picture(rows, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", default="runs/processes")
-    parser.add_argument("--processes", default=",".join(build.PROCESSES))
+    parser.add_argument("--processes", default=",".join(run_lib.PROCESSES))
     parser.add_argument("--sets", type=int, default=4)
     parser.add_argument("--train_images", type=lambda text: int(text.replace("_", "")), default=200_000)
     args = parser.parse_args()

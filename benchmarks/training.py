@@ -24,9 +24,12 @@ from jax import lax
 from jax.extend.core import jaxprs_in_params
 
 from configs import cifar10, digits, medmnist
-from pfgm_jax import build, data, field, parallel, step
-from pfgm_jax import process as processes
-from pfgm_jax.data import feed
+from pfgm_jax import data, parallel
+from pfgm_jax import run as run_lib
+from pfgm_jax.data import pipeline
+from pfgm_jax.flow import field
+from pfgm_jax.flow import process as processes
+from pfgm_jax.training import step
 
 
 class Case(NamedTuple):
@@ -98,7 +101,7 @@ def prepare(case):
     images = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     split = data.Split(images, np.zeros(n, np.int32))
     dataset = data.Dataset("random", split, split, split, ("a",), "", "")
-    return step.make_task(config, build.derive(config, dataset)), shape, images, split.labels
+    return step.make_task(config, run_lib.derive(config, dataset)), shape, images, split.labels
 
 
 def parts(task, state, source, batches):
@@ -153,10 +156,10 @@ def measure(name, best, seconds):
     case = CASES[name]
     task, shape, images, labels = prepare(case)
     per_image = operations(task, shape) / 1e9
-    plan = feed.planner(task.seed, task.order, labels, task.batch, task.large_batch)
+    plan = pipeline.planner(task.seed, task.order, labels, task.batch, task.large_batch)
     state = step.init_state(task, shape)
     held = [parallel.replicate(state), parallel.replicate((images, labels))]
-    batches = feed.send(plan(0, case.steps))
+    batches = pipeline.send(plan(0, case.steps))
 
     def call():
         held[0], metrics = step.train_steps(task, *held, batches)

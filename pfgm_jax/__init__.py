@@ -14,7 +14,7 @@ def load(workdir, step=None):
 
 
 def audit(images, real, labels=None, **options):
-    """Measures anyone's images: `print(audit("samples.npz", real))`. See `pfgm_jax.auditing.audit`."""
-    from pfgm_jax import auditing
+    """Measures anyone's images: `print(audit("samples.npz", real))`. See `pfgm_jax.evaluation.audit.audit`."""
+    from pfgm_jax.evaluation.audit import audit as measured
 
-    return auditing.audit(images, real, labels, **options)
+    return measured(images, real, labels, **options)

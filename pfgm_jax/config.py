@@ -14,8 +14,9 @@ import pathlib
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from pfgm_jax import __version__, files
+from pfgm_jax import __version__
 from pfgm_jax.errors import UserError, nearest, printable, quoted
+from pfgm_jax.storage import atomic
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
@@ -196,7 +197,9 @@ def parse_arg(arg, **defaults):
 
 def check(config):
     """Raises UserError for a value that no data set could make right."""
-    from pfgm_jax import build, models, process, sampling
+    from pfgm_jax import models, sampling
+    from pfgm_jax import run as run_lib
+    from pfgm_jax.flow import process
 
     def require(good, key, rule):
         if not good:
@@ -211,7 +214,7 @@ def check(config):
         hint = f"it is one of {', '.join(options)}{nearest(value, options)}"
         require(value in options, key, hint)
 
-    one_of("process.name", list(build.PROCESSES))
+    one_of("process.name", list(run_lib.PROCESSES))
     one_of("model.name", list(models.NETWORKS))
     one_of("model.embedding", ("positional", "fourier"))
     one_of("model.encoder", ("standard", "skip", "residual"))
@@ -249,7 +252,7 @@ def check(config):
     taps = tuple(config.model.resample_filter)
     good = len(taps) > 0 and len(taps) % 2 == 0 and taps == taps[::-1] and sum(taps) > 0
     require(good, "model.resample_filter", "an even number of taps, the same from both ends, like 1,1 or 1,3,3,1")
-    for key in build.unused_model_fields(config):
+    for key in run_lib.unused_model_fields(config):
         # Numbers that only differ from network to network may stay; asking for what there is not may not.
         asked = key in ("conditional", "remat", "encoder", "decoder", "resample_filter", "keep_width", "embedding",
                         "log_noise")  # fmt: skip
@@ -272,7 +275,7 @@ def check(config):
     told = config.model.conditional
     require(told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
     if config.train.augment:
-        able = "augment_channels" in build.network_fields(config.model.name)
+        able = "augment_channels" in run_lib.network_fields(config.model.name)
         require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
         alone = "the field of a large batch is of images as they are; " + (
             "PFGM goes with train.flip=True instead" if name == "pfgm" else "use train.large_batch=0"
@@ -344,7 +347,7 @@ def run_record(config, derived):
 
 def save_run(workdir, config, derived):
     """Writes config.json, the truth about a run, in one piece."""
-    files.write_text(pathlib.Path(workdir) / "config.json", json.dumps(run_record(config, derived), indent=1) + "\n")
+    atomic.write_text(pathlib.Path(workdir) / "config.json", json.dumps(run_record(config, derived), indent=1) + "\n")
 
 
 def read_record(workdir):

@@ -8,11 +8,15 @@ import sys
 import jax
 import numpy as np
 
-from pfgm_jax import arguments, batches, build, checkpoint, files, models, process, run_folder, sampling, weights
 from pfgm_jax import config as config_lib
+from pfgm_jax import models, run_folder, sampling
+from pfgm_jax import run as run_lib
+from pfgm_jax.data.class_labels import class_labels
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
-from pfgm_jax.labels import class_labels
+from pfgm_jax.flow import process
+from pfgm_jax.sampling import arguments, batches
+from pfgm_jax.storage import atomic, checkpoint, safetensors
 
 # Weights that come with the package, each a folder as `--mode=export` writes it.
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
@@ -91,9 +95,9 @@ class Generator:
 
     def __init__(self, config, derived, params, step=0):
         self.config, self.derived, self.params, self.step = config, derived, params, step
-        self.process = build.make_process(config, derived)
-        self.parametrization = build.make_parametrization(config, derived)
-        self.model = build.make_model(config, derived)
+        self.process = run_lib.make_process(config, derived)
+        self.parametrization = run_lib.make_parametrization(config, derived)
+        self.model = run_lib.make_model(config, derived)
 
     @property
     def shape(self):
@@ -267,7 +271,7 @@ def _pretrained(workdir):
     prefix, _, name = str(workdir).partition(":")
     if prefix != "pretrained":
         return workdir
-    names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{weights.EXPORTED}"))
+    names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{safetensors.EXPORTED}"))
     if name not in names:
         there = f"there are {', '.join(names)}" if names else "there are none in this package"
         raise UserError(f"no pretrained weights are called {name!r}; {there}{nearest(name, names)}")
@@ -298,22 +302,22 @@ def load(workdir, step=None):
       UserError: no run there, a config.json that is none, no checkpoint yet or none of that step, damaged weights or
         those of another network, or an unknown NAME.
     """
-    workdir = files.expanded(_pretrained(workdir))
+    workdir = atomic.expanded(_pretrained(workdir))
     config, derived = config_lib.load_run(workdir)
     try:
         config_lib.check(config)
-        build.check_derived(derived)
-        model = build.make_model(config, derived)
+        run_lib.check_derived(derived)
+        model = run_lib.make_model(config, derived)
     except UserError as error:
         raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(error)}") from None
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
-    exported = pathlib.Path(workdir, weights.EXPORTED)
+    exported = pathlib.Path(workdir, safetensors.EXPORTED)
     if os.path.lexists(exported):
         if not exported.is_file():  # a pipe would be waited for
             raise UserError(f"{exported} is no file of weights: export or import writes one")
         if step is not None:
             raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
-        params = weights.load(exported, like, config_lib.fingerprint(config_lib.read_record(workdir)))
+        params = safetensors.load(exported, like, config_lib.fingerprint(config_lib.read_record(workdir)))
         return Generator(config, derived, params, derived.get("step", 0))
     restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step))
     if restored is None:

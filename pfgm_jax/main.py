@@ -14,9 +14,10 @@ import pathlib
 import sys
 import traceback
 
-from pfgm_jax import __version__, failures, files
+from pfgm_jax import __version__, failures
 from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.interrupt import Interrupt
+from pfgm_jax.storage import atomic
 
 MODES = {
     "train": "train the run in --workdir, or continue it from its last checkpoint",
@@ -99,7 +100,7 @@ def parse(argv):
     for name in ("workdir", "source"):
         path = getattr(flags, name)
         if path and not path.startswith("pretrained:"):
-            setattr(flags, name, str(files.expanded(path)))
+            setattr(flags, name, str(atomic.expanded(path)))
     return flags, overrides
 
 
@@ -147,7 +148,7 @@ def load_config(argument, overrides):
     path, _, args = (argument or "").partition(":")
     if not path:
         raise UserError("--config=FILE is missing, such as --config=configs/digits.py")
-    path = files.expanded(path)
+    path = atomic.expanded(path)
     if not path.is_file():
         near = [str(file) for folder in {path.parent, pathlib.Path("configs")} for file in sorted(folder.glob("*.py"))]
         raise UserError(f"--config={path}: there is no such file{nearest(str(path), near)}")
@@ -198,14 +199,14 @@ def perform(flags, overrides):
     _keep_compiled_programs()
     _check_paths(flags)
     folders = [path for path in (flags.workdir, flags.source if flags.mode == "compare" else None) if path]
-    with files.without_traces(*folders):
+    with atomic.without_traces(*folders):
         if flags.mode in PLANNING:
             result = _plan(flags, load_config(flags.config, overrides), overrides)
         elif flags.mode == "import":
             config = load_config(flags.config, {}) if flags.config else None
-            from pfgm_jax import importer
+            from pfgm_jax.exchange import import_run
 
-            result = importer.import_run(flags.source, flags.workdir, config, overrides)
+            result = import_run.import_run(flags.source, flags.workdir, config, overrides)
         else:
             result = _use(flags, overrides)
     if result is not None:
@@ -227,23 +228,23 @@ def _check_paths(flags):
 def _plan(flags, config, overrides):
     """What the modes that take a config file return: text, or None where they have said it themselves."""
     if flags.mode == "data":
-        from pfgm_jax import card
+        from pfgm_jax.evaluation import data_card
 
-        return card.write(config, flags.workdir)
+        return data_card.write(config, flags.workdir)
     if flags.mode == "advise":
-        from pfgm_jax.advise import advise
+        from pfgm_jax.training.advise import advise
 
         return advise(config, flags.config, overrides, flags.workdir)
     if flags.mode == "train":
-        from pfgm_jax import plan, train
+        from pfgm_jax.training import dry_run, loop
 
         if flags.dry_run:
-            return plan.dry_run(config)
-        train.train(config, flags.workdir)
+            return dry_run.dry_run(config)
+        loop.train(config, flags.workdir)
         return None
-    from pfgm_jax import auditing
+    from pfgm_jax.evaluation import audit
 
-    return auditing.stats(config) if flags.mode == "stats" else auditing.run(flags.source, config, flags.workdir)
+    return audit.stats(config) if flags.mode == "stats" else audit.run(flags.source, config, flags.workdir)
 
 
 def _use(flags, overrides):
@@ -256,17 +257,19 @@ def _use(flags, overrides):
         if not key.startswith(sections):
             there = " and ".join(f"{section}*" for section in sections)
             raise UserError(f"--mode={flags.mode} takes overrides of {there}, not of {key}")
-    from pfgm_jax import curve, evaluate, export
+    from pfgm_jax.evaluation import evaluate, nfe_curve
+    from pfgm_jax.exchange import export_run
 
     if flags.mode == "compare":
         return evaluate.compare(flags.workdir, flags.source, overrides)
-    modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate, "curve": curve.curve, "export": export.export}
+    modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate}
+    modes |= {"curve": nfe_curve.curve, "export": export_run.export}
     return modes[flags.mode](flags.workdir, overrides)
 
 
 def _keep_compiled_programs():
     """Before JAX is imported: compiled programs are kept between runs, where JAX's own settings say nothing else."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(files.cache_root() / "xla"))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(atomic.cache_root() / "xla"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
@@ -303,7 +306,7 @@ def main():
 def _bug(error, flags):
     """The line above the traceback of a bug: what was going on, and whose code it is."""
     config = (flags.config or "").partition(":")[0] if flags else ""
-    line = _line_in(files.expanded(config), error) if config else None
+    line = _line_in(atomic.expanded(config), error) if config else None
     if line:
         return f"{type(error).__name__} in your config file {config}, line {line}; its traceback:"
     doing = f"--mode={flags.mode}" if flags else "reading the command line"

@@ -7,10 +7,10 @@ import pathlib
 import socket
 import sys
 
-from pfgm_jax import checkpoint, weights
 from pfgm_jax import config as config_lib
 from pfgm_jax.errors import UserError, printable
-from pfgm_jax.log import read_metrics
+from pfgm_jax.storage import checkpoint, safetensors
+from pfgm_jax.storage.metrics_file import read_metrics
 
 LOCK = "train.lock"
 
@@ -44,7 +44,7 @@ def opened(workdir, config, derived):
 
 def _same_run(workdir, config, derived):
     """The config recorded in `workdir`, None where there is none; UserError if it is of another run."""
-    if os.path.exists(workdir / weights.EXPORTED):
+    if os.path.exists(workdir / safetensors.EXPORTED):
         raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another --workdir")
     if not os.path.exists(workdir / "config.json"):
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 from pfgm_jax import sampling
-from pfgm_jax.process import prior
+from pfgm_jax.flow.process import prior
 
 # Three charges far apart, the first three times and the second twice: frequencies 1/2, 1/3, 1/6.
 CHARGES = np.repeat(np.array([[3.0, 0, 0, 0], [-2, 2, 0, 0], [0, -1, 3, 1]]), [3, 2, 1], axis=0)

@@ -8,9 +8,11 @@ import pytest
 from scipy.spatial.distance import pdist
 
 from configs import digits, folder, medmnist
-from pfgm_jax import build, data, generator, models, parametrization, sampling
 from pfgm_jax import config as config_lib
+from pfgm_jax import data, generator, models, sampling
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
+from pfgm_jax.flow import parametrization
 
 PROCESSES = ["pfgmpp", "pfgm", "edm", "ve", "vp", "subvp", "ddpm"]
 DIGITS = ["", "process=pfgm", "process=edm", "D=2048", "quick", "process=pfgm,quick"]
@@ -26,7 +28,7 @@ def fake_dataset(shape=(28, 28, 3), n=64):
 
 def parameters(config, shape):
     derived = {"shape": shape, "classes": ["a", "b"], "sigma_data": 0.5}
-    tree = jax.eval_shape(lambda: models.init(build.make_model(config, derived), shape))
+    tree = jax.eval_shape(lambda: models.init(run_lib.make_model(config, derived), shape))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
@@ -86,13 +88,13 @@ def test_sigma_max_bounds_the_priors_mismatch():
     # E‖y‖²/(2σ_max²) = 0.06 nats; uniform images at ±1 have ‖y‖² = N, so σ_max = √(N/0.12).
     config = digits.get_config()
     dataset = data.load(config.data)
-    derived = build.derive(config, dataset)
+    derived = run_lib.derive(config, dataset)
     square = float(((dataset.train.images / 127.5 - 1) ** 2).sum(axis=(1, 2, 3)).mean())
     assert derived["sigma_max"] == pytest.approx(math.sqrt(square / 0.12))
-    assert build.make_process(config, derived).sigma_max == pytest.approx(derived["sigma_max"])
+    assert run_lib.make_process(config, derived).sigma_max == pytest.approx(derived["sigma_max"])
     with pytest.raises(UserError, match="more than the 1437"):
         config.train.batch = 4096
-        build.derive(config, dataset)
+        run_lib.derive(config, dataset)
 
 
 # ---- every process
@@ -105,12 +107,12 @@ def test_every_process_makes_a_run(file, name):
     config_lib.check(config)
     dataset = data.load(config.data) if file is digits else fake_dataset()
     config.train.update(batch=64)
-    derived = build.derive(config, dataset)
-    process = build.make_process(config, derived)
+    derived = run_lib.derive(config, dataset)
+    process = run_lib.make_process(config, derived)
     assert process.name == name and process.sigma_max == pytest.approx(derived["sigma_max"])
     assert process.D == {"pfgmpp": 128, "pfgm": 1}.get(name, math.inf) == config_lib.D_of(name)
     kinds = {"pfgm": "PoissonField", "ve": "Score", "pfgmpp": "EDM", "edm": "EDM"}
-    chosen = build.make_parametrization(config, derived)
+    chosen = run_lib.make_parametrization(config, derived)
     assert type(chosen).__name__ == kinds.get(name, "Epsilon")
     if name in ("vp", "subvp", "ddpm"):
         assert chosen == parametrization.Epsilon(*((1, -1) if name == "ddpm" else (999, 0)))
@@ -119,7 +121,7 @@ def test_every_process_makes_a_run(file, name):
 
 
 def test_there_are_no_other_processes():
-    assert list(build.PROCESSES) == PROCESSES
+    assert list(run_lib.PROCESSES) == PROCESSES
 
 
 def test_process_options_reach_the_process():
@@ -127,7 +129,7 @@ def test_process_options_reach_the_process():
         config = digits.get_config(f"process={name}")
         config.process.update(fields)
         config_lib.check(config)
-        return build.make_process(config, build.derive(config, fake_dataset((8, 8, 1), 1437)))
+        return run_lib.make_process(config, run_lib.derive(config, fake_dataset((8, 8, 1), 1437)))
 
     vp = make("vp", beta_min=0.5, beta_max=8.0)
     assert vp.sigma_max == pytest.approx(math.sqrt(math.exp(0.5 + 7.5 / 2) - 1), rel=1e-5)
@@ -149,11 +151,11 @@ def test_the_largest_sigma_of_ve_is_the_datas_diameter():
     config = digits.get_config("process=ve")
     dataset = data.load(config.data)
     images = dataset.train.images.reshape(1437, 64) / 127.5 - 1
-    derived = build.derive(config, dataset)
+    derived = run_lib.derive(config, dataset)
     assert derived["sigma_max"] == pytest.approx(pdist(images).max(), rel=1e-6)  # t = 1 in float32
-    assert build.make_process(config, derived).sigma_max == derived["sigma_max"]
+    assert run_lib.make_process(config, derived).sigma_max == derived["sigma_max"]
     config.process.sigma_max = 3.5
-    assert build.derive(config, dataset)["sigma_max"] == pytest.approx(3.5)
+    assert run_lib.derive(config, dataset)["sigma_max"] == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize(

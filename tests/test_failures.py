@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import failures, main, plan
+from pfgm_jax import failures, main
 from pfgm_jax.errors import UserError, counted, nearest, quoted
+from pfgm_jax.training import dry_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"--config={ROOT}/configs/digits.py:quick"
@@ -180,7 +181,7 @@ def test_absurd_numbers_are_refused_before_they_take_memory(override):
 def test_a_network_that_no_machine_holds():
     config = main.load_config(f"{ROOT}/configs/digits.py:quick", {"model.channels": "16384"})
     with pytest.raises(UserError, match=r"parameters takes .* GiB .* lower --config.model.channels=16384"):
-        plan.prepare(config)
+        dry_run.prepare(config)
 
 
 def test_words():

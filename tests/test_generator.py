@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from configs import digits
-from pfgm_jax import batches, build, data, models, process, progress, sampling
+from pfgm_jax import data, models, sampling
 from pfgm_jax import generator as generator_lib
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
+from pfgm_jax.flow import process
 from pfgm_jax.generator import Generator
+from pfgm_jax.sampling import batches, progress
 
 
 def make(conditional=False, process="pfgmpp", seed=0, label_dropout=0.0):
@@ -19,7 +22,7 @@ def make(conditional=False, process="pfgmpp", seed=0, label_dropout=0.0):
     config.train.label_dropout = label_dropout
     config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8, conditional=conditional)
     config.sample.update(solver="heun", steps=4)
-    derived = build.derive(config, data.load(config.data))
+    derived = run_lib.derive(config, data.load(config.data))
     made = Generator(config, derived, None)
     params = models.init(made.model, made.shape)
     noise = np.random.default_rng(seed)

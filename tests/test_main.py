@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
-from pfgm_jax import build, data, main, models, plan, weights
 from pfgm_jax import config as config_lib
+from pfgm_jax import data, main, models
+from pfgm_jax import run as run_lib
+from pfgm_jax.storage import safetensors
+from pfgm_jax.training import dry_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"--config={ROOT}/configs/digits.py"
@@ -192,7 +195,7 @@ def test_workdir_of_a_run_on_other_data(refused, tmp_path):
     workdir.mkdir()
     config = main.load_config(f"{MEDMNIST}:quick".removeprefix("--config="), {"data.check_md5": "False"})
     config.data.dir = str(tmp_path / "a")
-    config_lib.save_run(workdir, config, build.derive(config, data.load(config.data)))
+    config_lib.save_run(workdir, config, run_lib.derive(config, data.load(config.data)))
     err = refused(
         f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}/b", "--config.data.check_md5=False", workdir=workdir
     )
@@ -276,7 +279,7 @@ def test_training_refuses_samples_that_it_could_not_draw(refused, arg, overrides
 )
 def test_a_run_of_every_process_can_be_prepared(process, solver):
     config = main.load_config(f"{DIGITS}:process={process},quick".removeprefix("--config="), {"sample.solver": solver})
-    _, derived, task, _ = plan.prepare(config)
+    _, derived, task, _ = dry_run.prepare(config)
     assert task.process.name == process and task.process.sigma_max == pytest.approx(derived["sigma_max"])
 
 
@@ -349,10 +352,10 @@ def told(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("told")
     overrides = dict(item.removeprefix("--config.").split("=") for item in TINY)
     config = main.load_config(f"{DIGITS}:conditional,quick".removeprefix("--config="), overrides)
-    derived = build.derive(config, data.load(config.data))
+    derived = run_lib.derive(config, data.load(config.data))
     config_lib.save_run(workdir, config, derived)
-    params = models.init(build.make_model(config, derived), derived["shape"])
-    weights.save(workdir / weights.EXPORTED, jax.device_get(params), {})
+    params = models.init(run_lib.make_model(config, derived), derived["shape"])
+    safetensors.save(workdir / safetensors.EXPORTED, jax.device_get(params), {})
     return workdir
 
 

@@ -14,8 +14,12 @@ import pytest
 
 from configs import medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import files, foreign, generator, importer, labels, main, parallel, plan, presets, recipes, sampling
+from pfgm_jax import generator, main, parallel, presets, recipes, sampling
+from pfgm_jax.data import class_labels
 from pfgm_jax.errors import UserError
+from pfgm_jax.exchange import import_run
+from pfgm_jax.storage import atomic, torch_files
+from pfgm_jax.training import dry_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"{ROOT}/configs/digits.py"
@@ -84,7 +88,7 @@ def test_sizes_are_those_that_have_networks():
 
 
 def test_no_number_is_a_misspelt_number():
-    ask = lambda wanted: labels.class_labels(wanted, 4, jax.random.key(0), ["0", "1", "2"], [1, 1, 1])
+    ask = lambda wanted: class_labels.class_labels(wanted, 4, jax.random.key(0), ["0", "1", "2"], [1, 1, 1])
     for wanted, words in (("12", "no class is called '12'; labels are"), ("balance", "did you mean 'balanced'?")):
         with pytest.raises(UserError) as raised:
             ask(wanted)
@@ -148,30 +152,30 @@ def test_home_folders(monkeypatch, tmp_path):
     monkeypatch.delenv("PFGM_JAX_CACHE")
     flags, _ = main.parse(["--mode=compare", "--workdir=~/a", "--source=~/b"])
     assert (flags.workdir, flags.source) == (f"{tmp_path}/a", f"{tmp_path}/b")
-    assert files.cache_root() == tmp_path / ".cache/pfgm_jax"
+    assert atomic.cache_root() == tmp_path / ".cache/pfgm_jax"
     monkeypatch.setenv("PFGM_JAX_CACHE", "~/c")
-    assert files.cache_root() == tmp_path / "c"
+    assert atomic.cache_root() == tmp_path / "c"
     for path in (tmp_path / "a.py", tmp_path / "run"):
         with pytest.raises(UserError, match=str(path)):
             main.load_config("~/a.py", {}) if path.suffix else generator.load("~/run")
     (tmp_path / "a.py").write_text(pathlib.Path(DIGITS).read_text())
     assert main.load_config("~/a.py:quick", {}).sample.n == 16
     with pytest.raises(UserError, match="no home folder"):
-        files.expanded("~nosuchuser/x")
+        atomic.expanded("~nosuchuser/x")
 
 
 def test_a_refusal_leaves_no_empty_folder(tmp_path):
     kept = tmp_path / "run"
     (kept / "old").mkdir(parents=True)
     new = tmp_path / "a" / "b"
-    with pytest.raises(UserError), files.without_traces(kept, new):
+    with pytest.raises(UserError), atomic.without_traces(kept, new):
         (kept / "results").mkdir()
         (kept / "samples").mkdir()
         (kept / "samples" / "x.png").touch()
         new.mkdir(parents=True)
         raise UserError("no")
     assert {path.name for path in kept.iterdir()} == {"old", "samples"} and not (tmp_path / "a").exists()
-    with files.without_traces(new):
+    with atomic.without_traces(new):
         new.mkdir(parents=True)
     assert new.exists()
 
@@ -224,23 +228,23 @@ def test_a_refused_plan_makes_no_folder(tmp_path, mode):
 def test_what_is_obviously_no_checkpoint(tmp_path, name, content, words):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
-        foreign.read(tmp_path / name)
+        torch_files.read(tmp_path / name)
     assert words in str(raised.value) and "\n" not in str(raised.value) and name in str(raised.value)
 
 
 def test_a_genuine_pickle_passes(tmp_path):
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"<html>": [1]}))
-    assert foreign.read(tmp_path / "a.pkl") == {"<html>": [1]}
+    assert torch_files.read(tmp_path / "a.pkl") == {"<html>": [1]}
 
 
 def test_runs_need_no_import(tmp_path):
     exported = generator.PRETRAINED / "digits"
     for source in (exported, exported / "model.safetensors"):
         with pytest.raises(UserError) as raised:
-            importer.import_run(source, tmp_path / "x")
+            import_run.import_run(source, tmp_path / "x")
         assert f"pfgm_jax.load({str(exported)!r})" in str(raised.value)
     with pytest.raises(UserError, match="is a folder: give the checkpoint file in it"):
-        importer.import_run(tmp_path, tmp_path / "x")
+        import_run.import_run(tmp_path, tmp_path / "x")
 
 
 # ---- the dry run
@@ -248,16 +252,16 @@ def test_runs_need_no_import(tmp_path):
 
 def test_the_dry_run_begins_with_what_matters(monkeypatch):
     config = main.load_config(f"{DIGITS}:quick", {"optim.warmup": "0"})
-    monkeypatch.setattr(plan, "memory_estimate", lambda *_: 2**33)
+    monkeypatch.setattr(dry_run, "memory_estimate", lambda *_: 2**33)
     monkeypatch.setattr(parallel, "device_memory", lambda: 2**32)
-    lines = plan.dry_run(config).splitlines()
+    lines = dry_run.dry_run(config).splitlines()
     begins = [line.split()[0] for line in lines[:8] if line]
     assert begins == ["data", "process", "network", "training", "devices", "memory", "warning"]
     assert "8.0 GiB" in lines[5] and "4.0 GiB" in lines[6] and "train.batch" in lines[6]
     text = "\n".join(lines)
     assert "multipliers: [1, 2]" in text and "!!python" not in text and text.index("\nmodel:") < text.index("conv_in")
     monkeypatch.setattr(parallel, "device_memory", lambda: 2**34)
-    assert "warning" not in plan.dry_run(config)
+    assert "warning" not in dry_run.dry_run(config)
 
 
 def test_the_printed_config_is_what_the_command_line_takes():

@@ -13,9 +13,11 @@ import optax
 import pytest
 
 from configs import medmnist
-from pfgm_jax import build, data, main, models, parallel, plan, step
 from pfgm_jax import config as config_lib
+from pfgm_jax import data, main, models, parallel
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
+from pfgm_jax.training import dry_run, step
 
 # Steps count batches; σ is in the units of images in [−1, 1]; `scale` is our loss over theirs: 1/N where they sum over
 # pixels and we average, (N + 1)/2 where they average and we take half the sum.
@@ -102,7 +104,7 @@ def test_the_table_has_every_published_pair():
 @every_recipe
 def test_recipe(file, arg, row):
     config = load(file, arg)
-    dataset, derived, task, cadence = plan.prepare(config, stand_in=True)
+    dataset, derived, task, cadence = dry_run.prepare(config, stand_in=True)
     optim, batch = config.optim, row["batch"]
     assert (config.train.batch, config.train.large_batch) == (batch, row["large"])
     # Whole device calls of eight steps each.
@@ -171,7 +173,7 @@ def test_what_was_not_published_is_refused(file, arg, message):
 def test_ode(process):
     config = load("cifar10", f"process={process},ode")
     assert (config.sample.solver, config.sample.rtol, config.sample.atol) == ("rk45", 1e-5, 1e-5)
-    plan.prepare(config, stand_in=True)
+    dry_run.prepare(config, stand_in=True)
 
 
 # ---- their data
@@ -191,14 +193,14 @@ def test_a_prepared_file(tmp_path):
     config = load("cifar10", "process=vp,network=ddpmpp")
     config.data.dir = str(tmp_path)
     with pytest.raises(UserError, match="holds no cifar10.npz, cifar-10-.*leave out --config.data.dir"):
-        plan.prepare(config)
+        dry_run.prepare(config)
     arrays = write(tmp_path, "cifar10", 32, labels=np.array([0, 9, 3, 3]))
     for stand_in in (False, True):
         dataset = data.load(config.data, stand_in)
         np.testing.assert_array_equal(dataset.train.images, arrays["train_images"])
         assert dataset.train.labels.tolist() == [0, 9, 3, 3] and dataset.train_images == 4
     with pytest.raises(UserError, match="more than the 4 training images"):
-        plan.prepare(config)
+        dry_run.prepare(config)
     write(tmp_path, "cifar10", 32, labels=np.array([0, 10, 3, 3]))
     with pytest.raises(UserError, match="a label 10; those of cifar10 are 0 to 9"):
         data.load(config.data)
@@ -213,7 +215,7 @@ def test_a_prepared_file(tmp_path):
 def test_only_a_dry_run_takes_stand_ins():
     for file in set(FILES) - {"cifar10"}:  # which is downloaded
         with pytest.raises(UserError, match="not downloaded.*--config.data.dir=FOLDER"):
-            plan.prepare(importlib.import_module(f"configs.{file}").get_config())
+            dry_run.prepare(importlib.import_module(f"configs.{file}").get_config())
 
 
 NARROW = ["--config.model.channels=4", "--config.model.blocks=1", "--config.model.multipliers=1",
@@ -252,7 +254,7 @@ def test_a_published_network_at_any_size_attends(network, size):
     config = medmnist.get_config(f"size={size},network={network}")
     config_lib.check(config)
     derived = {"shape": (size, size, 3), "classes": ["a"], "sigma_data": 0.5}
-    model = build.make_model(config, derived)
+    model = run_lib.make_model(config, derived)
     heights = {side for side, _ in models.unet.level_sizes((size, size), len(config.model.multipliers))}
     # Three levels do not come down from 128 or 224 px to 16.
     assert network == "ncsnv2" or set(config.model.attention) & heights or size > 64
@@ -270,7 +272,7 @@ def test_a_step_at_every_size(size, tmp_path):
     config.optim.warmup = 0
     suffix = "" if size == 28 else f"_{size}"
     write(tmp_path, f"bloodmnist{suffix}", size, n=8, labels=np.arange(8))
-    dataset, _, task, _ = plan.prepare(config)
+    dataset, _, task, _ = dry_run.prepare(config)
     # Small random weights: compiling the initialisation would take as long as all the rest.
     rng, shapes = np.random.default_rng(0), jax.eval_shape(lambda: models.init(task.model, dataset.shape))
     params = jax.tree.map(lambda a: rng.normal(scale=0.02, size=a.shape).astype(a.dtype), shapes)

@@ -3,12 +3,12 @@
 A new source is one file here and one entry in SOURCES. `tfds:NAME` is any prepared set of TensorFlow Datasets.
 """
 
-from pfgm_jax import files
 from pfgm_jax.data import celeba, cifar10, digits, folder, lsun, medmnist, npz, published, tfds, toys
 from pfgm_jax.data.dataset import Dataset, LazyImages, Moments, Split, diameter, moments, to_uint8, to_unit
-from pfgm_jax.data.feed import Examples, Indices, take
-from pfgm_jax.data.order import balanced_order, epoch_order
+from pfgm_jax.data.pipeline import Examples, Indices, take
+from pfgm_jax.data.shuffle import balanced_order, epoch_order
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.storage import atomic
 
 __all__ = [
     "SOURCES",
@@ -47,7 +47,7 @@ def load(data_config, stand_in=False) -> Dataset:
     With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
-    files.expanded(getattr(data_config, "dir", ""))  # a ~NAME without a home is refused, whatever the source
+    atomic.expanded(getattr(data_config, "dir", ""))  # a ~NAME without a home is refused, whatever the source
     for field, unset in FOLDER_ONLY.items() if name != "folder" else ():
         asked = getattr(data_config, field, unset)
         if asked != unset:

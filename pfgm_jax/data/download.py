@@ -21,8 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pfgm_jax import files
 from pfgm_jax.errors import UserError, counted, printable
+from pfgm_jax.storage import atomic
 
 TIMEOUT = 10  # seconds without a byte
 CONNECT = 15  # seconds until there is an answer
@@ -36,7 +36,7 @@ BUSY = (408, 429, 500, 502, 503, 504)  # statuses that may be others a little la
 
 def cache_dir() -> Path:
     """Where downloaded files are kept: $PFGM_JAX_CACHE/data, else ~/.cache/pfgm_jax/data."""
-    return files.cache_root() / "data"
+    return atomic.cache_root() / "data"
 
 
 def verify(path: Path, expected: str, advice: str, name: str = "") -> None:

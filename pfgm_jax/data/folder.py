@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pfgm_jax.data import images, inventory, layout
+from pfgm_jax.data import folder_listing, images, inventory
 from pfgm_jax.data import window as windows
 from pfgm_jax.data.dataset import Dataset, Split
 from pfgm_jax.data.splits import NAMES, TRAIN, hold_out, warn_missing
@@ -40,7 +40,7 @@ def load(data_config) -> Dataset:
     window = windows.parse(data_config.window)
     if not data_config.dir:
         raise UserError("say which folder: --config.data.dir=FOLDER")
-    listing = layout.find(Path(data_config.dir).expanduser(), data_config.group)
+    listing = folder_listing.find(Path(data_config.dir).expanduser(), data_config.group)
     counts = np.ones(len(listing.paths), int)
     if data_config.pages == "all":
         counts = np.array(images.each(lambda i: images.count_pages(listing.paths[i]), len(counts), "counting pages"))

@@ -2,7 +2,7 @@
 
 from pfgm_jax.metrics.frechet import fid
 from pfgm_jax.metrics.intervals import compare, estimate
-from pfgm_jax.metrics.kernel import kid, kid_subsets
+from pfgm_jax.metrics.kernel_distance import kid, kid_subsets
 from pfgm_jax.metrics.neighbours import density_coverage, nearest_distance, precision_recall
 from pfgm_jax.metrics.pixel_score import CRITERIA, PixelScorer, Score, controls, table
 from pfgm_jax.metrics.references import per_class, real_floor, reference

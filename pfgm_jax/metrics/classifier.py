@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.data.download import cache_dir
-from pfgm_jax.data.order import epoch_order
+from pfgm_jax.data.shuffle import epoch_order
 from pfgm_jax.errors import UserError
-from pfgm_jax.metrics import kept
 from pfgm_jax.models import layers
+from pfgm_jax.storage import array_cache
 
 VERSION = 1  # of what follows: a change that gives other features is another version
 SIDE = 32
@@ -86,7 +86,7 @@ class Classifier:
 
     def __init__(self, params, classes, confusion, protocol):
         self.params, self.classes, self.confusion = params, classes, confusion
-        digest = kept.digest(traverse_util.flatten_dict(params, sep="/"))
+        digest = array_cache.digest(traverse_util.flatten_dict(params, sep="/"))
         self.fingerprint = hashlib.sha256(f"{VERSION}".encode() + digest.tobytes()).hexdigest()
         found = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
         self.name = f"{protocol}, test accuracy {found}"
@@ -130,7 +130,8 @@ def classifier(dataset, seed=0, steps=None, flip=False):
     check(dataset)
     steps = steps_for(len(train), steps)
     settings = [VERSION, seed, steps, flip]
-    parts = [[kept.content(split.images), kept.content(split.labels)] if len(split) else [] for split in (train, test)]
+    content = array_cache.content
+    parts = [[content(split.images), content(split.labels)] if len(split) else [] for split in (train, test)]
     key = hashlib.sha256(json.dumps([*parts, dataset.num_classes, settings]).encode()).hexdigest()
     path = cache_dir().parent / "classifier" / f"{dataset.name}-{dataset.shape[0]}-{key[:16]}.safetensors"
     shape = "×".join(map(str, dataset.shape))
@@ -139,12 +140,12 @@ def classifier(dataset, seed=0, steps=None, flip=False):
         f"{dataset.name} {shape}, {steps} steps of {BATCH}, seed {seed}" + (", mirrored" if flip else "")
     )
     if path.exists():
-        arrays = kept.load(path)
+        arrays = array_cache.load(path)
         confusion = arrays.pop("confusion")
         return Classifier(traverse_util.unflatten_dict(arrays, sep="/"), dataset.classes, confusion, protocol)
     params = fit(*gather(train), dataset.num_classes, steps, seed, flip, f"classifier of {dataset.name}")
     confusion = confusion_of(params, *gather(test), dataset.num_classes)
-    kept.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
+    array_cache.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
     return Classifier(params, dataset.classes, confusion, protocol)
 
 

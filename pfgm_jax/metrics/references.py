@@ -10,7 +10,8 @@ import numpy as np
 
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError, counted
-from pfgm_jax.metrics import frechet, kept
+from pfgm_jax.metrics import frechet
+from pfgm_jax.storage import array_cache
 
 # For the metrics that need features themselves, so many are kept (164 MB at 2048 features), of images drawn at random.
 KEPT = 20_000
@@ -65,7 +66,8 @@ def reference(dataset, split, extractor):
 def cached_at(dataset, split, extractor):
     """The file of the cache that holds what `reference` gives for these arguments, once it is made."""
     images = getattr(dataset, split).images
-    facts = [dataset.name, dataset.source, split, list(images.shape), kept.content(images), extractor.fingerprint, KEPT]
+    content = array_cache.content(images)
+    facts = [dataset.name, dataset.source, split, list(images.shape), content, extractor.fingerprint, KEPT]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     folder = cache_dir().parent / "reference"
     return folder / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
@@ -106,10 +108,10 @@ def real_floor(against, train, n, test=None, seed=0):
 
 def _save(path, statistics, features, name):
     arrays = {"n": np.array([statistics.n]), "mean": statistics.mean, "scatter": statistics.scatter}
-    kept.save(path, arrays | {"features": features}, f"features of {name}")
+    array_cache.save(path, arrays | {"features": features}, f"features of {name}")
 
 
 def _load(path, name):
-    arrays = kept.load(path)
+    arrays = array_cache.load(path)
     statistics = frechet.Statistics(int(arrays["n"][0]), arrays["mean"], arrays["scatter"])
     return Reference(name, statistics, arrays["features"])

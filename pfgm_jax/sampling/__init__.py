@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.sampling.fixed_step import euler, heun
+from pfgm_jax.sampling.adaptive import rk45, tsit5
 from pfgm_jax.sampling.grids import GRIDS, levels
 from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m
-from pfgm_jax.sampling.ode import rk45, tsit5
+from pfgm_jax.sampling.single_step import euler, heun
 from pfgm_jax.sampling.stats import SolveStats
 from pfgm_jax.sampling.stochastic import ancestral, ddim, euler_maruyama, predictor_corrector
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.schedule import Identity
+from pfgm_jax.flow.schedule import Identity
 
 
 def edm_grid(process, steps, rho=7.0):

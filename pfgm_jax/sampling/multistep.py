@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.sampling.fixed_grid import march, to_the_mean
 from pfgm_jax.sampling.grids import levels
-from pfgm_jax.sampling.march import march, to_the_mean
 
 # How the first steps, which have no past, are taken.
 STARTS = ("published", "rk4")

@@ -18,8 +18,8 @@ import numpy as np
 from jax import lax
 
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.sampling.fixed_grid import march, to_the_mean
 from pfgm_jax.sampling.grids import levels
-from pfgm_jax.sampling.march import march, to_the_mean
 from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_normal
 
 PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama")

@@ -1,0 +1,355 @@
+"""What is done with a trained run: pictures and files of samples, and their score."""
+
+import contextlib
+import errno
+import json
+import math
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+
+from pfgm_jax import config as config_lib
+from pfgm_jax import data, generator, models, plots, sampling
+from pfgm_jax.errors import UserError, printable
+from pfgm_jax.evaluation import copies_and_usefulness, naming, sample_cache
+from pfgm_jax.evaluation.score import TITLES, check_count, columns, default_features, measure_against, number
+from pfgm_jax.storage import atomic
+
+MEASURED = 10_000  # samples at most, unless more are asked for
+TELLING = 1000  # samples whose figures go into a model card, or all that are usual where that is fewer
+SCORED = ("rk45", "heun")  # solvers that the pixel score takes, unless one is asked for
+
+
+def open_run(workdir, overrides):
+    """The run's Generator with `overrides` of sample.*, evaluate.* and data.*."""
+    made = generator.load(workdir)
+    for key, value in overrides.items():
+        config_lib.override(made.config, key, value)
+    config_lib.check(made.config)
+    return made
+
+
+def writable(workdir, name):
+    """The folder `name` of a run, before anything long is done for it; UserError where it cannot be written."""
+    folder = pathlib.Path(workdir, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return folder
+
+
+@contextlib.contextmanager
+def disk(folder):
+    """A disk that is full or read-only while the block writes to `folder` is a UserError, not a bug."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            raise
+        raise UserError(f"cannot write {printable(error.filename or folder)}: {error.strerror}") from None
+
+
+def _check_options(made, overrides, solvers=None):
+    """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
+    config, solvers = made.config, solvers or (made.config.sample.solver,)
+    generator.check_guidance(config)
+    asked = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
+    sampling.check_options(solvers[-1], dict.fromkeys(sorted(asked - taken)))
+    for solver in solvers:
+        flow = generator.sampling_process(config, made.process)
+        sampling.check(solver, flow, generator.solver_options(config, solver) | {"frames": config.sample.frames})
+
+
+# Of a solver's options, those that belong to every protocol; others where they are set.
+_ALWAYS_TOLD = ("rtol", "atol", "steps", "grid", "rho", "eta", "variance", "predictor", "corrector_steps", "snr")
+
+
+def protocol(made, stats, n):
+    """How samples were made, for every figure and file."""
+    config, solver = made.config, made.config.sample.solver
+    given = generator.solver_options(config, solver)
+    options = sampling.find(solver)[1] | given
+    told = [name for name in options if name in given or (name in _ALWAYS_TOLD and options[name] is not None)]
+    detail = ", ".join(f"{name} {options[name]}" for name in told)
+    guided = config.sample.guidance != 1
+    calls = f"{stats.nfe:g} function evaluations" + (" of 2 network calls each" if guided else "")
+    if stats.sample_nfe.min() < stats.sample_nfe.max():
+        calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
+    imported = made.derived.get("imported")
+    seen = f"weights of {imported}" if imported else f"EMA weights after {made.step * config.train.batch:,} images"
+    sampled = "" if config.sample.D is None else f", sampled with D = {config.sample.D:g}"
+    asked = f", labels {config.sample.labels}" if config.model.conditional else ""
+    if guided:
+        asked += f", guidance {config.sample.guidance:g} from {config.sample.guide or 'the network without its label'}"
+    return (
+        f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}{asked}, "
+        f"{seen}, {solver} ({detail}), {calls}, seed {config.sample.seed}"
+    )
+
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)
+
+
+def samples_depend_on(config, solver):
+    """Names of the settings on which the samples of a solver depend, but for the solver and their number."""
+    shared = ("seed", "batch", "labels", "guidance", "guide", "D")
+    return {f"sample.{name}" for name in (*shared, *sampling.find(solver)[1]) if name != "frames"}
+
+
+def sample(workdir, overrides):
+    """Samples from a run: a picture (PNG), all of them (npz) and the way from the prior to the data (GIF).
+
+    A network that is told the class also gives a grid with a row for each class, and the labels are in the npz;
+    sample.files writes every image by itself too. Files go to samples/, named after the solver and what differs from
+    the run's own settings. Returns the lines that say so.
+    """
+    made = open_run(workdir, overrides)
+    config = made.config.sample
+    _check_options(made, overrides)
+    key = jax.random.key(config.seed)
+    labels = made.labels(key, config.n)
+    guide = guide_of(made)
+    points = made.derived.get("dtype", "uint8") == "float32"
+    if config.files and points:
+        raise UserError("sample.files writes images, and these samples are points: leave it out")
+    folder = writable(workdir, "samples")
+    own, _ = config_lib.load_run(workdir)
+    relevant = samples_depend_on(made.config, config.solver) | {"sample.n"}
+    stem = str(folder / config.solver) + naming.suffix(made.config, own, relevant)
+    _say(f"sampling {config.n} with {config.solver}")
+    begun = time.perf_counter()
+    # The states of the first ones, as many as an animation shows.
+    images, stats = made.sample(key, config.n, guide=guide, frames=config.frames, framed=1000 if points else 36)
+    seconds = time.perf_counter() - begun
+    lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
+    _say("drawing and saving")
+    with disk(folder):
+        _save_picture(
+            plots.picture(images, data.load(made.config.data).train.images if points else None), f"{stem}.png"
+        )
+        lines += [f"  picture    {stem}.png"]
+        with atomic.replacing(f"{stem}.npz") as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, images=images, **({"labels": labels} if made.config.model.conditional else {}))
+        if made.config.model.conditional and not points:
+            _save_picture(plots.class_grid(images[:256], labels[:256], made.derived["classes"]), f"{stem}_classes.png")
+            lines += [f"  by class   {stem}_classes.png"]
+        lines += [f"  samples    {stem}.npz"]
+        if config.files:
+            lines += [f"  files      {_save_files(images, labels, made, f'{stem}_files')}"]
+        if config.frames:
+            film = f"{folder / config.solver}{naming.suffix(made.config, own, relevant | {'sample.frames'})}.gif"
+            with atomic.replacing(film) as temporary:
+                plots.animate(stats.trajectory, stats.sigmas, made.derived["sigma_data"], temporary)
+            lines.append(f"  animation  {film}")
+    return "\n".join(lines)
+
+
+def _save_picture(picture, path):
+    """A PNG in one piece."""
+    with atomic.replacing(path) as temporary:
+        picture.save(temporary, "PNG")
+
+
+def _save_files(images, labels, made, folder):
+    """Every image as folder/NUMBER.png, or folder/CLASS/NUMBER.png where the network is told the class."""
+    classes = naming.folder_names(made.derived["classes"]) if made.config.model.conditional else None
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = pathlib.Path(folder, classes[label]) if classes else pathlib.Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        _save_picture(plots.grid(image[None], tile=1), place / f"{i:06}.png")
+    return folder
+
+
+def evaluate(workdir, overrides):
+    """Measures a run against real images and writes results/*.json; returns a table with its protocol.
+
+    Digits get the pixel score (`_pixel_score`) unless evaluate.features asks for other features.
+
+    Raises:
+      UserError: no real images that fit the run, too few samples, or weights of the features that are not to be had.
+    """
+    made = open_run(workdir, overrides)
+    config, folder = made.config, writable(workdir, "results")
+    if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
+        return _pixel_score(made, folder, workdir, overrides)
+    _check_options(made, overrides)
+    measure = measure_for(made)
+    with disk(folder):
+        return _measure_run(made, folder, measure)
+
+
+def _measure_run(made, folder, measure):
+    config = made.config
+    measured, samples = _measured(made, folder, measure, guide_of(made))
+    key = naming.key_of([samples.key, len(samples.features), measure.identity])
+    stem = folder / f"{features_of(config)}-{config.sample.solver}-{key}"
+    picture = plots.grid(samples.images)
+    if made.config.model.conditional:
+        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], made.derived["classes"])
+    _save_picture(picture, f"{stem}.png")
+    whole = len(samples.features) >= min(_usual(config, measure.dataset), TELLING)
+    save_record(f"{stem}.json", measured.record() | {"full": whole})
+    kept = f"{folder}/samples-{samples.key} (the next run takes them from there)"
+    lines = [str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"]
+    options, n = config.evaluate, len(samples.features)
+    if options.copies or options.usefulness:
+        images, told = sample_cache.images_of(folder, samples.key, n), measured.protocol["samples"]
+    if options.copies:
+        mirror = bool(config.train.flip or config.train.augment)  # such copies are copies then
+        lines += copies_and_usefulness.copies(measure.dataset, images, stem, told, mirror=mirror, full=whole)
+    if options.usefulness:
+        labels = samples.labels if config.model.conditional else None
+        lines += copies_and_usefulness.use(measure.dataset, images, labels, stem, told, options.seeds, full=whole)
+    return "\n".join(lines)
+
+
+def compare(workdir, other, overrides):
+    """Measures two runs alike and says which differences their intervals resolve; returns a table.
+
+    Samples of either that were measured before are not drawn again.
+    """
+    from pfgm_jax import metrics
+
+    runs = [open_run(place, overrides) for place in (workdir, other)]
+    folders = [writable(place, "results") for place in (workdir, other)]
+    if runs[0].shape != runs[1].shape:
+        raise UserError(f"{workdir} makes images of {_by(runs[0].shape)}, {other} of {_by(runs[1].shape)}")
+    measure = measure_for(runs[0])
+    n = count(runs[0].config, measure.dataset)
+    sets = []
+    for made, folder in zip(runs, folders, strict=True):
+        with disk(folder):
+            sets.append(sample_cache.collect(made, folder, n, measure.extractor, guide_of(made)))
+    paired = runs[0].process == runs[1].process  # then sample i of both starts from the same noise
+    found = metrics.compare(measure.metric, *(s.features for s in sets), paired=paired)
+    lines = [["", "first", "second", "first - second, 95 %"]]
+    for name, figure in found.items():
+        low, high = (number(x) for x in (figure.difference.low, figure.difference.high))
+        difference = f"{number(figure.difference.value)} [{low}, {high}]"
+        cells = (number(figure.a), number(figure.b), difference + ("" if figure.resolved else "  not resolved"))
+        lines.append([TITLES.get(name, name), *cells])
+    protocols = {
+        "first": f"{workdir}: {protocol(runs[0], sets[0], n)}",
+        "second": f"{other}: {protocol(runs[1], sets[1], n)}",
+        "pairs": "sample i of both from the same noise" if paired else "samples of their own noise",
+    } | measure.protocol()
+    del protocols["real"]  # no row for them here
+    path = folders[0] / f"compare-{naming.key_of([sets[0].key, sets[1].key, n, measure.identity])}.json"
+    figures = {name: figure._asdict() | {"difference": figure.difference._asdict()} for name, figure in found.items()}
+    save_record(path, {"protocol": protocols, "differences": figures})
+    told = [f"{what}: {words}" for what, words in protocols.items()]
+    return "\n".join([columns(lines), "", *told, f"  figures    {path}"])
+
+
+def count(config, dataset):
+    """How many samples are to be measured; UserError for too few."""
+    n = config.evaluate.num_samples or _usual(config, dataset)
+    check_count(n)
+    return n
+
+
+def _usual(config, dataset):
+    """How many samples are measured unless a number is asked for."""
+    held_out = len(dataset.val) + len(dataset.test)
+    return held_out if features_of(config) == "pixels" and held_out else min(dataset.train_images, MEASURED)
+
+
+def measure_for(made):
+    """The Measure that a run's config asks for.
+
+    Raises:
+      UserError: no real images that fit the run.
+    """
+    config = made.config
+    if config.data.name == "imported":
+        raise UserError("say which real images to compare with, such as data.name=cifar10")
+    dataset = data.load(config.data)
+    if dataset.shape != made.shape:
+        raise UserError(f"the run makes images of {_by(made.shape)}, those of {dataset.name} are {_by(dataset.shape)}")
+    count(config, dataset)
+    return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
+
+
+def guide_of(made):
+    """The Generator of sample.guide, or None."""
+    return generator.load(made.config.sample.guide) if made.config.sample.guide else None
+
+
+def save_record(path, record):
+    """Writes JSON in one piece."""
+    with disk(path):
+        atomic.write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def _measured(made, folder, measure, guide):
+    """(Measured, SampleSet) of as many samples as the config asks for, those kept in `folder` among them."""
+    n = count(made.config, measure.dataset)
+    samples = sample_cache.collect(made, folder, n, measure.extractor, guide)
+    _say(f"comparing {n:,} samples with {measure.reference.name}")
+    by_class = made.config.model.conditional and tuple(made.derived["classes"]) == tuple(measure.dataset.classes)
+    return measure(samples.features, samples.labels, protocol(made, samples, n), by_class), samples
+
+
+def features_of(config):
+    """What figures of this run see: "pixels", "inception" or "domain"."""
+    return config.evaluate.features or default_features(config.data.name)
+
+
+def _by(shape):
+    return "×".join(map(str, shape))
+
+
+def _pixel_score(made, folder, workdir, overrides):
+    """Scores a run on digits in pixel space, beside controls that must fail; returns a table.
+
+    The solvers are SCORED, or the one of sample.solver if that is among the overrides. The figures go to
+    results/pixel_score.json, or to a file named after the solver and what differs from the run's own settings.
+    """
+    from pfgm_jax.metrics import PixelScorer, controls, table
+
+    config, seed = made.config, jax.random.key(made.config.sample.seed)
+    solvers = (config.sample.solver,) if "sample.solver" in overrides else SCORED
+    _check_options(made, overrides, solvers)
+    digits = data.load(config.data)
+    held_out = np.concatenate([digits.val.images, digits.test.images])
+    held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
+    n = min(config.evaluate.num_samples or len(held_out), len(held_out))
+    own, _ = config_lib.load_run(workdir)
+    relevant = set().union(*(samples_depend_on(config, solver) for solver in solvers))
+    relevant |= {"evaluate.num_samples", *(f"data.{name}" for name in config.data)}
+    alone = f"-{solvers[0]}" if len(solvers) == 1 else ""
+    path = folder / f"pixel_score{alone}{naming.suffix(config, own, relevant)}.json"
+    scorer = PixelScorer(digits.train.images, digits.train.labels, held_out)
+    guide = guide_of(made)
+
+    rows, protocols = {}, {}
+    for solver in solvers:
+        _say(f"sampling {n} digits with {solver}")
+        config.sample.solver = solver
+        images, stats = made.sample(seed, n, guide=guide)
+        rows[f"samples, {solver}"] = scorer.score(images)
+        protocols[solver] = protocol(made, stats, n)
+    _say("sampling from an untrained network, and scoring all")
+    made.params = jax.device_get(jax.jit(lambda: models.init(made.model, made.shape))())
+    untrained, _ = made.sample(seed, n, guide=guide)
+    rows["untrained network"] = scorer.score(untrained)
+    for name, images in controls(digits.train.images, digits.train.labels, held_out, held_out_labels).items():
+        rows[name] = scorer.score(images)
+
+    record = {"protocol": {"score": scorer.protocol, **protocols}, "scores": {k: _plain(v) for k, v in rows.items()}}
+    save_record(path, record | {"full": n == len(held_out)})
+    return "\n".join([table(rows), scorer.protocol, *protocols.values(), f"  table      {path}"])
+
+
+def _plain(score):
+    """A Score as JSON: its figures, and the criteria that it fails."""
+    figures = {name: float(value) for name, value in vars(score).items()}
+    return {k: v if math.isfinite(v) else str(v) for k, v in figures.items()} | {"failed": list(score.failed)}

@@ -1,0 +1,1 @@
+"""Runs and weights that come from elsewhere or travel."""

@@ -1,0 +1,147 @@
+"""A run made ready to travel: a folder with its EMA weights, config, model card and a picture; `load` opens it."""
+
+import json
+import math
+import pathlib
+
+import jax
+
+from pfgm_jax import __version__, plots
+from pfgm_jax import config as config_lib
+from pfgm_jax.errors import UserError, printable
+from pfgm_jax.evaluation import evaluate
+from pfgm_jax.storage import atomic, safetensors
+
+FULL = 300  # samples, of records that do not say themselves whether they are of the full protocol
+
+
+def export(workdir, overrides):
+    """Writes workdir/export: model.safetensors, config.json, samples.png and README.md, the model card.
+
+    Returns the lines that say so.
+
+    Raises:
+      UserError: no run or checkpoint in workdir, or a folder that cannot be written.
+    """
+    made = evaluate.open_run(workdir, overrides)
+    folder = evaluate.writable(workdir, "export")
+    images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
+    card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
+    try:
+        return _write(made, folder, plots.picture(images), card)
+    except OSError as error:
+        raise UserError(f"nothing usable was exported: {atomic.unwritable(folder, error)}") from None
+
+
+def _write(made, folder, picture, card):
+    """Writes the exported folder; returns the lines that say so."""
+    travelling = made.config.copy_and_resolve_references()
+    if travelling.sample.guide:  # which stays behind
+        travelling.sample.update(guide="", guidance=1.0)
+    derived = made.derived | {"step": made.step}
+    imported = made.derived.get("imported")
+    origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
+    fingerprint = config_lib.fingerprint(config_lib.run_record(travelling, derived))
+    about = origin | {"pfgm_jax": __version__, safetensors.CONFIG: fingerprint}
+    safetensors.save(folder / safetensors.EXPORTED, made.params, about)
+    with atomic.replacing(folder / "samples.png") as temporary:
+        picture.save(temporary, format="PNG")
+    atomic.write_text(folder / "README.md", card)
+    config_lib.save_run(folder, travelling, derived)  # last: it makes the folder a run
+    names = (safetensors.EXPORTED, "config.json", "samples.png", "README.md")
+    return "\n".join(
+        [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]
+    )
+
+
+def _results(workdir):
+    """{name: record} of the run's results/*.json, those with scores and the protocol that they were measured by.
+
+    Figures of fewer samples than the protocol asks for stay out, and those of anyone's images (`audit-…`).
+    """
+    records = {}
+    for path in sorted(pathlib.Path(workdir, "results").glob("*.json")):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        scored = isinstance(record, dict) and {"scores", "protocol"} <= record.keys()
+        if scored and record.get("full", _fewest(record) >= FULL) and not path.name.startswith("audit-"):
+            records[path.stem] = record
+    return records
+
+
+def _fewest(record):
+    """The smallest number of samples among a record's rows of them; inf where they do not say it."""
+    rows = [score for name, score in record["scores"].items() if name.startswith("samples") and isinstance(score, dict)]
+    return min((score["n"] for score in rows if "n" in score), default=math.inf)
+
+
+def _figures(name, record):
+    """A result file as Markdown: its protocol, and its scores as a table."""
+    rows = {row: score for row, score in record["scores"].items() if isinstance(score, dict)}
+    columns = list(dict.fromkeys(column for score in rows.values() for column in score if column != "failed"))
+    lines = [f"### {name.replace('_', ' ')}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row, score in rows.items():
+        cells = [f"{score[c]:.3g}" if isinstance(score.get(c), int | float) else str(score.get(c, "")) for c in columns]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *(f"* {key}: {value}" for key, value in record["protocol"].items())])
+
+
+def _origin(made):
+    """(data, licence, training) of the weights: what is known of them, and where it is not."""
+    config, derived = made.config, made.derived
+    if imported := derived.get("imported"):
+        unknown = "unknown: the imported file does not say it"
+        return unknown, unknown, f"by other code; imported from {imported}"
+    counts = ", ".join(f"{name} {n}" for name, n in zip(derived["classes"], derived["label_counts"], strict=True))
+    large = config.train.large_batch
+    return (
+        f"{config.data.name}, {derived['train_images']} training images ({counts})",
+        derived.get("licence", "not recorded"),
+        (f"from the weights of {printable(config.train.init)}, " if config.train.init else "")
+        + f"{made.step * config.train.batch:,} images at batch {config.train.batch}, "
+        f"learning rate {derived['lr']:.2e}, "
+        f"target {f'the posterior mean of {large} images' if large else 'the clean image'}; the weights are the "
+        f"exponential moving average, half-life {config.train.ema_halflife:,} images",
+    )
+
+
+def model_card(made, sampled, results):
+    """The model card of a Generator, Markdown: data and licence, process, budget, figures with their protocol."""
+    config, derived = made.config, made.derived
+    process = made.process
+    trained_on, licence, training = _origin(made)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.params))
+    title = f"{process.name}, {derived.get('imported') or config.data.name}, {'×'.join(map(str, derived['shape']))}"
+    figures = "\n\n".join(_figures(name, record) for name, record in results.items())
+    return f"""# {title}
+
+![samples](samples.png)
+
+*{sampled}. Not chosen.*
+
+| | |
+|---|---|
+| data | {trained_on} |
+| licence of the data | {licence} |
+| process | {process.name}, D = {process.D:g}, σ from {process.sigma_max:.4g} to {process.sigma_min:.4g} |
+| network | {config.model.name}, {parameters:,} parameters{", told the class" if config.model.conditional else ""} |
+| trained | {training} |
+
+```python
+import jax, pfgm_jax
+
+g = pfgm_jax.load("THIS_FOLDER")
+images, stats = g.sample(jax.random.key(0), 16)
+```
+
+## Figures
+
+{figures or "None measured: run `--mode=evaluate` before `--mode=export`."}
+
+## Limits
+
+Images drawn by this network are synthetic. They follow its training set, with that set's classes, their frequencies
+and its biases, and may resemble single training images. They are no substitute for real images in a diagnosis.
+"""

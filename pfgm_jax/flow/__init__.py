@@ -1,0 +1,1 @@
+"""The mathematics: schedules, kernels, the exact field, parametrisations, losses, guidance."""

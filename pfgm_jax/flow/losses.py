@@ -1,0 +1,34 @@
+"""The one training loss: regression on a parametrisation's target, from the clean image or the large-batch mean."""
+
+import jax.numpy as jnp
+
+from pfgm_jax.flow import field
+
+
+def posterior_target(process, x, sigma, y, references=None, allowed=None):
+    """What stands for E[y | x, σ] in the target.
+
+    The clean image y is an unbiased stand-in (denoising). The posterior mean over a large batch of references is the
+    field of that batch: PFGM's algorithm 1 at D = 1, the stable target (arXiv 2302.00670) at any D. Its variance is
+    lower, and it is the only valid target for points that were not drawn from the kernel.
+
+    Args:
+      x: [B, *S] perturbed images. sigma: [B]. y: [B, *S] their clean images.
+      references: [R, *S], holding y among them, or None for the clean image.
+      allowed: [B, R] references of an example's own label, for a network that is told the label.
+    """
+    if references is None:
+        return y
+    return field.posterior_mean(x, sigma, references, process.D, allowed=allowed)
+
+
+def squared_error(parametrization, process, network, x, sigma, posterior_mean):
+    """Weighted squared error per example, [B].
+
+    Args:
+      network: `(x, noise) -> raw`, with labels and dropout bound by closure.
+      x, sigma, posterior_mean: [B, *S], [B], [B, *S].
+    """
+    output = parametrization.outputs(network(*parametrization.inputs(process, x, sigma)))
+    error = output - parametrization.target(process, x, sigma, posterior_mean)
+    return parametrization.weight(x) * jnp.mean(jnp.square(error).reshape(len(x), -1), axis=1)

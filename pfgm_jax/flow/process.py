@@ -1,0 +1,316 @@
+"""Perturbation processes: how data turns into noise.
+
+One kernel serves every model (PFGM++, arXiv 2302.04265, eq. 4). Data y in R^N are charges on the r = 0 hyperplane of a
+space with D more dimensions, r being the norm of the extra coordinates:
+
+    p_r(x | y)  ∝  (‖x − y‖² + r²)^(−(N + D)/2),        r = σ √D.                                            (1)
+
+(1) is the joint Student-t law with D degrees of freedom and scale σ,
+
+    x = y + σ g √(D / χ²_D),        g ~ N(0, I_N), one χ²_D draw per sample,                                  (2)
+
+so D = 1 is PFGM (arXiv 2209.11178, where σ is called z), D → ∞ is the Gaussian of diffusion models (EDM,
+arXiv 2206.00364), and any real D > 0 lies between. With a schedule (`schedule.py`), x_t = s(t) (y + σ(t) n);
+everything below works in σ and the unscaled variable x = x_t / s(t). Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from scipy.special import betaln, gammaln
+
+from pfgm_jax.errors import UserError
+from pfgm_jax.flow import schedule
+
+# From this D on the kernel is taken for the Gaussian: √(D/χ²_D) is 1 to 1/√(2D) = 7e-9, less than float32's rounding.
+GAUSSIAN_D = 1e16
+# The smallest D. About t^(−D) of the kernel's draws are longer than t σ√N, and a length above 1.8e19 has an infinite
+# square in float32: of draws at σ = 80, N = 3072 one in 1e8 at D = 0.5, one in 60 000 at 0.3, one in 40 at 0.1.
+SMALLEST_D = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class LogNormal:
+    """EDM's training law: ln σ ~ N(P_mean, P_std²), then the kernel (EDM table 1; PFGM++ keeps it for every D)."""
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    from_kernel = True
+
+    def __call__(self, process, key, y):
+        key_sigma, key_noise = jax.random.split(key)
+        sigma = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key_sigma, (), y.dtype))
+        return kernel_draw(process, key_noise, y, sigma), sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometricShell:
+    """PFGM's training law (arXiv 2209.11178, algorithm 2): shells whose radius grows geometrically with m ~ U[0, M].
+
+        x = y + ‖ε_x‖ (1 + τ)^m u,    z = |ε_z| (1 + τ)^m,    ε ~ N(0, σ² I_(N+1)),  u uniform on the sphere.
+
+    These pairs are points at which to regress the *field*: at a given z the radius does not follow the kernel (1), so
+    the clean image is not a valid target for them. With `restrict_M`, samples with |ε_z| < σ/2 draw m from
+    [0, 0.7 M].
+    """
+
+    M: int
+    sigma: float = 0.01
+    tau: float = 0.03
+    restrict_M: bool = True
+    from_kernel = False
+
+    def __call__(self, process, key, y):
+        key_m, key_x, key_z, key_u = jax.random.split(key, 4)
+        noise_z = jnp.abs(self.sigma * jax.random.normal(key_z, (), y.dtype))
+        m = self.M * jax.random.uniform(key_m, (), y.dtype)
+        if self.restrict_M:
+            m = jnp.where(noise_z < self.sigma / 2, 0.7 * m, m)
+        growth = (1 + self.tau) ** m
+        radius = self.sigma * jnp.linalg.norm(jax.random.normal(key_x, (y.size,), y.dtype)) * growth
+        direction = jax.random.normal(key_u, y.shape, y.dtype)
+        z = jnp.maximum(noise_z * growth, 1e-10)
+        return y + radius * direction / jnp.linalg.norm(direction.ravel()), z
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformTime:
+    """Training law of score-based SDEs and DDPM: t ~ U[low, high], a whole number on a discrete schedule; then σ(t)."""
+
+    low: float
+    high: float
+    from_kernel = True
+
+    def __call__(self, process, key, y):
+        key_t, key_noise = jax.random.split(key)
+        if process.schedule.discrete:
+            t = jax.random.randint(key_t, (), self.low, self.high + 1)
+        else:
+            t = jax.random.uniform(key_t, (), y.dtype, self.low, self.high)
+        sigma = process.sigma(t).astype(y.dtype)
+        return kernel_draw(process, key_noise, y, sigma), sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A kernel and its schedule: x_t = scale(t) · (y + sigma(t) · n), n from the kernel at σ = 1.
+
+    Attributes:
+      name: the model family, for people.
+      D: number of extra dimensions, any real from 0.5 on; `math.inf` is the Gaussian.
+      t_min, t_max: range of time in which samples are followed, t_max being the prior's end.
+      training_law: `(process, key, y [*S]) -> (x [*S], sigma [])`, how one training pair is drawn; `from_kernel` says
+        whether x given (y, σ) follows the kernel, so that y itself is a valid target.
+      schedule: σ(t), s(t) and t(σ), see `schedule.py`. Everything here and every solver works in σ and the unscaled x;
+        x_t = scale(t) · x is for whoever needs the process in its own time.
+      max_norm: the prior's radius is clipped to it (PFGM), `inf` for no clip.
+
+    Raises:
+      UserError: D, t_min or t_max out of range.
+    """
+
+    name: str
+    D: float
+    t_min: float
+    t_max: float
+    training_law: Callable
+    schedule: object = schedule.Identity()
+    max_norm: float = math.inf
+
+    def __post_init__(self):
+        require_D(self.D)
+        if not 0 < self.t_min < self.t_max < math.inf or not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise UserError(
+                f"process {self.name} needs 0 < smallest σ < largest σ < inf, got times {self.t_min} to {self.t_max}, "
+                f"σ {self.sigma_min} to {self.sigma_max}"
+            )
+
+    def sigma(self, t):
+        """σ(t)."""
+        return self.schedule.sigma(t)
+
+    def scale(self, t):
+        """s(t)."""
+        return self.schedule.scale(t)
+
+    def time(self, sigma):
+        """t(σ), the inverse of `sigma`."""
+        return self.schedule.time(sigma)
+
+    @property
+    def sigma_min(self):
+        return self._number(self.t_min)
+
+    @property
+    def sigma_max(self):
+        return self._number(self.t_max)
+
+    def _number(self, t):
+        with jax.ensure_compile_time_eval():  # a schedule in jnp is a number inside jit too
+            return float(self.sigma(t))
+
+    @property
+    def is_gaussian(self):
+        return self.D >= GAUSSIAN_D
+
+
+def require_D(D):
+    """Refuses a D that is no number, not positive, or so small that float32 does not hold the kernel's draws."""
+    if not D >= SMALLEST_D:
+        raise UserError(f"D must be a number from {SMALLEST_D} on or inf (float32 does not hold less), got {D}")
+
+
+def with_D(process, D):
+    """The process with another D and the same σ, to sample at D' what was trained at D (arXiv 2302.04265, section 4).
+
+    The flow in σ is the same at every D, so D' changes the prior, and at D' = ∞ admits the samplers that draw noise.
+    The clip of PFGM's prior belongs to D = 1 and is dropped.
+    """
+    if D == process.D:
+        return process
+    return dataclasses.replace(process, name=f"{process.name}, sampled", D=float(D), max_norm=math.inf)
+
+
+def edm(sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
+    """EDM (arXiv 2206.00364): the Gaussian kernel, σ(t) = t."""
+    return Process("edm", math.inf, sigma_min, sigma_max, LogNormal(P_mean, P_std))
+
+
+def pfgmpp(D, sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
+    """PFGM++ (arXiv 2302.04265) with EDM's σ through r = σ√D (its section 4): D = 1 is PFGM's field, D = inf is EDM."""
+    return Process("pfgmpp", float(D), sigma_min, sigma_max, LogNormal(P_mean, P_std))
+
+
+def ve(sigma_min=0.02, sigma_max=100.0, t_min=1e-5):
+    """Variance-exploding SDE (arXiv 2011.13456, eq. 31): σ from σ_min to σ_max, geometric in t ~ U[t_min, 1].
+
+    The published σ of 0.01 to 50 are for images in [0, 1]; in [−1, 1] they are twice that. σ_max is to be the largest
+    distance between two images of the data (arXiv 2006.09011, technique 1; `data.diameter`).
+    """
+    return Process("ve", math.inf, t_min, 1.0, UniformTime(t_min, 1.0), schedule.Geometric(sigma_min, sigma_max))
+
+
+def vp(beta_min=0.1, beta_max=20.0, t_min=1e-3):
+    """Variance-preserving SDE (arXiv 2011.13456, eq. 32): trained on t ~ U[1e-5, 1], sampled down to t_min."""
+    return Process("vp", math.inf, t_min, 1.0, UniformTime(1e-5, 1.0), schedule.VP(beta_min, beta_max))
+
+
+def subvp(beta_min=0.1, beta_max=20.0, t_min=1e-3):
+    """Sub-VP SDE (arXiv 2011.13456, eq. 33): trained on t ~ U[1e-5, 1], sampled down to t_min."""
+    return Process("subvp", math.inf, t_min, 1.0, UniformTime(1e-5, 1.0), schedule.SubVP(beta_min, beta_max))
+
+
+def ddpm(steps=1000, kind="linear"):
+    """DDPM (arXiv 2006.11239) on its grid of T = `steps` levels; `kind` "linear" or "cosine" (arXiv 2102.09672).
+
+    Raises:
+      UserError: fewer than 20 steps of the linear kind, whose last β would reach 1, or fewer than 2.
+    """
+    if steps < 2 or (kind == "linear" and steps <= 20):
+        raise UserError(f"ddpm needs more than 20 noise levels (2 for the cosine kind), got {steps}")
+    return Process("ddpm", math.inf, 1, steps, UniformTime(1, steps), schedule.Discrete(steps, kind))
+
+
+def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, max_norm=None):
+    """PFGM (arXiv 2209.11178): D = 1 and σ = z.
+
+    z_max = √(2/π) σ (1+τ)^M and max_norm = √N σ (1+τ)^M, the mean |ε_z| and ‖ε_x‖ at m = M, unless given.
+
+    Args:
+      M: largest exponent of algorithm 2; see `pfgm_M`.
+      N: data dimension.
+    """
+    reach = sigma * (1 + tau) ** M
+    return Process(
+        "pfgm",
+        1.0,
+        z_min,
+        math.sqrt(2 / math.pi) * reach if z_max is None else z_max,
+        GeometricShell(M, sigma, tau, restrict_M),
+        max_norm=math.sqrt(N) * reach if max_norm is None else max_norm,
+    )
+
+
+def pfgm_M(data_norm, N, sigma=0.01, tau=0.03):
+    """PFGM's M = ⌊0.75 ln(R² / (2 √N σ²)) / ln(1+τ)⌋ + 1, R the mean norm of the data (published script)."""
+    return math.floor(0.75 * math.log(data_norm**2 / (2 * math.sqrt(N) * sigma**2)) / math.log1p(tau)) + 1
+
+
+def kernel_noise(key, shape, D, dtype=None):
+    """One draw of the kernel at σ = 1, y = 0: equation (2).
+
+    The radius factor √(D/χ²_D) is shared by all pixels; it is computed from a log-gamma draw, which neither
+    underflows at small D nor cancels at large D.
+    """
+    key_direction, key_radius = jax.random.split(key)
+    noise = jax.random.normal(key_direction, shape, dtype)
+    if D >= GAUSSIAN_D:
+        return noise
+    log_half_chi2 = jax.random.loggamma(key_radius, jnp.asarray(D / 2, noise.dtype), (), noise.dtype)
+    return noise * jnp.exp(0.5 * (math.log(D / 2) - log_half_chi2))
+
+
+def kernel_draw(process, key, y, sigma):
+    """One draw x ~ p(x | y, σ) around one image y [*S], sigma []."""
+    return y + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
+
+
+def perturb(process, keys, y, sigma):
+    """Draws x ~ p(x | y, σ), the kernel around each image.
+
+    Args:
+      keys: [B] one PRNG key per example, so that a draw does not depend on the rest of the batch.
+      y: [B, *S] images.
+      sigma: [B] noise levels.
+
+    Returns:
+      [B, *S], in the unscaled variable x_t / s(t).
+    """
+    return jax.vmap(kernel_draw, (None, 0, 0, 0))(process, keys, y, jnp.asarray(sigma, y.dtype))
+
+
+def training_pairs(process, keys, y):
+    """Draws (x [B, *S], sigma [B]) for images y [B, *S] from the process's own training law; keys [B]."""
+    return jax.vmap(lambda key, y: process.training_law(process, key, y))(keys, y)
+
+
+def prior(process, keys, shape, dtype=None):
+    """Draws x at σ_max: the kernel centred at 0, its radius clipped to [1, max_norm] where the process clips it.
+
+    Args:
+      keys: [B] one PRNG key per sample.
+      shape: S of one sample.
+
+    Returns:
+      [B, *S], unscaled.
+    """
+
+    def one_example(key):
+        x = process.sigma_max * kernel_noise(key, shape, process.D, dtype)
+        if math.isinf(process.max_norm):
+            return x
+        norm = jnp.linalg.norm(x.ravel())
+        return x * jnp.clip(norm, 1.0, process.max_norm) / norm
+
+    return jax.vmap(one_example)(keys)
+
+
+def log_prior(process, x):
+    """Log density in nats of the (unclipped) prior at x [B, *S], unscaled; returns [B].
+
+    log Γ((N+D)/2) − log Γ(D/2) − (N/2) log(π r²) − ((N+D)/2) log(1 + ‖x‖²/r²) with r = σ_max √D. The gamma functions do
+    not depend on x and are evaluated in float64 on the host: in float32 they are 0.2 nats off at D = 1e6.
+    """
+    N = math.prod(x.shape[1:])
+    D, sigma = process.D, process.sigma_max
+    squared = jnp.sum(jnp.square(x.reshape(len(x), -1) / sigma), axis=1)
+    constant = -N / 2 * math.log(2 * math.pi * sigma**2)
+    if process.is_gaussian:
+        return constant - squared / 2
+    # log Γ((N+D)/2) − log Γ(D/2), by the beta function, which stays accurate where the difference of two gammas
+    # cancels.
+    log_gamma_ratio = float(gammaln(N / 2) - betaln(N / 2, D / 2))
+    return constant + log_gamma_ratio - N / 2 * math.log(D / 2) - (N + D) / 2 * jnp.log1p(squared / D)

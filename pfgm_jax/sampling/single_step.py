@@ -1,0 +1,107 @@
+"""Fixed-step solution of the flow dx/dσ = (x − E[y | x, σ]) / σ by Euler's and Heun's methods."""
+
+import math
+
+import jax.numpy as jnp
+
+from pfgm_jax.sampling.fixed_grid import march, to_the_mean
+from pfgm_jax.sampling.grids import levels
+from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_normal
+
+
+def euler(
+    process,
+    denoise,
+    x,
+    *,
+    keys=None,
+    steps=50,
+    grid="edm",
+    rho=7.0,
+    last_denoise=True,
+    frames=0,
+    framed=None,
+    axis_name=None,
+):
+    """Euler's method in σ, x' = d + (σ'/σ) (x − d) with d = E[y | x, σ]; on the time grid it is DDIM.
+
+    Args:
+      process: gives the grid.
+      denoise: posterior mean `(x [B, *S], sigma [B]) -> [B, *S]`.
+      x: [B, *S] draws of the prior at σ_max, unscaled.
+      keys: not needed; every solver takes them.
+      steps: levels n of the grid; n evaluations.
+      grid, rho: see `grids.levels`.
+      last_denoise: end with E[y | x, σ_min], one step from σ_min to 0; without it, n − 1 evaluations.
+      frames: number of states to keep, evenly spread over the steps.
+      framed: of so many first samples; None for all.
+      axis_name: mapped axis whose devices share the batch.
+
+    Returns:
+      (samples [B, *S], SolveStats).
+
+    Raises:
+      UserError: an unknown grid, or fewer than 2 steps.
+    """
+    del keys
+
+    def step(denoise, x, memory, at):
+        d = denoise(x, at.sigma)
+        return d + at.sigma_next / at.sigma * (x - d), memory
+
+    last = to_the_mean if last_denoise else None
+    sigmas = levels(process, grid, steps, rho)
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
+
+
+def heun(
+    process, denoise, x, *, keys=None, steps=18, grid="edm", rho=7.0, S_churn=0.0, S_min=0.0, S_max=math.inf,
+    S_noise=1.0, last_denoise=True, frames=0, framed=None, axis_name=None,
+):  # fmt: skip
+    """EDM's sampler (arXiv 2206.00364, algorithm 2; algorithm 1 where S_churn = 0): Heun's method, also called improved
+    Euler, with a last step to σ = 0 by Euler.
+
+    With churn each step first lifts σ to σ̂ = σ (1 + γ), γ = min(S_churn/n, √2 − 1), by fresh Gaussian noise, where
+    S_min ≤ σ ≤ S_max.
+
+    Args:
+      process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `euler`.
+      keys: [B] PRNG keys, one per sample, for churn.
+      steps: levels n of the grid; 2n − 1 evaluations, 2n − 2 without the last.
+      S_churn, S_min, S_max, S_noise: EDM's names; S_churn > 0 needs D = ∞.
+
+    Returns:
+      (samples [B, *S], SolveStats).
+
+    Raises:
+      UserError: an unknown grid, fewer than 2 steps, or churn at finite D.
+    """
+    if S_churn:
+        require_gaussian(
+            process, "heun with S_churn > 0", "Gaussian noise on top of a Student-t kernel is no such kernel"
+        )
+        require_keys(keys, "heun with S_churn > 0")
+    sigmas = levels(process, grid, steps, rho)
+    gamma = min(S_churn / steps, math.sqrt(2) - 1)
+
+    def lift(x, sigma, index):
+        if not S_churn:
+            return x, sigma
+        sigma_hat = jnp.where((S_min <= sigma) & (sigma <= S_max), sigma * (1 + gamma), sigma)
+        # σ̂² − σ², in a form that float32 does not cancel.
+        extra = jnp.sqrt((sigma_hat - sigma) * (sigma_hat + sigma))
+        return x + extra * S_noise * standard_normal(keys, index, x), sigma_hat
+
+    def step(denoise, x, memory, at):
+        x, sigma = lift(x, at.sigma, at.index)
+        slope = (x - denoise(x, sigma)) / sigma
+        h = at.sigma_next - sigma
+        predicted = x + h * slope
+        slope_next = (predicted - denoise(predicted, at.sigma_next)) / at.sigma_next
+        return x + h * (slope + slope_next) / 2, memory
+
+    def last(denoise, x, sigma):
+        return denoise(*lift(x, sigma, steps - 1))
+
+    last = last if last_denoise else None
+    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)

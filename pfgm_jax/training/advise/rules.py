@@ -1,0 +1,281 @@
+"""What is said of a plan, given what was found: pure functions, `judge` at the end of them.
+
+Thresholds are rules of thumb unless they name a source, and are printed as such.
+"""
+
+import math
+from typing import NamedTuple
+
+from pfgm_jax import models
+from pfgm_jax import run as run_lib
+from pfgm_jax.errors import UserError, counted
+from pfgm_jax.training.advise import trial
+from pfgm_jax.training.dry_run import size
+
+HOPELESS_HOURS = 30 * 24
+LONG_HOURS = {True: 12, False: 72}  # on a CPU: a night; else a weekend
+SMALLEST_BATCH, GOOD_BATCH = 16, 32
+# Parameters a training image: EDM's CIFAR-10 network has 56 million for 50 000, which is 1 100.
+MANY_PARAMETERS = 2_000
+# Epochs. EDM sees CIFAR-10 4 000 times, with augmentation. The training time at which copying begins is proportional to
+# the number of images (arXiv 2505.17638), so that epochs are its unit.
+MANY_EPOCHS, MANY_AUGMENTED = 1_000, 4_000
+# A learning rate may be so many times EDM's under the rule √batch; small networks bear more.
+EDM_RATE, EDM_BATCH = 1e-3, 512
+LARGE_NETWORK, HIGH_RATE, HIGH_RATE_SMALL = 10_000_000, 3.0, 12.0
+BUSY = 1.5  # programs for each core, ours not yet among them
+MOST_NATS = 0.5  # of mismatch between prior and data
+FEW_IMAGES, FEW_STEPS = 100_000, 2_000  # a run of fewer is not worth proposing
+# Presets by image side: up to it, and the side that each is for, from small to large.
+NETWORKS = (
+    (40, {"cpu_28": 28, "medical_28": 28, "ddpmpp": 32}),
+    (96, {"cpu_64": 64, "medical_64": 64, "ddpmpp_song": 64}),
+    (160, {"cpu_128": 128, "medical_128": 128}),
+    (math.inf, {"cpu_224": 224, "medical_224": 224}),
+)
+
+
+class Network(NamedTuple):
+    """A preset that a plan could have, with its attention at this size: fields of config.model, and parameters."""
+
+    name: str
+    fields: dict
+    parameters: int
+
+
+class Findings(NamedTuple):
+    """All that advice is made from.
+
+    checkpoint: bytes. mean_square_norm: E‖y‖² of the data, None where others stand for them. recommended: a Network, or
+    None where no preset can take the images. speedup: how many times fewer operations it takes than the planned one, or
+    None where they were not counted.
+    """
+
+    config: object
+    derived: dict
+    machine: trial.Machine
+    trial: trial.Trial
+    parameters: int
+    checkpoint: float
+    mean_square_norm: float | None
+    recommended: Network | None
+    speedup: float | None
+
+
+class Line(NamedTuple):
+    """A piece of advice: "ok", "note", "CHANGE" or "STOP", why, and {key: value} of what to change."""
+
+    mark: str
+    why: str
+    change: dict = {}
+
+
+def networks_for(config, derived):
+    """The Networks that can take images of the data's size, from small to large; none below 16 px."""
+    shape, found = derived["shape"], []
+    side = max(shape[:2])
+    for name, made_for in next(names for limit, names in NETWORKS if side <= limit).items() if side >= 16 else ():
+        try:
+            fields = models.attend_alike(models.preset(name), made_for, side)
+        except UserError:  # such a side cannot be halved as often
+            continue
+        changed = config.copy_and_resolve_references()
+        changed.model.update(fields)
+        found.append(Network(name, fields, trial.parameters(run_lib.make_model(changed, derived), shape)))
+    return found
+
+
+def recommend(networks, images, cpu):
+    """The largest Network with at most MANY_PARAMETERS an image, or on a CPU the smallest; None where there is none."""
+    fitting = [network for network in networks if network.parameters <= MANY_PARAMETERS * images]
+    return (networks[:1] if cpu or not fitting else fitting[-1:] or [None])[0] if networks else None
+
+
+def batch_lines(found):
+    """(lines, the batch to train with): against memory, and against luck. The batch is 0 if none fits."""
+    tried, planned, limit = found.trial, found.config.train.batch, trial.HEADROOM * found.machine.memory
+    if not tried.largest:
+        smallest = min(tried.memory)
+        need = size(tried.memory[smallest])
+        why = (
+            f"no batch fits: {smallest} takes {need} a device, and {size(limit)} may be filled. Smaller images, a "
+            "smaller network, --config.model.remat=True, or on a GPU or TPU --config.model.dtype=bfloat16"
+        )
+        return [Line("STOP", why, _lighter(found))], 0
+    if tried.memory[planned] > limit:
+        batch = tried.largest
+        lines = [Line("CHANGE", f"batch {planned} does not fit; {batch} does", {"train.batch": batch})]
+    elif planned < SMALLEST_BATCH <= tried.largest:
+        batch = min(tried.largest, GOOD_BATCH)
+        why = (
+            f"batch {planned}: a step sees {planned} of all noise levels, so its gradient is mostly luck and the loss "
+            f"jumps. At least {SMALLEST_BATCH} (rule of thumb); {batch} fits"
+        )
+        lines = [Line("CHANGE", why, {"train.batch": batch})]
+    else:
+        batch, lines = planned, []
+    if batch < SMALLEST_BATCH:
+        why = (
+            f"batch {batch}, and no more than {tried.largest} fits: a step sees {batch} of all noise levels and its "
+            "gradient is mostly luck. Smaller images, a smaller network or --config.model.remat=True make room"
+        )
+        lines.append(Line("note", why))
+    elif batch == planned:
+        lines.append(Line("ok", f"batch {batch}; the largest power of two that fits is {tried.largest}"))
+    return lines, batch
+
+
+def _lighter(found):
+    """What makes a step that does not fit lighter: the recommended network if it is smaller, else recomputing."""
+    if found.recommended and found.recommended.parameters < found.parameters:
+        return network_changes(found)
+    model = found.config.model
+    able = "remat" not in run_lib.unused_model_fields(found.config)
+    return {"model.remat": True} if able and not model.remat else {}
+
+
+def rate_lines(found, batch):
+    """The learning rate against EDM's by the same rule, and its warm-up against the length of the run."""
+    c, images = found.config.optim, found.config.train.images
+    rate, rule = run_lib.scaled_rate(c, batch), EDM_RATE * math.sqrt(batch / EDM_BATCH)
+    most = HIGH_RATE if found.parameters >= LARGE_NETWORK else HIGH_RATE_SMALL
+    if rate > most * rule:
+        why = (
+            f"learning rate {rate:.1e} at batch {batch} is {rate / rule:.1f} times EDM's (1e-3 at batch 512, by the "
+            f"rule √batch): the loss may jump. optim.lr is the rate at batch optim.lr_batch, here {c.lr_batch}, and is "
+            "scaled to train.batch by itself"
+        )
+        lines = [Line("CHANGE", why, {"optim.lr": EDM_RATE, "optim.lr_batch": EDM_BATCH})]
+    else:
+        lines = [Line("ok", f"learning rate {rate:.1e} at batch {batch}; EDM's, by the rule √batch, is {rule:.1e}")]
+    if 2 * c.warmup > images:
+        why = f"the learning rate rises for {c.warmup:,} images, of {images:,}; EDM's rises for a twentieth of the run"
+        lines.append(Line("CHANGE", why, {"optim.warmup": images // 20}))
+    return lines
+
+
+def network_lines(found):
+    """Parameters and epochs against the number of images."""
+    config, images, best = found.config, found.derived["train_images"], found.recommended
+    each, epochs = found.parameters / images, config.train.images / images
+    why = f"{found.parameters:,} parameters, {each:,.0f} a training image (EDM on CIFAR-10: 1,100)"
+    if best and best.parameters < found.parameters and each > MANY_PARAMETERS:
+        why += f": many, and a network that is large for its data copies it sooner. {best.name} has {best.parameters:,}"
+        lines = [Line("CHANGE", why, network_changes(found))]
+    elif best and abs(math.log(best.parameters / found.parameters)) > math.log(1.5):
+        reason = "the smallest, for a CPU" if found.machine.cpu else f"the largest below {MANY_PARAMETERS:,} an image"
+        lines = [Line("ok", f"{why}. Of the presets {best.name} would be it: {best.parameters:,}, {reason}")]
+    else:
+        lines = [Line("ok", why)]
+    augmented = config.train.augment > 0
+    most = MANY_AUGMENTED if augmented else MANY_EPOCHS
+    if epochs > most:
+        why = (
+            f"{epochs:,.0f} epochs are many (rule of thumb: {most:,} {'with' if augmented else 'without'} "
+            "augmentation): expect copies of training images. Watch eval/gap and the share of copies, or stop at "
+            f"--config.train.images={most * images}"
+        )
+        lines.append(Line("note", why))
+    return lines
+
+
+def process_lines(found):
+    """D, and σ_max against the data."""
+    c, sigma_max, lines = found.config.process, found.derived["sigma_max"], []
+    if c.name == "pfgmpp" and c.D <= 2:
+        why = (
+            f"D = {c.D:g}: the kernel has no variance, so that what this network is given has no bound. D = 1 has a "
+            "process of its own, pfgm; else take 128"
+        )
+        lines.append(Line("CHANGE", why, {"process.D": 128.0}))
+    elif c.name == "pfgmpp" and c.D < 16:
+        lines.append(Line("note", f"D = {c.D:g} has heavy tails; published scores are best from D = 64 on"))
+    elif c.name == "pfgmpp":
+        why = f"D = {c.D:g}; published CIFAR-10 scores are best at 128 and 2048 (arXiv 2302.04265)"
+        lines.append(Line("ok", why))
+    if c.name in ("vp", "subvp", "ddpm") or found.mean_square_norm is None:
+        return lines
+    nats, rule = run_lib.prior_mismatch(found.mean_square_norm, sigma_max), run_lib.sigma_max_of(found.mean_square_norm)
+    why = f"σ_max = {sigma_max:.4g}: prior and data differ by at most {nats:.2g} nats"
+    if c.sigma_max is None:
+        return [*lines, Line("ok", f"{why}; it is from the data")]
+    if nats > MOST_NATS and c.name in ("pfgmpp", "edm"):
+        why += (
+            f", so that samples start where no data come from. The data's own is {rule:.4g} ({run_lib.PRIOR_NATS} nats)"
+        )
+        return [*lines, Line("CHANGE", why, {"process.sigma_max": None})]
+    far = nats > MOST_NATS or sigma_max > 8 * rule
+    return [*lines, Line("note" if far else "ok", f"{why}; EDM's rule gives {rule:.4g} for these data")]
+
+
+def hours_lines(found, hours):
+    """The length of the run, and what would be shorter."""
+    config, machine, best = found.config, found.machine, found.recommended
+    long, told = LONG_HOURS[machine.cpu], duration(hours)
+    affordable = round(config.train.images * long / hours)
+    if hours <= long:
+        return [Line("ok", f"{told} of training")]
+    within = f"in {long} hours this machine trains on {affordable:,} images"
+    if hours <= HOPELESS_HOURS:
+        return [Line("note", f"{told} of training is long; {within}")]
+    faster = found.speedup if found.speedup and found.speedup > 1.5 else None
+    options, change = [within], {}
+    if affordable >= FEW_IMAGES:
+        change = images_changes(found, affordable)
+    elif faster and affordable * faster >= FEW_IMAGES:
+        change = network_changes(found) | images_changes(found, affordable * faster)
+    if faster:
+        options.append(f"the network {best.name} takes {faster:.0f} times fewer operations (counted, not tried)")
+    if not machine.cpu and config.model.dtype == "float32":
+        options.append("--config.model.dtype=bfloat16 may be faster (not tried)")
+    if not change:
+        options.append("what would help is smaller images or another machine")
+    return [Line("STOP", f"{told} of training: " + "; ".join(options), change)]
+
+
+def images_changes(found, images):
+    """A run of at most `images`, two digits of it, with its warm-up, and a batch that leaves it FEW_STEPS steps."""
+    config, devices = found.config, found.machine.devices
+    images = min(config.train.images, int(float(f"{images:.1e}")))
+    change = {"train.images": images}
+    if 2 * config.optim.warmup > images:
+        change["optim.warmup"] = images // 20
+    if images < FEW_STEPS * config.train.batch:
+        batch = trial.power_of_two(max(images / FEW_STEPS, GOOD_BATCH, devices), devices)
+        change |= {"train.batch": batch} if batch < config.train.batch else {}
+    return change
+
+
+def network_changes(found):
+    """{key: value} that turn the planned network into the recommended one."""
+    now = found.config.model.to_dict()
+    return {f"model.{key}": value for key, value in found.recommended.fields.items() if now[key] != value}
+
+
+def judge(found):
+    """(lines, hours of the plan or None where no step ran) of Findings."""
+    lines, batch = batch_lines(found)
+    speed = found.trial.speed
+    measured = batch if batch in speed else max(speed, default=None)
+    hours = found.config.train.images / speed[measured][0] / 3600 if measured else None
+    if batch:
+        lines += [*rate_lines(found, batch), *network_lines(found), *process_lines(found)]
+    if hours is not None:
+        if measured != batch:
+            lines.append(Line("note", f"the hours below are at the speed of batch {measured}; others were not tried"))
+        if found.machine.load > BUSY:
+            why = f"{found.machine.load:.0f} programs a core are at work here: alone, this one is faster than measured"
+            lines.append(Line("note", why))
+        lines += hours_lines(found, hours)
+    copies = found.config.train.keep + 1  # the new one is there before the oldest goes
+    if found.checkpoint * copies > found.machine.disk:
+        need, free = size(found.checkpoint * copies), size(found.machine.disk)
+        lines.append(Line("note", f"{copies} checkpoints take {need}, and the disk has {free} free"))
+    return lines, hours
+
+
+def duration(hours):
+    """Hours as people say them."""
+    if hours < 1:
+        return counted(max(1, round(60 * hours)), "minute")
+    return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"

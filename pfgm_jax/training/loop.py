@@ -1,0 +1,286 @@
+"""Training: `train(config, workdir)`, from an empty folder or from the last checkpoint there."""
+
+import contextlib
+import errno
+import math
+import os
+import pathlib
+import shlex
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from pfgm_jax import parallel, plots, run_folder
+from pfgm_jax.data import Dataset, pipeline
+from pfgm_jax.errors import UserError
+from pfgm_jax.interrupt import Interrupt, Interrupted
+from pfgm_jax.storage import atomic, checkpoint
+from pfgm_jax.storage.metrics_file import evaluated, read_metrics
+from pfgm_jax.training import monitor
+from pfgm_jax.training.dry_run import describe, is_resident, prepare
+from pfgm_jax.training.log import Log
+from pfgm_jax.training.step import Cadence, Task, TrainState, init_state, learning_rate, make_cadence, train_steps
+from pfgm_jax.training.warm_start import start_from
+
+
+class Run(NamedTuple):
+    """What is fixed while a run is trained."""
+
+    config: object
+    derived: dict
+    dataset: Dataset
+    task: Task
+    cadence: Cadence
+    workdir: pathlib.Path
+
+
+def train(config, workdir):
+    """Trains the run in `workdir` to config.train.images from its last checkpoint on; returns the final TrainState.
+
+    Writes config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/step_*.png and curves.png. SIGTERM and
+    Ctrl-C save a checkpoint before they end the run; before the first step there is none to save.
+
+    Raises:
+      UserError: a config, data file or run directory that a person has to mend, or a loss or weights that are not
+        finite; the last checkpoint is kept.
+      KeyboardInterrupt: after an interrupt, with the state saved.
+    """
+    with Interrupt("stopping before the first step: there is nothing to save") as interrupt:
+        dataset, derived, task, cadence = prepare(config)
+        run = Run(config, derived, dataset, task, cadence, pathlib.Path(workdir))
+        with run_folder.opened(workdir, config, derived) as recorded:
+            try:
+                state = _start(run, recorded)
+                interrupt.defer()
+                state = _logged(run, state, interrupt)
+            except OSError as error:
+                if not atomic.concerns(workdir, error):
+                    _say_where_it_stands(workdir)
+                    raise
+                stands = run_folder.last_checkpoint(workdir)
+                raise UserError(f"{atomic.unwritable(workdir, error)}; {stands}") from None
+            except UserError:
+                raise
+            except Exception:
+                _say_where_it_stands(workdir)
+                raise
+    print(how_to_sample(workdir), flush=True)
+    best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, task.batch))
+    if best not in (None, int(state.step)):
+        print(how_to_get_best(workdir, best), flush=True)
+    return state
+
+
+def _say_where_it_stands(workdir):
+    print(f"an unexpected error stopped training; {run_folder.last_checkpoint(workdir)}", file=sys.stderr)
+
+
+def _start(run, recorded):
+    """The TrainState to go on from: that of the last checkpoint, that of train.init's weights, or a random one."""
+    config, derived, dataset, task, cadence, workdir = run
+    state = init_state(task, dataset.shape)
+    restored = checkpoint.restore(workdir, _items(state))
+    if restored is not None:
+        state = TrainState(np.asarray(restored[0], np.int32), **restored[1])
+    else:
+        first_save = make_cadence(recorded or config).save * task.batch
+        run_folder.accept_empty(workdir, first_save)
+        if config.train.init:
+            state = start_from(config, derived, task, state)
+    print(describe(config, derived, task, state, dataset, cadence), file=sys.stderr)
+    if restored is not None:
+        print(f"resumed    at step {int(state.step)} of {cadence.total}", file=sys.stderr)
+    return state
+
+
+def _logged(run, state, interrupt):
+    """`_run` with its log, and with the curves drawn however it ends."""
+    batch = run.task.batch
+    try:
+        with contextlib.closing(Log(run.workdir, run.cadence.total * batch, int(state.step) * batch)) as log:
+            state = _run(run, state, log, interrupt)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what went wrong first is what counts
+            _draw_curves(run.workdir)
+        raise
+    _draw_curves(run.workdir)
+    return state
+
+
+def _draw_curves(workdir):
+    if records := read_metrics(workdir):
+        with atomic.replacing(pathlib.Path(workdir, "curves.png")) as temporary:
+            plots.curves(records, temporary)
+
+
+def _items(state):
+    """What a checkpoint holds; the step is its name."""
+    return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+
+
+def _calls(step, cadence):
+    """(first step, steps) of every device call from `step` to the end."""
+    while step < cadence.total:
+        # Back onto whole calls, where a run continues with another number of steps per call.
+        steps = min(cadence.per_call - step % cadence.per_call, cadence.total - step)
+        yield step, steps
+        step += steps
+
+
+def _run(run, state, log, interrupt):
+    """The loop of `train`: from `state` to the end, or to an interrupt."""
+    config, derived, dataset, task, cadence, _ = run
+    step, train = int(state.step), dataset.train
+    state = parallel.replicate(state)
+    resident = is_resident(config, dataset)
+    source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
+    indices = pipeline.planner(task.seed, task.order, train.labels, task.batch, task.large_batch)
+    rate = learning_rate(config, derived)
+    milestones = _Milestones(run, source, log, interrupt, step)
+    milestones(step, state, resumed=True)
+    watch = monitor.LossWatch(record["loss"] for record in read_metrics(run.workdir) if "loss" in record)
+    metrics, begun, since, waited, running = None, None, step, 0.0, None
+
+    send = lambda call: (call[1], pipeline.send(indices(*call), None if resident else train))
+    with pipeline.ahead(send, _calls(step, cadence)) as batches:
+        while step < cadence.total and not interrupt.asked:
+            asked = time.perf_counter()
+            length, batch = next(batches)
+            waited += time.perf_counter() - asked
+            state, new = train_steps(task, state, source, batch)
+            # One call runs while the next is under way: more would only hold their examples' memory.
+            jax.block_until_ready(running)
+            running = new
+            step += length
+            new = jax.tree.map(lambda a: a[0], new)
+            metrics = new if metrics is None else metrics.merge(new)
+            seen = step * task.batch
+            if begun is None:  # the first call compiles; speed is measured from its end on
+                jax.block_until_ready(new)
+                begun, since, waited = time.perf_counter(), step, 0.0
+            if cadence.due(cadence.log, step):
+                values = {name: float(value) for name, value in metrics.compute().items()} | {"lr": rate(step)}
+                if step > since:
+                    seconds = time.perf_counter() - begun
+                    values["images_per_second"] = (step - since) * task.batch / seconds
+                    values["input_wait"] = waited / seconds
+                if not math.isfinite(values["loss"]):
+                    raise UserError(
+                        f"the loss is {values['loss']} at step {step}; {run_folder.last_checkpoint(run.workdir)}. Try "
+                        "a lower optim.lr"
+                    )
+                log.scalars(seen, values)
+                log.progress(seen, values["loss"])
+                if line := watch(values["loss"]):
+                    log.say(f"{seen:>10,} images: {line}{milestones.best()}")
+                metrics, begun, since, waited = None, time.perf_counter(), step, 0.0
+            else:
+                log.progress(seen)
+            if milestones.due(step):
+                jax.block_until_ready(state)
+                pause = time.perf_counter()
+                milestones(step, state)
+                begun += time.perf_counter() - pause  # speed is of training alone
+
+    state = parallel.unreplicate(state)
+    if interrupt.asked:
+        if step == 0:
+            log.say("stopped before the first step: there is nothing to save")
+        else:
+            milestones.save(step, state)
+            log.say(f"stopped: step {step} is saved; the same command continues from there")
+        raise Interrupted(interrupt.asked)
+    return state
+
+
+class _Milestones:
+    """What is due at some steps, in this order: an evaluation, a checkpoint, a picture of samples.
+
+    After an interrupt only the checkpoint is made. What a step lacks is made when the run is resumed there, so that a
+    run that was stopped, or died, in between has in the end what an uninterrupted one has.
+    """
+
+    def __init__(self, run, source, log, interrupt, step):
+        """step: the run's last checkpoint, 0 without any."""
+        self._run, self._log, self._interrupt, self._saved = run, log, interrupt, step
+        config, derived, dataset, task, _, workdir = run
+        self._evaluate = monitor.evaluation(config, task, dataset, source, log)
+        self._show = monitor.picture(config, derived, workdir, dataset.train.images, log)
+        self._losses = run_folder.validation_losses(workdir, task.batch)
+
+    def due(self, step):
+        cadence = self._run.cadence
+        return any(cadence.due(every, step) for every in (cadence.evaluate, cadence.save, cadence.sample))
+
+    def __call__(self, step, state, resumed=False):
+        """Makes what is due at `step` of `state` (on the devices); after a resume, what is missing of it."""
+        cadence, workdir, log = self._run.cadence, self._run.workdir, self._log
+        if step == 0:
+            return
+        seen = step * self._run.task.batch
+        done = resumed and seen in evaluated(workdir)
+        if cadence.due(cadence.evaluate, step) and not done and not self._interrupt.asked:
+            log.doing("evaluating")
+            values = self._evaluate(state.ema, seen)
+            if math.isfinite(values.get("eval/val", math.nan)):
+                self._losses[step] = values["eval/val"]
+        if cadence.due(cadence.save, step) or self._is_best(step):
+            self.save(step, parallel.unreplicate(state))
+        done = resumed and monitor.picture_path(workdir, step).exists()
+        if cadence.due(cadence.sample, step) and not done and not self._interrupt.asked:
+            log.doing("drawing samples")
+            self._show(parallel.unreplicate(state.ema), step)
+        log.doing()
+
+    def _is_best(self, step):
+        best = run_folder.best_step(self._run.workdir, self._losses)
+        loss = self._losses.get(step, math.inf)
+        return self._run.config.train.keep_best and loss < self._losses.get(best, math.inf)
+
+    def save(self, step, state):
+        """A checkpoint, unless there is one."""
+        if step == self._saved:
+            return
+        self._log.doing("saving")
+        workdir, losses = self._run.workdir, self._losses
+        best = run_folder.best_step(workdir, losses)
+        if losses.get(step, math.inf) < losses.get(best, math.inf):
+            best = step
+        _save(self._run.config, workdir, step, state, best if self._run.config.train.keep_best else None)
+        self._saved = step
+
+    def best(self):
+        """How to get the best checkpoint, as the end of a line; "" where there is none."""
+        best = run_folder.best_step(self._run.workdir, self._losses)
+        return "" if best is None else f"; {how_to_get_best(self._run.workdir, best)}"
+
+
+def _save(config, workdir, step, state, best=None):
+    """A checkpoint, unless the state is not finite: it would push out the last healthy one."""
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        stands = run_folder.last_checkpoint(workdir)
+        raise UserError(f"the weights at step {step} are not finite; {stands}. Try a lower optim.lr")
+    if not os.path.isdir(workdir):  # orbax would make it anew
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(workdir))
+    checkpoint.save(workdir, step, _items(state), config.train.keep, best)
+
+
+def how_to_get_best(workdir, step):
+    """Where the checkpoint with the lowest validation loss is, in a line."""
+    return f'the lowest validation loss is at step {step}: pfgm_jax.load({str(workdir)!r}, step="best")'
+
+
+def how_to_sample(workdir):
+    """The exact command, and the three lines of Python, that sample from a run."""
+    workdir = str(workdir)
+    return (
+        "\nSample from it:\n"
+        f"  {pathlib.Path(sys.executable).name} -m pfgm_jax.main --mode=sample --workdir={shlex.quote(workdir)}\n"
+        "or in Python:\n"
+        "  import jax, pfgm_jax\n"
+        f"  g = pfgm_jax.load({workdir!r})\n"
+        "  images, stats = g.sample(jax.random.key(0), 16)"
+    )

@@ -1,0 +1,120 @@
+"""What is watched of a network while it trains: losses and distance to the truth, a picture of samples, divergence."""
+
+import collections
+import math
+import pathlib
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pfgm_jax import generator, parallel, plots
+from pfgm_jax.errors import UserError
+from pfgm_jax.storage import atomic
+from pfgm_jax.training.step import (  # fmt: skip
+    choose,
+    distance_to_truth,
+    evaluate_losses,
+    make_batches,
+    truth_levels,
+    truth_queries,
+)
+
+# The distance to the truth costs queries × training images × pixels multiplications; above this it is not measured.
+TRUTH_LIMIT = 5e7
+# A loss above so many times the median of the last logged ones has left their range.
+RANGE, REMEMBERED = 10, 20
+
+
+def evaluation(config, task, dataset, source, log):
+    """`evaluate(ema, seen)`: logs validation loss, the gap to the training images, and the distance to the truth.
+
+    It returns them, {} where there is nothing to measure.
+    """
+    splits = (dataset.train, dataset.val)
+    number = min(config.train.eval_images, *map(len, splits))  # as many of each, so that the gap is of images alone
+    batches, held = make_batches(number, task.batch), []
+    for split in splits if number else ():
+        chosen = np.sort(choose(task.seed, len(split), number))  # in the order of the file, which reads faster
+        held.append(parallel.replicate((split.images[chosen], split.labels[chosen])))
+    images = dataset.train.images
+    # The truth of a network that is not told the label, trained on balanced classes, would weigh the images.
+    levels, whole = (), None
+    if math.prod(images.shape) <= TRUTH_LIMIT and (task.order == "real" or task.model.num_labels):
+        levels = truth_levels(task.process)
+        whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))
+        queries = truth_queries(task.seed, len(images))
+
+    def evaluate(ema, seen):
+        values, told = {}, []
+        if held:
+            on_train, on_val = (float(evaluate_losses(task, ema, *split, batches)[0]) for split in held)
+            values |= {"eval/train": on_train, "eval/val": on_val, "eval/gap": on_val - on_train}
+            told.append(f"loss {on_train:.4f} on training images, {on_val:.4f} on validation")
+        if len(levels):
+            errors = np.asarray(distance_to_truth(task, ema, *whole, queries, jnp.asarray(levels)))[0]
+            values |= {f"truth/sigma={level:.2g}": error for level, error in zip(levels, errors, strict=True)}
+            each = (f"{error:.3f} at σ {level:.2g}" for level, error in list(zip(levels, errors, strict=True))[::2])
+            told.append("rms error to the truth " + ", ".join(each))
+        if told:
+            log.scalars(seen, values)
+            log.say(f"{seen:>10,} images: " + "; ".join(told))
+        return values
+
+    return evaluate
+
+
+def picture_path(workdir, step):
+    """Where the picture of a step's samples is."""
+    return pathlib.Path(workdir, "samples", f"step_{step:08d}.png")
+
+
+def picture(config, derived, workdir, real, log):
+    """`show(ema, step)`: a picture of samples, beside `real` ones where they are points.
+
+    An early network that the solver cannot follow is no reason to stop.
+    """
+    made = generator.Generator(config, derived, None)
+
+    def show(ema, step):
+        made.params, seen = ema, step * config.train.batch
+        try:
+            samples, _ = made.sample(jax.random.key(config.sample.seed), config.sample.n, progress=False)
+        except UserError as error:
+            log.say(f"{seen:>10,} images: no samples yet: {error}")
+            return
+        drawn = plots.picture(samples, real)
+        path = picture_path(workdir, step)
+        path.parent.mkdir(exist_ok=True)
+        with atomic.replacing(path) as temporary:
+            drawn.save(temporary, format="PNG")
+        log.picture(seen, "samples", drawn)
+
+    return show
+
+
+class LossWatch:
+    """Says once when the loss leaves its running range, and again only after it was back.
+
+    Such a loss is finite, and so stops nothing: a spike may heal.
+    """
+
+    def __init__(self, losses=()):
+        """losses: those logged before."""
+        self._recent, self._outside = collections.deque(maxlen=REMEMBERED), False
+        for loss in losses:
+            self(loss)
+
+    def __call__(self, loss):
+        """A line about the next logged loss, or None."""
+        recent, was_outside = self._recent, self._outside
+        self._outside = bool(recent) and loss > RANGE * statistics.median(recent)
+        if not self._outside:
+            recent.append(loss)
+        if not self._outside or was_outside:
+            return None
+        return (
+            f"the loss, {loss:.3g}, has left its range, {min(recent):.3g} to {max(recent):.3g} over the last "
+            f"{len(recent)} log lines: training may be diverging; a lower optim.lr or an optim.clip of 1 helps"
+        )

@@ -1,0 +1,307 @@
+"""Weights that travel: an exported folder is the run, bit for bit, wherever it lies; damaged ones are refused."""
+
+import errno
+import json
+import shutil
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import pfgm_jax
+from configs import digits
+from pfgm_jax import config as config_lib
+from pfgm_jax import data, generator, main, models
+from pfgm_jax import run as run_lib
+from pfgm_jax.errors import UserError
+from pfgm_jax.evaluation import evaluate
+from pfgm_jax.exchange import export_run
+from pfgm_jax.storage import checkpoint, safetensors
+
+FEW = {"sample.n": "8", "sample.solver": "heun", "sample.steps": "3", "sample.frames": "3"}
+ARGUMENTS = [f"--config.{key}={value}" for key, value in FEW.items()]
+
+
+def tiny():
+    config = digits.get_config("quick")
+    config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8)
+    return config, run_lib.derive(config, data.load(config.data))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with a checkpoint whose weights are not those that a network begins with."""
+    workdir = tmp_path_factory.mktemp("run")
+    config, derived = tiny()
+    noise = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: models.init(run_lib.make_model(config, derived), derived["shape"]))
+    ema = jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape).astype(np.float32), shapes)
+    config_lib.save_run(workdir, config, derived)
+    checkpoint.save(workdir, 32, {"ema": ema}, 2)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    export_run.export(run, FEW)
+    return run / "export"
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy of the exported folder elsewhere, to be changed."""
+    return shutil.copytree(exported, tmp_path / "elsewhere")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs main in this process: (exit code, stdout, stderr)."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["pfgm_jax", *map(str, argv)])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def refusal(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def sample(made):
+    return made.sample(jax.random.key(5), 8, solver="heun", steps=3)[0]
+
+
+def same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+# ---- there and back
+
+
+def test_the_exported_folder_is_the_run(run, folder):
+    there, back = pfgm_jax.load(run), pfgm_jax.load(folder)
+    same(back.params, jax.device_get(there.params))
+    assert back.step == 32 and back.derived == there.derived | {"step": 32}
+    assert back.config.to_dict() == there.config.to_dict() | {"sample": back.config.sample.to_dict()}
+    assert back.config.sample.solver == "heun"  # what it was exported with
+    np.testing.assert_array_equal(sample(back), sample(there))
+
+
+def test_sampling_from_the_exported_folder(command, folder):
+    code, out, _ = command("--mode=sample", f"--workdir={folder}", *ARGUMENTS)
+    assert code == 0 and "EMA weights after 2,048 images" in out
+    assert np.load(folder / "samples" / "heun.npz")["images"].shape == (8, 8, 8, 1)
+    code, out, _ = command("--mode=export", f"--workdir={folder}", *ARGUMENTS)
+    assert code == 0
+    same(pfgm_jax.load(folder / "export").params, pfgm_jax.load(folder).params)
+
+
+def test_export_says_what_it_wrote(command, run):
+    code, out, _ = command("--mode=export", f"--workdir={run}", *ARGUMENTS)
+    assert code == 0
+    for name in ("model.safetensors", "config.json", "samples.png", "README.md"):
+        assert name in out and (run / "export" / name).stat().st_size > 100
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int32, np.bool_])
+def test_every_bit_comes_back(tmp_path, dtype):
+    values = np.random.default_rng(0).integers(0, 2, 24).astype(dtype) if dtype == np.bool_ else (
+        np.frombuffer(np.random.default_rng(0).bytes(24 * np.dtype(dtype).itemsize), dtype))  # fmt: skip
+    tree = {"a": {"b": values.reshape(4, 6).T, "scalar": values[3].reshape(())}, "empty": values[:0].reshape(0, 3)}
+    safetensors.save(tmp_path / "w.safetensors", tree, {"who": "me"})
+    back = safetensors.load(
+        tmp_path / "w.safetensors", jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+    )
+    same(back, tree)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+# ---- the model card
+
+
+def test_the_card_says_what_the_weights_are(exported):
+    card = (exported / "README.md").read_text()
+    for words in ("digits, 1437 training images", "CC BY 4.0", "pfgmpp, D = 128", "2,048 images at batch 64",
+                  "half-life 20,000", "None measured", "8 samples", "heun (", "seed 0", "8×8×1"):  # fmt: skip
+        assert words in card, words
+
+
+def test_the_card_shows_results_with_their_protocol(run):
+    made = evaluate.open_run(run, FEW)
+    scores = {"samples, heun": {"density": 0.987654, "n": 360, "failed": []}, "noise": {"density": "inf"}}
+    record = {"protocol": {"score": "360 held-out digits", "heun": "360 samples"}, "scores": scores}
+    folder = run / "results"
+    folder.mkdir()
+    try:
+        (folder / "pixel_score.json").write_text(json.dumps(record))
+        (folder / "other.json").write_text("[1, 2]")  # not a score: left out
+        card = export_run.model_card(made, "8 samples", export_run._results(run))
+        assert "### pixel score" in card and "| samples, heun | 0.988 | 360 |" in card and "| noise | inf |  |" in card
+        assert "* score: 360 held-out digits" in card and "* heun: 360 samples" in card and "None measured" not in card
+        (folder / "pixel_score.json").write_text('{"scores"')
+        assert "pixel_score.json cannot be read" in refusal(export_run._results, run)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
+    """A run as `importer` writes it: what the data decide is not there."""
+    made = pfgm_jax.load(run)
+    known = {key: made.derived[key] for key in ("shape", "N", "sigma_data", "M", "sigma_max", "lr")}
+    unknown = {"classes": ["images"], "label_counts": [1], "step": 0, "imported": "edm-cifar10.pkl"}
+    made.config.data.name = "imported"
+    config_lib.save_run(tmp_path, made.config, known | unknown)
+    safetensors.save(tmp_path / safetensors.EXPORTED, made.params, {})
+    assert command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS)[0] == 0
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "imported from edm-cifar10.pkl" in card and card.count("unknown: the imported file") == 2
+    for words in ("0 images", "images 1", "learning rate", "digits"):
+        assert words not in card
+    code, out, _ = command("--mode=sample", f"--workdir={tmp_path}/export", *ARGUMENTS)
+    assert code == 0 and "weights of edm-cifar10.pkl" in out and (tmp_path / "export" / "samples" / "heun.gif").exists()
+    same(pfgm_jax.load(tmp_path / "export").params, jax.device_get(made.params))
+    code, _, err = command("--mode=evaluate", f"--workdir={tmp_path}")
+    assert code == 2 and "say which real images to compare with" in err
+
+
+# ---- what is refused
+
+
+def test_a_guide_stays_behind(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
+    export_run.export(copy, FEW | {"sample.guide": str(run), "sample.guidance": "2.0"})
+    config, _ = config_lib.load_run(copy / "export")
+    assert (config.sample.guide, config.sample.guidance) == ("", 1.0)
+    assert f"guidance 2 from {run}" in (copy / "export" / "README.md").read_text()
+
+
+def test_training_into_weights_alone_is_refused(folder, command):
+    before = (folder / "config.json").read_bytes()
+    code, _, err = command("--config=configs/digits.py:quick", f"--workdir={folder}")
+    assert code == 2 and "no checkpoint to continue from" in err and err.count("\n") == 1
+    assert (folder / "config.json").read_bytes() == before
+
+
+def rewritten(folder, change):
+    """The folder with its weights changed by `change`, a function of {name: array}."""
+    made = pfgm_jax.load(folder)
+    arrays = {name: np.asarray(a) for name, a in safetensors._flatten(made.params).items()}
+    save_file(change(arrays), folder / safetensors.EXPORTED)
+
+
+def test_weights_of_another_network(folder):
+    kept = (folder / safetensors.EXPORTED).read_bytes()
+    bias, kernel = "conv_in/bias", "conv_in/kernel"
+    for change, words in (
+        (lambda a: {k: v for k, v in a.items() if k != bias}, f"lacks {bias!r}"),
+        (lambda a: a | {"more": np.ones(3, np.float32)}, "has one more weight, 'more'"),
+        (lambda a: a | {kernel: a[kernel][:1]}, f"{kernel!r} is (1, 3, 1, 4), not (3, 3, 1, 4)"),
+        (lambda a: a | {kernel: a[kernel].astype(np.int32)}, f"{kernel!r} is int32"),
+        (lambda a: {"model.weight": np.ones(3, np.float32)}, "lacks"),
+    ):
+        rewritten(folder, change)
+        assert words in refusal(pfgm_jax.load, folder)
+        (folder / safetensors.EXPORTED).write_bytes(kept)
+
+
+def test_damaged_files(folder, command):
+    path = folder / safetensors.EXPORTED
+    whole = path.read_bytes()
+    cut = (b"", whole[:7], whole[:-1], whole[: len(whole) // 2])
+    for content in (*cut, b"\xff" * 8 + whole[8:], b"PK\x03\x04" + whole, whole.replace(b"F32", b"F99")):
+        path.write_bytes(content)
+        refusal(pfgm_jax.load, folder)
+    code, _, err = command("--mode=sample", f"--workdir={folder}")
+    assert code == 2 and err.count("\n") == 1 and safetensors.EXPORTED in err
+    path.unlink()
+    path.mkdir()
+    refusal(pfgm_jax.load, folder)
+    path.rmdir()
+    assert "no checkpoint yet" in refusal(pfgm_jax.load, folder)
+
+
+def flipped(path, at, bit):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def test_a_flipped_bit_is_no_other_weight(folder):
+    path = folder / safetensors.EXPORTED
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    # The last bits of a mantissa, and a name: none of it makes the file unreadable.
+    for at in (header, header + 40, len(whole) - 4, whole.index(b"conv_in/") + 2):
+        flipped(path, at, 0)
+        assert "is damaged" in refusal(pfgm_jax.load, folder), at
+        path.write_bytes(whole)
+    config = folder / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"sigma_max": 1', '"sigma_max": 2'))
+    assert config.read_text() != text
+    assert "is not the one that it was exported with" in refusal(pfgm_jax.load, folder)
+    record = json.loads(text)
+    record["config"]["sample.n"] = 7  # which belongs to whoever samples
+    config.write_text(json.dumps(record))
+    assert pfgm_jax.load(folder).config.sample.n == 7
+    assert "which are of one step" in refusal(pfgm_jax.load, folder, 32)
+
+
+def test_folders_of_older_versions_have_no_checksum(folder):
+    rewritten(folder, lambda arrays: arrays)
+    pfgm_jax.load(folder)
+
+
+def test_the_weights_that_come_with_the_package_have_checksums(tmp_path):
+    copy = shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "digits")
+    assert pfgm_jax.load(copy).step == 3128
+    flipped(copy / safetensors.EXPORTED, -4, 0)
+    assert "is damaged" in refusal(pfgm_jax.load, copy)
+
+
+def test_a_full_disk_leaves_no_part_of_an_exported_folder(run, tmp_path, monkeypatch, command):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=lambda *_: ["export"])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pfgm_jax.files.os.fsync", full)
+    code, _, err = command("--mode=export", f"--workdir={copy}", *ARGUMENTS)
+    assert code == 2 and "is full: free some space" in err and err.count("\n") == 1
+    assert not (copy / "export").exists()  # what was made for it is gone too
+
+
+def test_a_folder_that_cannot_be_written(run, tmp_path, command):
+    copy = shutil.copytree(run, tmp_path / "copy", ignore=lambda *_: ["export"])
+    (copy / "export").write_text("a file in the way")
+    code, _, err = command("--mode=export", f"--workdir={copy}")
+    assert code == 2 and "cannot write" in err and err.count("\n") == 1
+
+
+def test_pretrained_weights(exported, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(generator, "PRETRAINED", tmp_path / "none")
+    assert "there are none" in refusal(pfgm_jax.load, "pretrained:digits")
+    monkeypatch.setattr(generator, "PRETRAINED", tmp_path)
+    shutil.copytree(exported, tmp_path / "digits")
+    (tmp_path / "unfinished").mkdir()
+    same(pfgm_jax.load("pretrained:digits").params, pfgm_jax.load(exported).params)
+    assert "did you mean 'digits'" in refusal(pfgm_jax.load, "pretrained:digit")
+    assert "there are digits" in refusal(pfgm_jax.load, "pretrained:unfinished")
+    refusal(pfgm_jax.load, "pretrained:../digits")
+    code, _, err = command("--mode=sample", "--workdir=pretrained:digits")
+    assert code == 2 and err.count("\n") == 1 and "pfgm_jax.load" in err
