@@ -1,7 +1,7 @@
 """Configuration: the defaults, their checks, and the record of a run.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
-Fields that are None are left to the data (`build.derive`) or to the solver; config.json in the run directory holds the
+Fields that are None are left to the data (`run.derive`) or to the solver; config.json in the run directory holds the
 config and everything derived. JAX is imported only to check a config: a misspelt key is answered at once.
 """
 

@@ -37,7 +37,7 @@ def find(folder) -> Path | None:
 def read(table: Path, finding, part=None) -> dict:
     """{path: (path, label, split, group)} of a table, whose files are in its folder or below.
 
-    finding: `layout`'s notes of what is skipped, and of what tells the patients.
+    finding: `folder_listing`'s notes of what is skipped, and of what tells the patients.
     part: the split that the table's folder is; None: the column split says it, and without one all images are TRAIN.
 
     Raises:

@@ -1,6 +1,6 @@
 """Other people's checkpoints as runs: those of EDM, PFGM++ (.pkl, .pt), score_sde and PFGM (.pth).
 
-The file is read by `foreign`, which executes nothing in it. EDM's files say what network they hold; the others hold
+The file is read by `torch_files`, which executes nothing in it. EDM's files say what network they hold; the others hold
 arrays alone, and a config file says it for them.
 """
 

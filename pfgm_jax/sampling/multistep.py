@@ -31,7 +31,7 @@ def dpmpp_2m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, s
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order, one evaluation a step.
 
     Args:
-      process, denoise, x, keys, grid, rho, last_denoise, frames, framed, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, keys, grid, rho, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
       steps: levels n of the grid; n evaluations.
       start: how the first steps are taken: "published", by methods of lower order; "rk4", by the classical Runge-Kutta
         method in ln σ, for three more evaluations each.

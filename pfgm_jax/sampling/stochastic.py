@@ -33,7 +33,7 @@ def ddim(process, denoise, x, *, keys=None, steps=50, eta=0.0, grid=None, rho=7.
     η = 0 is Euler's method of the flow, for every D; η = 1 is the ancestral sampler.
 
     Args:
-      process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
       keys: [B] PRNG keys, one per sample, for η > 0.
       steps: levels n of the grid; n evaluations.
       eta: η from 0 to 1; above 0 needs D = ∞.
@@ -66,7 +66,7 @@ def ancestral(process, denoise, x, *, keys=None, steps=1000, variance="large", c
     """DDPM's sampler (arXiv 2006.11239, algorithm 2): equation (1), the last step without noise.
 
     Args:
-      process, denoise, x, grid, rho, frames, framed, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, frames, framed, axis_name: as for `single_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n evaluations. With n = T the process's own grid.
       variance: "small" for v of (1), "large" for that of the forward step, DDPM's β, v = (σ² − σ'²) (s/s')².
@@ -108,7 +108,7 @@ def euler_maruyama(
     """Euler-Maruyama steps (2) of the reverse SDE; then E[y | x, σ_min].
 
     Args:
-      process, denoise, x, grid, rho, frames, framed, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, frames, framed, axis_name: as for `single_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n evaluations.
 
@@ -132,7 +132,7 @@ def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor
     devices, so that a sample depends on its batch; a is 1 where s = 1, the step's (s/s')² elsewhere (DDPM's 1 − β).
 
     Args:
-      process, denoise, x, grid, rho, frames, framed, axis_name: as for `fixed_step.euler`.
+      process, denoise, x, grid, rho, frames, framed, axis_name: as for `single_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n (1 + corrector_steps) evaluations.
       predictor: "reverse_diffusion", x + (σ² − σ'²) score + √(σ² − σ'²) n in the unscaled x (the published step for VE;

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from random_networks import random_params
 from scipy.spatial.distance import pdist
-from test_models import random_params
 
 import pfgm_jax
 from configs import toy

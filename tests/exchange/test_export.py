@@ -160,7 +160,7 @@ def test_the_card_shows_results_with_their_protocol(run):
 
 
 def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
-    """A run as `importer` writes it: what the data decide is not there."""
+    """A run as `import_run` writes it: what the data decide is not there."""
     made = pfgm_jax.load(run)
     known = {key: made.derived[key] for key in ("shape", "N", "sigma_data", "M", "sigma_max", "lr")}
     unknown = {"classes": ["images"], "label_counts": [1], "step": 0, "imported": "edm-cifar10.pkl"}

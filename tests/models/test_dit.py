@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_networks import images, random_params
 from scipy.special import softmax
-from test_models import images, random_params
 
 from pfgm_jax import models
 from pfgm_jax.errors import UserError

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from random_networks import images, random_params
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.models import layers
@@ -17,21 +18,6 @@ from pfgm_jax.models.unet import Block, UNet, level_sizes
 small = functools.partial(
     UNet, channels=8, multipliers=(1, 2), blocks=1, attention=(), embedding_channels=16, dropout=0.0
 )
-
-
-def random_params(model, x, seed=0):
-    """Parameters of which none is zero: at initialisation the last layers are, and hide the others."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), x, jnp.ones(len(x)))
-    leaves, structure = jax.tree.flatten(shapes)
-    rng = np.random.default_rng(seed)
-    # By fan-in, so that activations keep their size.
-    scale = [1 / math.sqrt(max(1, math.prod(a.shape[:-1]))) if len(a.shape) > 1 else 0.3 for a in leaves]
-    values = [s * rng.normal(size=a.shape).astype(a.dtype) for a, s in zip(leaves, scale, strict=True)]
-    return jax.tree.unflatten(structure, values)
-
-
-def images(B, H, W, C, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(B, H, W, C)), jnp.float32)
 
 
 def paths(params):

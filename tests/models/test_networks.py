@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import scipy.signal
-from test_models import images, random_params
+from random_networks import images, random_params
 
 from pfgm_jax import config as config_lib
 from pfgm_jax import models

@@ -76,7 +76,7 @@ def power_of_two(limit, devices):
 
 
 def estimate(task, state, dataset, steps, batch, resident):
-    """`plan.memory_estimate` of a batch."""
+    """`dry_run.memory_estimate` of a batch."""
     return dry_run.memory_estimate(with_batch(task, batch), state, dataset, steps, resident)
 
 
