@@ -1,20 +1,74 @@
-"""pfgm_jax: Poisson flow generative models (PFGM, PFGM++) and their diffusion peers in JAX/Flax."""
+"""Poisson flow generative models (PFGM, PFGM++) and the diffusion models they are compared with, in JAX/Flax.
+
+    import jax
+    import pfgm_jax as pf
+
+    generator = pf.load("pretrained:digits")
+    images, stats = generator.sample(jax.random.key(0), 16)
+
+Runs
+    load(workdir)                   a trained run or exported folder: a Generator, with sample, denoise, denoiser, labels
+    train(config, workdir)          trains a run, or continues it
+    load_config("FILE:ARGUMENTS")   a config file's config; default_config() has every field with its meaning
+    audit(images, real)             figures of anyone's images against real ones
+
+Data
+    load_data(config.data)          a Dataset with the splits train, val and test; to_unit, to_uint8
+
+The exact field of a data set
+    exact_denoiser(images, D)       the denoiser that a perfect network would learn
+    posterior_mean, displacement, poisson_field
+
+Processes
+    pfgm, pfgmpp, edm, ve, vp, subvp, ddpm; prior, perturb, log_prior, with_D
+
+Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
+    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, ancestral, euler_maruyama, predictor_corrector; SOLVERS by name
+
+Metrics of features
+    fid, kid, precision_recall, density_coverage
+
+Errors
+    UserError                       a person's mistake, in one line that says what to write instead
+
+Everything is imported when it is first used: `import pfgm_jax` itself takes no time. The packages behind these names
+(pfgm_jax.flow, .models, .sampling, .data, .metrics, .training, .evaluation, .exchange, .storage) are described in
+CONTRIBUTING.md.
+"""
+
+import importlib
+
+from pfgm_jax.errors import UserError, nearest
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "audit", "load"]
 
-from pfgm_jax.errors import UserError
+# Public name: (its module, its name there).
+_PUBLIC = {
+    "Generator": ("generator", "Generator"),
+    "load": ("generator", "load"),
+    "train": ("training.loop", "train"),
+    "load_config": ("main", "load_config"),
+    "default_config": ("config", "default"),
+    "audit": ("evaluation.audit", "audit"),
+    "load_data": ("data", "load"),
+    **{name: ("data", name) for name in ("Dataset", "to_uint8", "to_unit")},
+    **{name: ("flow.field", name) for name in ("displacement", "exact_denoiser", "poisson_field", "posterior_mean")},
+    **{name: ("flow.process", name) for name in ("ddpm", "edm", "pfgm", "pfgmpp", "subvp", "ve", "vp")},
+    **{name: ("flow.process", name) for name in ("log_prior", "perturb", "prior", "with_D")},
+    **{name: ("sampling", name) for name in ("SOLVERS", "SolveStats", "rk45", "tsit5", "euler", "heun", "dpmpp_2m")},
+    **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
+    **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
+}
+__all__ = sorted(["UserError", *_PUBLIC])
 
 
-def load(workdir, step=None):
-    """Opens a trained run: `load("runs/digits").sample(key, 16)`. See `pfgm_jax.generator.load`."""
-    from pfgm_jax.generator import load as load_generator  # jax and flax are imported only when they are used
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"pfgm_jax has no {name!r}{nearest(name, __all__)}")
+    module, there = _PUBLIC[name]
+    value = globals()[name] = getattr(importlib.import_module(f"pfgm_jax.{module}"), there)
+    return value
 
-    return load_generator(workdir, step)
 
-
-def audit(images, real, labels=None, **options):
-    """Measures anyone's images: `print(audit("samples.npz", real))`. See `pfgm_jax.evaluation.audit.audit`."""
-    from pfgm_jax.evaluation.audit import audit as measured
-
-    return measured(images, real, labels, **options)
+def __dir__():
+    return [*__all__, "__version__"]
