@@ -7,7 +7,7 @@
     images, stats = generator.sample(jax.random.key(0), 16)
 
 Runs
-    load(workdir)                   a trained run or exported folder: a Generator, with sample, denoise, denoiser, labels
+    load(workdir)                   a trained run or an exported folder: a Generator
     train(config, workdir)          trains a run, or continues it
     load_config("FILE:ARGUMENTS")   a config file's config; default_config() has every field with its meaning
     audit(images, real)             figures of anyone's images against real ones
@@ -59,7 +59,7 @@ _PUBLIC = {
     **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
     **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
 }
-__all__ = sorted(["UserError", *_PUBLIC])
+__all__ = ["UserError", *_PUBLIC]
 
 
 def __getattr__(name):

@@ -13,29 +13,14 @@ import os
 import pathlib
 import sys
 import traceback
+from collections.abc import Callable
+from typing import NamedTuple
 
 from pfgm_jax import __version__, failures
 from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.interrupt import Interrupt
 from pfgm_jax.storage import atomic
 
-MODES = {
-    "train": "train the run in --workdir, or continue it from its last checkpoint",
-    "data": "a data card: what the data set of --config holds, implies and lacks",
-    "advise": "try the plan of --config for 20 s: memory, speed, hours, what to change",
-    "sample": "draw samples from the run in --workdir: a picture, an npz file, an animation",
-    "evaluate": "measure the run: FID, KID, precision, recall, copies, with intervals",
-    "compare": "measure the runs in --workdir and --source alike: which differences are resolved",
-    "curve": "quality against evaluations of the network, solver by solver",
-    "stats": "make the reference features of the real images of --config, once",
-    "audit": "measure the images in --source against those of --config",
-    "export": "write the run's weights with config, model card and picture, to be shared",
-    "import": "make a run in --workdir of the checkpoint --source of another project",
-}
-PLANNING = ("train", "data", "advise", "stats", "audit")  # those that take a config file; the others open a run
-MEASURING = ("evaluate", "compare", "curve")  # those that open real images too
-SOURCES = {"import": "the checkpoint to import", "audit": "the images, a folder or an npz file",
-           "compare": "the run to compare with"}  # fmt: skip
 FLAGS = ("--config", "--workdir", "--mode", "--source", "--dry_run", "--help")
 
 _MORE = """
@@ -66,7 +51,9 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv):
     """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
     argv, overrides = _overrides(argv)
-    modes = "\n".join(f"  {mode:10}{what}" for mode, what in MODES.items())
+    modes = "\n".join(f"  {name:10}{mode.help}" for name, mode in MODES.items())
+    planning = [name for name, mode in MODES.items() if mode.config == "needed"]
+    sources = {name: mode.source for name, mode in MODES.items() if mode.source}
     parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
                      usage="%(prog)s [--mode=MODE] [--config=FILE[:ARGS]] [--workdir=FOLDER] "
                            "[--config.SECTION.FIELD=VALUE ...]",
@@ -74,9 +61,9 @@ def parse(argv):
                      epilog=f"modes\n{modes}\n{_MORE}",
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--mode", default="train", metavar="MODE", help="what to do, see below (train)")
-    parser.add_argument("--config", metavar="FILE[:ARGS]", help=f"config file and its arguments: {', '.join(PLANNING)}")
+    parser.add_argument("--config", metavar="FILE[:ARGS]", help=f"config file and its arguments: {', '.join(planning)}")
     parser.add_argument("--workdir", metavar="FOLDER", help="the folder of the run")
-    parser.add_argument("--source", metavar="PATH", help="; ".join(f"{mode}: {what}" for mode, what in SOURCES.items()))
+    parser.add_argument("--source", metavar="PATH", help="; ".join(f"{name}: {what}" for name, what in sources.items()))
     parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
     flags, rest = parser.parse_known_args(argv)
     if rest:
@@ -85,15 +72,16 @@ def parse(argv):
         raise UserError(
             f"--mode={quoted(flags.mode)[1:-1]} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}"
         )
+    mode = MODES[flags.mode]
     if flags.dry_run and flags.mode != "train":
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
-    if flags.mode in SOURCES and not flags.source:
-        raise UserError(f"--mode={flags.mode} needs --source=PATH: {SOURCES[flags.mode]}")
-    if flags.source is not None and flags.mode not in SOURCES:
-        raise UserError(f"--source=PATH is for --mode={' or '.join(SOURCES)}, not for --mode={flags.mode}")
-    if flags.config and flags.mode not in (*PLANNING, "import"):
+    if mode.source and not flags.source:
+        raise UserError(f"--mode={flags.mode} needs --source=PATH: {mode.source}")
+    if flags.source is not None and not mode.source:
+        raise UserError(f"--source=PATH is for --mode={' or '.join(sources)}, not for --mode={flags.mode}")
+    if flags.config and not mode.config:
         raise UserError(f"--mode={flags.mode} takes the config of its run: leave out --config=FILE")
-    if not flags.workdir and not flags.dry_run and flags.mode not in ("data", "advise", "stats", "audit"):
+    if not flags.workdir and not flags.dry_run and mode.workdir:
         raise UserError("--workdir=FOLDER is missing: the folder of the run")
     if (flags.workdir or "").startswith("pretrained:"):
         raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
@@ -134,7 +122,7 @@ def _meant(word):
     return nearest(key, FLAGS) or "; --help shows what there is"
 
 
-def load_config(argument, overrides):
+def load_config(argument, overrides=None):
     """The config that `FILE[:ARGS]` and the overrides make.
 
     Raises:
@@ -162,7 +150,7 @@ def load_config(argument, overrides):
     config = get_config(args or None)
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config of {path} returns {type(config).__name__}: return the changed config.default()")
-    for key, text in overrides.items():
+    for key, text in (overrides or {}).items():
         override(config, key, text)
     return config
 
@@ -189,6 +177,126 @@ def _line_in(path, error):
     return lines[-1] if lines else None
 
 
+# ---- modes: what each does with its flags, its config (None where it opens a run) and the overrides; modules are
+# imported here, so that a mistake is answered at once
+
+
+def _train(flags, config, overrides):
+    from pfgm_jax.training import dry_run, loop
+
+    if flags.dry_run:
+        return dry_run.dry_run(config)
+    loop.train(config, flags.workdir)  # says itself what it did
+    return None
+
+
+def _data(flags, config, overrides):
+    from pfgm_jax.evaluation import data_card
+
+    return data_card.write(config, flags.workdir)
+
+
+def _advise(flags, config, overrides):
+    from pfgm_jax.training.advise import advise
+
+    return advise(config, flags.config, overrides, flags.workdir)
+
+
+def _sample(flags, config, overrides):
+    from pfgm_jax.evaluation import evaluate
+
+    return evaluate.sample(flags.workdir, overrides)
+
+
+def _evaluate(flags, config, overrides):
+    from pfgm_jax.evaluation import evaluate
+
+    return evaluate.evaluate(flags.workdir, overrides)
+
+
+def _compare(flags, config, overrides):
+    from pfgm_jax.evaluation import evaluate
+
+    return evaluate.compare(flags.workdir, flags.source, overrides)
+
+
+def _curve(flags, config, overrides):
+    from pfgm_jax.evaluation import nfe_curve
+
+    return nfe_curve.curve(flags.workdir, overrides)
+
+
+def _stats(flags, config, overrides):
+    from pfgm_jax.evaluation import audit
+
+    return audit.stats(config)
+
+
+def _audit(flags, config, overrides):
+    from pfgm_jax.evaluation import audit
+
+    return audit.run(flags.source, config, flags.workdir)
+
+
+def _export(flags, config, overrides):
+    from pfgm_jax.exchange import export_run
+
+    return export_run.export(flags.workdir, overrides)
+
+
+def _import(flags, config, overrides):
+    from pfgm_jax.exchange import import_run
+
+    return import_run.import_run(flags.source, flags.workdir, config, overrides)
+
+
+class Mode(NamedTuple):
+    """A row of the table of modes.
+
+    Attributes:
+      help: one line for --help.
+      act: `(flags, config, overrides) -> text or None`.
+      config: "needed", "optional" (the mode then applies the overrides itself), or "" for a mode that opens a run.
+      workdir: whether --workdir is needed.
+      sections: of the overrides that a mode takes which opens a run.
+      source: what --source is; "" for a mode without it.
+    """
+
+    help: str
+    act: Callable
+    config: str = ""
+    workdir: bool = True
+    sections: tuple = ("sample.", "evaluate.")
+    source: str = ""
+
+
+_WITH_DATA = ("sample.", "evaluate.", "data.")  # of modes that open real images too
+MODES = {
+    "train": Mode("train the run in --workdir, or continue it from its last checkpoint", _train, "needed"),
+    "data": Mode("a data card: what the data set of --config holds, implies and lacks", _data, "needed", False),
+    "advise": Mode("try the plan of --config for 20 s: memory, speed, hours, what to change", _advise, "needed", False),
+    "sample": Mode("draw samples from the run in --workdir: a picture, an npz file, an animation", _sample),
+    "evaluate": Mode(
+        "measure the run: FID, KID, precision, recall, copies, with intervals", _evaluate, sections=_WITH_DATA
+    ),
+    "compare": Mode(
+        "measure the runs in --workdir and --source alike: which differences are resolved", _compare,
+        sections=_WITH_DATA, source="the run to compare with",
+    ),
+    "curve": Mode("quality against evaluations of the network, solver by solver", _curve, sections=_WITH_DATA),
+    "stats": Mode("make the reference features of the real images of --config, once", _stats, "needed", False),
+    "audit": Mode(
+        "measure the images in --source against those of --config", _audit, "needed", False,
+        source="the images, a folder or an npz file",
+    ),
+    "export": Mode("write the run's weights with config, model card and picture, to be shared", _export),
+    "import": Mode(
+        "make a run in --workdir of the checkpoint --source of another project", _import, "optional",
+        source="the checkpoint to import",
+    ),
+}  # fmt: skip
+
+
 def run(argv):
     """Does what the command line asks."""
     perform(*parse(argv))
@@ -198,17 +306,16 @@ def perform(flags, overrides):
     """Does what a parsed command line asks, and prints the result; a refusal leaves no empty folder behind."""
     _keep_compiled_programs()
     _check_paths(flags)
+    mode, config = MODES[flags.mode], None
     folders = [path for path in (flags.workdir, flags.source if flags.mode == "compare" else None) if path]
     with atomic.without_traces(*folders):
-        if flags.mode in PLANNING:
-            result = _plan(flags, load_config(flags.config, overrides), overrides)
-        elif flags.mode == "import":
-            config = load_config(flags.config, {}) if flags.config else None
-            from pfgm_jax.exchange import import_run
-
-            result = import_run.import_run(flags.source, flags.workdir, config, overrides)
+        if mode.config == "needed":
+            config = load_config(flags.config, overrides)
+        elif mode.config == "optional":
+            config = load_config(flags.config) if flags.config else None
         else:
-            result = _use(flags, overrides)
+            _check_overrides(flags.mode, overrides)
+        result = mode.act(flags, config, overrides)
     if result is not None:
         print(failures.shown(result, longest=None))
 
@@ -217,54 +324,24 @@ def _check_paths(flags):
     """Raises UserError for a run or a source that is not there, before JAX is imported."""
     from pfgm_jax.config import load_run
 
-    if flags.mode not in (*PLANNING, "import"):
+    if not MODES[flags.mode].config:
         load_run(flags.workdir)
     if flags.mode == "compare" and not flags.source.startswith("pretrained:"):
         load_run(flags.source)
     if flags.mode in ("import", "audit") and not os.path.exists(flags.source):
-        raise UserError(f"--source={flags.source} does not exist: give {SOURCES[flags.mode]}")
+        raise UserError(f"--source={flags.source} does not exist: give {MODES[flags.mode].source}")
 
 
-def _plan(flags, config, overrides):
-    """What the modes that take a config file return: text, or None where they have said it themselves."""
-    if flags.mode == "data":
-        from pfgm_jax.evaluation import data_card
-
-        return data_card.write(config, flags.workdir)
-    if flags.mode == "advise":
-        from pfgm_jax.training.advise import advise
-
-        return advise(config, flags.config, overrides, flags.workdir)
-    if flags.mode == "train":
-        from pfgm_jax.training import dry_run, loop
-
-        if flags.dry_run:
-            return dry_run.dry_run(config)
-        loop.train(config, flags.workdir)
-        return None
-    from pfgm_jax.evaluation import audit
-
-    return audit.stats(config) if flags.mode == "stats" else audit.run(flags.source, config, flags.workdir)
-
-
-def _use(flags, overrides):
-    """What the modes that open a run return."""
+def _check_overrides(mode, overrides):
+    """Raises UserError for overrides that a mode does not take which opens a run."""
     from pfgm_jax.config import default, override
 
+    sections = MODES[mode].sections
     for key, text in overrides.items():
         override(default(), key, text)  # unknown keys and wrong types first
-        sections = ("sample.", "evaluate.", *(("data.",) if flags.mode in MEASURING else ()))
         if not key.startswith(sections):
             there = " and ".join(f"{section}*" for section in sections)
-            raise UserError(f"--mode={flags.mode} takes overrides of {there}, not of {key}")
-    from pfgm_jax.evaluation import evaluate, nfe_curve
-    from pfgm_jax.exchange import export_run
-
-    if flags.mode == "compare":
-        return evaluate.compare(flags.workdir, flags.source, overrides)
-    modes = {"sample": evaluate.sample, "evaluate": evaluate.evaluate}
-    modes |= {"curve": nfe_curve.curve, "export": export_run.export}
-    return modes[flags.mode](flags.workdir, overrides)
+            raise UserError(f"--mode={mode} takes overrides of {there}, not of {key}")
 
 
 def _keep_compiled_programs():

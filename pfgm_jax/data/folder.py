@@ -1,9 +1,9 @@
 """A person's own images, of any sizes and types that Pillow reads: the source "folder".
 
 `folder_listing.py` says how a folder tells classes and splits. Every image is decoded once as the folder is read, so
-that what is damaged is known, and listed, before anything is trained. Images are turned upright, cut to their central square and
-resized by Lanczos' filter, as the tool of EDM and PFGM++ prepares its data: it averages over what it leaves out, and
-where an image has to be enlarged it shows no blocks. Of files with several pages (TIFF, animations) the first is read,
+that what is damaged is known, and listed, before anything is trained. Images are turned upright, cut to their central
+square and resized by Lanczos' filter, as the tool of EDM and PFGM++ prepares its data: it averages over what it leaves
+out, and where an image has to be enlarged it shows no blocks. Of files with several pages (TIFF, animations) the first is read,
 or with data.pages=all every page; values of more than 8 bits are scaled by data.window.
 """
 

