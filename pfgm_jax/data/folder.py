@@ -3,8 +3,8 @@
 `folder_listing.py` says how a folder tells classes and splits. Every image is decoded once as the folder is read, so
 that what is damaged is known, and listed, before anything is trained. Images are turned upright, cut to their central
 square and resized by Lanczos' filter, as the tool of EDM and PFGM++ prepares its data: it averages over what it leaves
-out, and where an image has to be enlarged it shows no blocks. Of files with several pages (TIFF, animations) the first is read,
-or with data.pages=all every page; values of more than 8 bits are scaled by data.window.
+out, and where an image has to be enlarged it shows no blocks. Of files with several pages (TIFF, animations) the first
+is read, or with data.pages=all every page; values of more than 8 bits are scaled by data.window.
 """
 
 import sys
