@@ -98,6 +98,7 @@ def _total(x, sigma, points, D, chunk, allowed, axis_name):
         raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
     require_D(D)
     x, points = jnp.asarray(x), jnp.asarray(points)
+    allowed = None if allowed is None else jnp.asarray(allowed)
     flat, data = x.reshape(len(x), -1), points.reshape(len(points), -1).astype(x.dtype)
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
     # Comparisons with NaN and inf choose some point and forget them.

@@ -265,7 +265,7 @@ def test_zip_bombs_are_refused(refused, monkeypatch):
     assert "lacks the data of storage 0" in refused(good.replace(b"data/0", b"data/1"))
     assert "no checkpoint of PyTorch" in refused(good.replace(b"data.pkl", b"date.pkl"))
     monkeypatch.setattr(limits, "MAX_MEMBERS", 2)
-    monkeypatch.setattr(torch_files.files, "MAX_MEMBERS", 2)
+    monkeypatch.setattr(torch_files.archives, "MAX_MEMBERS", 2)
     assert "too many members" in refused(good)
     assert "big-endian" in refused(ff.zipped({"a": 1}, byteorder=b"big"))
 
