@@ -47,6 +47,7 @@ class Interrupt:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._hear)
         self._woken_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._unraisable_before, sys.unraisablehook = sys.unraisablehook, self._lost
         self._thread = threading.Thread(target=self._answer, args=(reader,), name="pfgm_jax signals", daemon=True)
         self._thread.start()
         return self
@@ -57,6 +58,7 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._woken_before)
+        sys.unraisablehook = self._unraisable_before
         self._over.set()
         os.close(self._writer)  # ends the thread, which first says what it has to say
         self._thread.join()
@@ -70,6 +72,11 @@ class Interrupt:
         """Raises Interrupted after a signal whose exception was lost."""
         if self.asked is not None:
             raise Interrupted(self.asked)
+
+    def _lost(self, unraisable):
+        """Python reports an exception that a callback of JAX's swallowed; of an Interrupted, `check` knows."""
+        if not isinstance(unraisable.exc_value, Interrupted):
+            self._unraisable_before(unraisable)
 
     def _hear(self, number, frame):
         again = self.asked is not None

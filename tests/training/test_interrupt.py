@@ -49,6 +49,27 @@ def test_an_exception_that_was_lost_is_raised_where_it_is_asked_for():
             interrupt.defer()
 
 
+class _Trap:
+    """An object whose end raises, as a signal does that arrives in a callback: Python can only report it."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __del__(self):
+        raise self.error
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_stop_is_not_reported_as_an_error(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: reported.append(type(unraisable.exc_value)))
+    with Interrupt():
+        _Trap(Interrupted(signal.SIGINT))
+        _Trap(OSError())
+    _Trap(KeyError())
+    assert reported == [OSError, KeyError]
+
+
 STUCK = """
 import hashlib
 from pfgm_jax import interrupt
