@@ -39,7 +39,7 @@ from pfgm_jax.training import dry_run, step
 # The sizes that the presets are for; the networks of the recipes that are no presets.
 SIZES = {
     "ddpmpp": 32, "ncsnpp": 32, "ddpmpp_song": 32, "ncsnpp_song": 32, "ddpmpp_deep": 32, "ncsnpp_deep": 32,
-    "ncsnpp_pfgm": 32, "adm": 64, "ncsnv2": 32, "ncsnv2_128": 128, "ncsnv2_256": 256,
+    "ncsnpp_pfgm": 32, "adm": 64, "dit_cpu": 28, "ncsnv2": 32, "ncsnv2_128": 128, "ncsnv2_256": 256,
     **{f"{kind}_{size}": size for kind in ("medical", "cpu") for size in (28, 64, 128, 224)},
 }  # fmt: skip
 OTHERS = {"ddpmpp_celeba64": (lambda: models.preset("ddpmpp_song"), 64)} | {
