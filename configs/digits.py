@@ -7,8 +7,8 @@ The target is the posterior mean of the whole training set (arXiv 2302.00670), w
 as many images (240 000) its samples score better than those of the clean image: density 1.06 against 0.92, coverage
 1.07 against 0.97 (RK45, means over 4 × 360 samples).
 
-Arguments: process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only), conditional (tell the network
-the digit, nine times in ten, so that --config.sample.labels and --config.sample.guidance have a meaning), quick (a
+Arguments: process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only), conditional (class-conditional,
+with 10 % label dropout, so that --config.sample.labels and --config.sample.guidance have a meaning), quick (a
 smoke test of seconds).
 """
 

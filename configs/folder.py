@@ -23,7 +23,7 @@ train_images, train_labels and so on.
 
 Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 to 4096 px), process=pfgmpp|pfgm|edm|ve|vp|
 subvp|ddpm, D=128 (pfgmpp only), network=ddpmpp|… (one of `presets.PRESETS`; without, one that fits the size),
-conditional (tell the network the class, nine times in ten), balanced (train on every class as often), augment (as EDM
+conditional (class-conditional, with 10 % label dropout), balanced (train on every class as often), augment (as EDM
 does, with probability 0.12: the network is told how), remat (recompute in the backward pass what would not fit in
 memory), cpu (a network and budget for two CPU cores), quick (a smoke test).
 

@@ -3,10 +3,11 @@
     python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,size=28 --workdir=runs/bloodmnist
 
 Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp|subvp|ddpm, D=128 (pfgmpp only),
-network=ddpmpp|ncsnpp|adm|ncsnv2|dit_cpu|… (one of `presets.PRESETS`; without, one that fits the size), conditional (tell the
-network the class, nine times in ten), balanced (train on every class as often), augment (as EDM does, with probability
-0.12: the network is told how), remat (recompute in the backward pass what would not fit in memory, at 128 and 224 px),
-cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke test).
+network=ddpmpp|ncsnpp|adm|ncsnv2|dit_cpu|… (one of `presets.PRESETS`; without, one that fits the size), conditional
+(class-conditional, with 10 % label dropout), balanced (train on every class as often), augment (as EDM does, with
+probability 0.12; the network gets augmentation labels), remat (recompute in the backward pass what would not fit in
+memory, at 128 and 224 px), cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke
+test).
 
 At 28 and 224 px, which are 7/8 of the powers of two that published networks are for, these attend at 7/8 of their
 resolutions.

@@ -104,7 +104,7 @@ def published_network(name, size):
 
 
 def tell_class(config):
-    """The network is told the class, nine times in ten, so that samples can be asked for and guided."""
+    """A class-conditional network with 10 % label dropout, whose samples can be asked for by class and guided."""
     config.model.conditional, config.train.label_dropout = True, 0.1
 
 
