@@ -78,7 +78,7 @@ def parse(argv):
     if mode.source and not flags.source:
         raise UserError(f"--mode={flags.mode} needs --source=PATH: {mode.source}")
     if flags.source is not None and not mode.source:
-        raise UserError(f"--source=PATH is for --mode={' or '.join(sources)}, not for --mode={flags.mode}")
+        raise UserError(f"--source=PATH is for --mode={' or --mode='.join(sources)}, not for --mode={flags.mode}")
     if flags.config and not mode.config:
         raise UserError(f"--mode={flags.mode} takes the config of its run: leave out --config=FILE")
     if not flags.workdir and not flags.dry_run and mode.workdir:

@@ -280,7 +280,7 @@ def test_a_full_disk_leaves_no_part_of_an_exported_folder(run, tmp_path, monkeyp
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pfgm_jax.files.os.fsync", full)
+    monkeypatch.setattr("pfgm_jax.storage.atomic.os.fsync", full)
     code, _, err = command("--mode=export", f"--workdir={copy}", *ARGUMENTS)
     assert code == 2 and "is full: free some space" in err and err.count("\n") == 1
     assert not (copy / "export").exists()  # what was made for it is gone too

@@ -14,7 +14,7 @@ from pfgm_jax.storage import torch_files
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 A = np.arange(24, dtype=np.float32).reshape(4, 6)
-FILES = {path.name: path.read_bytes() for path in sorted(FIXTURES.iterdir())}
+FILES = {path.name: path.read_bytes() for path in sorted(FIXTURES.iterdir()) if path.is_file()}
 FILES["x.safetensors"] = save({"a": A, "b": np.arange(3)})
 PLAIN = {"a": [A, np.float64(3)], "s": {1, 2}, "o": collections.OrderedDict(a=ff.parameter(A))}
 FILES["plain.pkl"] = ff.dumps(PLAIN, 4)
