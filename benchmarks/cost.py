@@ -30,8 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import lsun_bedroom256
-from pfgm_jax import data, models, parallel
-from pfgm_jax import main as command_line
+from pfgm_jax import config_file, data, models, parallel
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import pipeline
 from pfgm_jax.training import dry_run, step
@@ -114,7 +113,7 @@ def resident(field):
 
 def probe(path, overrides):
     """{estimate, peak} in bytes of the start of a run in this process, on random images, by a config and overrides."""
-    config = command_line.load_config(path, overrides)
+    config = config_file.load_config(path, overrides)
     shape, n = (config.data.size, config.data.size, 3), max(1024, config.train.large_batch)
     images = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     split = data.Split(images, np.zeros(n, np.int32))

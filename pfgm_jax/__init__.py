@@ -47,7 +47,7 @@ _PUBLIC = {
     "Generator": ("generator", "Generator"),
     "load": ("generator", "load"),
     "train": ("training.loop", "train"),
-    "load_config": ("main", "load_config"),
+    "load_config": ("config_file", "load_config"),
     "default_config": ("config", "default"),
     "audit": ("evaluation.audit", "audit"),
     "load_data": ("data", "load"),

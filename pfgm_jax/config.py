@@ -1,27 +1,17 @@
-"""Configuration: the defaults, their checks, and the record of a run.
+"""Configuration: the defaults and their checks.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
-Fields that are None are left to the data (`run.derive`) or to the solver; config.json in the run directory holds the
-config and everything derived. JAX is imported only to check a config: a misspelt key is answered at once.
+Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
+derived. JAX is imported only to check a config: a misspelt key is answered at once.
 """
 
-import hashlib
-import json
 import math
-import os
-import pathlib
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from pfgm_jax import __version__
 from pfgm_jax.errors import UserError, nearest, printable, quoted
-from pfgm_jax.storage import atomic
 
-# What may change when a run is continued or used; any other difference is another run.
-MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
-           "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
-           "data.resident")  # fmt: skip
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
 # What some solver can be told: `sampling.option_kinds()`, written down because solvers import JAX.
@@ -325,67 +315,6 @@ def described(config):
 def to_text(value):
     """A value as `override` reads it from the command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else "none" if value is None else str(value)
-
-
-def differences(config, other):
-    """Names of the fields in which two configs differ and which make them different runs."""
-    a, b = flatten(config), flatten(other)
-    return [key for key in a if a[key] != b.get(key) and not key.startswith(MUTABLE)]
-
-
-def _to_json(value):
-    """Infinity is no JSON: it is written as a string."""
-    if isinstance(value, dict):
-        return {key: _to_json(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
-def run_record(config, derived):
-    """What config.json holds."""
-    return _to_json({"version": __version__, "config": flatten(config), "derived": derived})
-
-
-def save_run(workdir, config, derived):
-    """Writes config.json, the truth about a run, in one piece."""
-    atomic.write_text(pathlib.Path(workdir) / "config.json", json.dumps(run_record(config, derived), indent=1) + "\n")
-
-
-def read_record(workdir):
-    """The `run_record` in a folder's config.json, unchecked."""
-    return json.loads((pathlib.Path(workdir) / "config.json").read_text(encoding="utf-8"))
-
-
-def fingerprint(record):
-    """SHA-256 over what makes weights mean what they mean: a `run_record` without what may change when it is used."""
-    fixed = {key: value for key, value in record["config"].items() if not key.startswith(MUTABLE)}
-    return hashlib.sha256(json.dumps([fixed, record["derived"]], sort_keys=True).encode()).hexdigest()
-
-
-def load_run(workdir):
-    """(config, derived) of a run directory.
-
-    Raises:
-      UserError: no run there, or a config.json that this version cannot read: the file, and which field of it.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    if not os.path.isfile(path):
-        raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
-    try:
-        record = read_record(workdir)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {printable(error)}") from None
-    try:
-        for section in ("config", "derived"):
-            if not isinstance(record, dict) or not isinstance(record.get(section), dict):
-                raise UserError(f"it has no section {section!r} of names and values")
-        config = default()
-        known = flatten(config)
-        for key, value in record["config"].items():
-            if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
-                override(config, key, value)
-    except UserError as error:
-        raise UserError(f"{path} is no record of a run: {printable(error)}") from None
-    return config, record["derived"]
 
 
 def override(config, key, value):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import models, run_folder, sampling
+from pfgm_jax import models, run_folder, run_record, sampling
 from pfgm_jax import run as run_lib
 from pfgm_jax.data.class_labels import class_labels
 from pfgm_jax.data.dataset import to_uint8
@@ -303,7 +303,7 @@ def load(workdir, step=None):
         those of another network, or an unknown NAME.
     """
     workdir = atomic.expanded(_pretrained(workdir))
-    config, derived = config_lib.load_run(workdir)
+    config, derived = run_record.load(workdir)
     try:
         config_lib.check(config)
         run_lib.check_derived(derived)
@@ -317,7 +317,7 @@ def load(workdir, step=None):
             raise UserError(f"{exported} is no file of weights: export or import writes one")
         if step is not None:
             raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
-        params = safetensors.load(exported, like, config_lib.fingerprint(config_lib.read_record(workdir)))
+        params = safetensors.load(exported, like, run_record.fingerprint(run_record.read(workdir)))
         return Generator(config, derived, params, derived.get("step", 0))
     restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step))
     if restored is None:

@@ -7,16 +7,12 @@ python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
 """
 
 import argparse
-import importlib.util
-import inspect
 import os
-import pathlib
 import sys
-import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pfgm_jax import __version__, failures
+from pfgm_jax import __version__, config_file, failures
 from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.interrupt import Interrupt
 from pfgm_jax.storage import atomic
@@ -120,61 +116,6 @@ def _meant(word):
     if equals and "." in key:
         return f"; overrides are written --config.{quoted(key.lstrip('-') + equals + value)[1:-1]}"
     return nearest(key, FLAGS) or "; --help shows what there is"
-
-
-def load_config(argument, overrides=None):
-    """The config that `FILE[:ARGS]` and the overrides make.
-
-    Raises:
-      UserError: no such file, one that is no Python or imports what there is not, no get_config in it, or an argument
-        or key that it does not know. Other exceptions of the file's code pass through.
-    """
-    from ml_collections import ConfigDict
-
-    from pfgm_jax.config import override
-
-    path, _, args = (argument or "").partition(":")
-    if not path:
-        raise UserError("--config=FILE is missing, such as --config=configs/digits.py")
-    path = atomic.expanded(path)
-    if not path.is_file():
-        near = [str(file) for folder in {path.parent, pathlib.Path("configs")} for file in sorted(folder.glob("*.py"))]
-        raise UserError(f"--config={path}: there is no such file{nearest(str(path), near)}")
-    get_config = getattr(_execute(path), "get_config", None)
-    if get_config is None:
-        raise UserError(f"--config={path} has no function get_config(arg)")
-    try:
-        inspect.signature(get_config).bind(args or None)
-    except (TypeError, ValueError):
-        raise UserError(f"get_config of {path} must take one argument: the text behind FILE:, or None") from None
-    config = get_config(args or None)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {path} returns {type(config).__name__}: return the changed config.default()")
-    for key, text in (overrides or {}).items():
-        override(config, key, text)
-    return config
-
-
-def _execute(path):
-    """The module of a config file; UserError for one that is no Python or imports what there is not."""
-    spec = importlib.util.spec_from_file_location("pfgm_jax_run_config", path)
-    if spec is None:
-        raise UserError(f"--config={path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from None
-    except ImportError as error:
-        raise UserError(f"{path}, line {_line_in(path, error)}: {error}") from None
-    return module
-
-
-def _line_in(path, error):
-    """The line of a file that was executed when an exception came, the innermost; None if none was."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
-    return lines[-1] if lines else None
 
 
 # ---- modes: what each does with its flags, its config (None where it opens a run) and the overrides; modules are
@@ -310,9 +251,9 @@ def perform(flags, overrides):
     folders = [path for path in (flags.workdir, flags.source if flags.mode == "compare" else None) if path]
     with atomic.without_traces(*folders):
         if mode.config == "needed":
-            config = load_config(flags.config, overrides)
+            config = config_file.load_config(flags.config, overrides)
         elif mode.config == "optional":
-            config = load_config(flags.config) if flags.config else None
+            config = config_file.load_config(flags.config) if flags.config else None
         else:
             _check_overrides(flags.mode, overrides)
         result = mode.act(flags, config, overrides)
@@ -322,12 +263,12 @@ def perform(flags, overrides):
 
 def _check_paths(flags):
     """Raises UserError for a run or a source that is not there, before JAX is imported."""
-    from pfgm_jax.config import load_run
+    from pfgm_jax import run_record
 
     if not MODES[flags.mode].config:
-        load_run(flags.workdir)
+        run_record.load(flags.workdir)
     if flags.mode == "compare" and not flags.source.startswith("pretrained:"):
-        load_run(flags.source)
+        run_record.load(flags.source)
     if flags.mode in ("import", "audit") and not os.path.exists(flags.source):
         raise UserError(f"--source={flags.source} does not exist: give {MODES[flags.mode].source}")
 
@@ -383,7 +324,7 @@ def main():
 def _bug(error, flags):
     """The line above the traceback of a bug: what was going on, and whose code it is."""
     config = (flags.config or "").partition(":")[0] if flags else ""
-    line = _line_in(atomic.expanded(config), error) if config else None
+    line = config_file.line_in(atomic.expanded(config), error) if config else None
     if line:
         return f"{type(error).__name__} in your config file {config}, line {line}; its traceback:"
     doing = f"--mode={flags.mode}" if flags else "reading the command line"

@@ -7,6 +7,8 @@ import textwrap
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pfgm_jax.storage import atomic
+
 
 def _are_points(samples):
     """Whether [..., C] are points in the plane: images have one channel or three."""
@@ -35,6 +37,12 @@ def scatter(panels, limit):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def save(picture, path):
+    """Writes a PIL image as a PNG, in one piece."""
+    with atomic.replacing(path) as temporary:
+        picture.save(temporary, "PNG")
 
 
 def grid(images, columns=None, tile=48):

@@ -7,7 +7,7 @@ import pathlib
 import socket
 import sys
 
-from pfgm_jax import config as config_lib
+from pfgm_jax import run_record
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.storage import checkpoint, safetensors
 from pfgm_jax.storage.metrics_file import read_metrics
@@ -35,7 +35,7 @@ def opened(workdir, config, derived):
     with stream:
         _lock(stream, workdir)
         try:
-            config_lib.save_run(workdir, config, derived)
+            run_record.save(workdir, config, derived)
         except OSError as error:
             raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
         checkpoint.clean(workdir)
@@ -48,8 +48,8 @@ def _same_run(workdir, config, derived):
         raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another --workdir")
     if not os.path.exists(workdir / "config.json"):
         return None
-    recorded, facts = config_lib.load_run(workdir)
-    different = config_lib.differences(config, recorded)
+    recorded, facts = run_record.load(workdir)
+    different = run_record.differences(config, recorded)
     # Another data folder may hold other images: what was derived from them is part of the run too.
     different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
     if different:

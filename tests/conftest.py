@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sys
 
 import pytest
 
@@ -38,3 +39,21 @@ def forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Runs main in this process: (exit code, stdout, stderr)."""
+    from pfgm_jax import main
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", ["pfgm_jax", *map(str, argv)])
+        code = 0
+        try:
+            main.main()
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

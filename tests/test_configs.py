@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 
 from configs import digits, folder, medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, sampling
+from pfgm_jax import data, generator, models, run_record, sampling
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import parametrization
@@ -57,8 +57,8 @@ def test_the_28_px_network_fits_its_weights_in_32_MB_of_bfloat16():
 def test_config_json_gives_the_config_back(tmp_path):
     config = medmnist.get_config("process=edm")
     config.process.sigma_max = 12.5
-    config_lib.save_run(tmp_path, config, {"lr": 1e-3})
-    again, derived = config_lib.load_run(tmp_path)
+    run_record.save(tmp_path, config, {"lr": 1e-3})
+    again, derived = run_record.load(tmp_path)
     assert again.to_dict() == config.to_dict() and math.isinf(again.process.D)
     assert derived == {"lr": 1e-3}
 
@@ -79,9 +79,9 @@ def test_overrides_take_the_fields_type(key, text, value):
 def test_differences_are_those_that_make_another_run():
     config, other = config_lib.default(), config_lib.default()
     other.sample.n, other.train.images, other.data.dir = 7, 9, "elsewhere"
-    assert config_lib.differences(config, other) == []
+    assert run_record.differences(config, other) == []
     other.optim.lr, other.model.dropout = 0.5, 0.5
-    assert config_lib.differences(config, other) == ["model.dropout", "optim.lr"]
+    assert run_record.differences(config, other) == ["model.dropout", "optim.lr"]
 
 
 def test_sigma_max_bounds_the_priors_mismatch():
@@ -251,12 +251,12 @@ def test_sample_options_come_back_from_config_json(tmp_path):
     config = digits.get_config("process=ddpm")
     for name, text in dict(D="inf", clip="inf", grid="log", steps="20", per_sample="true").items():
         config_lib.override(config, f"sample.{name}", text)
-    config_lib.save_run(tmp_path, config, {})
-    again, _ = config_lib.load_run(tmp_path)
+    run_record.save(tmp_path, config, {})
+    again, _ = run_record.load(tmp_path)
     assert again.to_dict() == config.to_dict() and again.sample.rtol is None
-    assert config_lib.differences(again, digits.get_config("process=ddpm")) == []  # sampling is no other run
+    assert run_record.differences(again, digits.get_config("process=ddpm")) == []  # sampling is no other run
     again.process.T = 50
-    assert config_lib.differences(again, config) == ["process.T"]
+    assert run_record.differences(again, config) == ["process.T"]
 
 
 @pytest.mark.parametrize("size, attention", [(28, (14,)), (32, (16,)), (48, (12,)), (64, (16,)), (100, (25,))])

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import failures, main
+from pfgm_jax import config_file, failures, main
 from pfgm_jax.errors import UserError, counted, nearest, quoted
 from pfgm_jax.training import dry_run
 
@@ -124,7 +124,7 @@ def test_a_folder_without_permission(tmp_path):
 
 
 @pytest.fixture
-def config_file(tmp_path, monkeypatch, capsys):
+def of_a_person(tmp_path, monkeypatch, capsys):
     """Runs the text of a config file: what it raises, and stderr."""
 
     def run(text):
@@ -152,16 +152,16 @@ def config_file(tmp_path, monkeypatch, capsys):
         (b"\x80\x04\x95\xff\xfe", ["mine.py"]),
     ],
 )
-def test_mistakes_in_a_config_file_are_one_line(config_file, text, words):
-    kind, err = config_file(text)
+def test_mistakes_in_a_config_file_are_one_line(of_a_person, text, words):
+    kind, err = of_a_person(text)
     assert kind is SystemExit and err.count("\n") == 1 and all(word in err for word in words), err
 
 
 @pytest.mark.parametrize(
     "text", ["def get_config(arg):\n    return 1 / 0\n", "from pfgm_jax import recipes\nx = recipes.halflife('a', 1)\n"]
 )
-def test_a_bug_in_a_config_file_is_said_to_be_there(config_file, text):
-    kind, err = config_file(text)
+def test_a_bug_in_a_config_file_is_said_to_be_there(of_a_person, text):
+    kind, err = of_a_person(text)
     assert issubclass(kind, Exception) and "your config file" in err and "mine.py, line 2" in err
 
 
@@ -173,13 +173,13 @@ ABSURD = ["train.batch=1000000000000", "model.channels=1000000000", "data.size=1
 @pytest.mark.parametrize("override", ABSURD)
 def test_absurd_numbers_are_refused_before_they_take_memory(override):
     key, _, value = override.partition("=")
-    config = main.load_config(f"{ROOT}/configs/digits.py:quick", {key: value})
+    config = config_file.load_config(f"{ROOT}/configs/digits.py:quick", {key: value})
     with pytest.raises(UserError, match=key):
         config_lib.check(config)
 
 
 def test_a_network_that_no_machine_holds():
-    config = main.load_config(f"{ROOT}/configs/digits.py:quick", {"model.channels": "16384"})
+    config = config_file.load_config(f"{ROOT}/configs/digits.py:quick", {"model.channels": "16384"})
     with pytest.raises(UserError, match=r"parameters takes .* GiB .* lower --config.model.channels=16384"):
         dry_run.prepare(config)
 

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 import pfgm_jax
-from pfgm_jax import config as config_lib
-from pfgm_jax import data, main, models
+from pfgm_jax import config_file, data, main, models, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.storage import safetensors
 from pfgm_jax.training import dry_run
@@ -25,23 +24,6 @@ MEDMNIST = f"--config={ROOT}/configs/medmnist.py"
 TINY = ["--config.model.channels=4", "--config.model.multipliers=1", "--config.model.embedding_channels=8",
         "--config.train.images=1024", "--config.train.save_every=512", "--config.train.sample_every=512",
         "--config.train.eval_every=512", "--config.sample.solver=heun", "--config.sample.steps=3"]  # fmt: skip
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs main in this process: (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["pfgm_jax", *map(str, argv)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -193,9 +175,9 @@ def test_workdir_of_a_run_on_other_data(refused, tmp_path):
     )
     workdir = tmp_path / "run"
     workdir.mkdir()
-    config = main.load_config(f"{MEDMNIST}:quick".removeprefix("--config="), {"data.check_md5": "False"})
+    config = config_file.load_config(f"{MEDMNIST}:quick".removeprefix("--config="), {"data.check_md5": "False"})
     config.data.dir = str(tmp_path / "a")
-    config_lib.save_run(workdir, config, run_lib.derive(config, data.load(config.data)))
+    run_record.save(workdir, config, run_lib.derive(config, data.load(config.data)))
     err = refused(
         f"{MEDMNIST}:quick", f"--config.data.dir={tmp_path}/b", "--config.data.check_md5=False", workdir=workdir
     )
@@ -278,7 +260,9 @@ def test_training_refuses_samples_that_it_could_not_draw(refused, arg, overrides
     [("ve", "predictor_corrector"), ("vp", "euler_maruyama"), ("subvp", "tsit5"), ("edm", "ancestral")],
 )
 def test_a_run_of_every_process_can_be_prepared(process, solver):
-    config = main.load_config(f"{DIGITS}:process={process},quick".removeprefix("--config="), {"sample.solver": solver})
+    config = config_file.load_config(
+        f"{DIGITS}:process={process},quick".removeprefix("--config="), {"sample.solver": solver}
+    )
     _, derived, task, _ = dry_run.prepare(config)
     assert task.process.name == process and task.process.sigma_max == pytest.approx(derived["sigma_max"])
 
@@ -351,9 +335,9 @@ def told(tmp_path_factory):
     """A folder with an untrained network that is told the digit, as an exported run."""
     workdir = tmp_path_factory.mktemp("told")
     overrides = dict(item.removeprefix("--config.").split("=") for item in TINY)
-    config = main.load_config(f"{DIGITS}:conditional,quick".removeprefix("--config="), overrides)
+    config = config_file.load_config(f"{DIGITS}:conditional,quick".removeprefix("--config="), overrides)
     derived = run_lib.derive(config, data.load(config.data))
-    config_lib.save_run(workdir, config, derived)
+    run_record.save(workdir, config, derived)
     params = models.init(run_lib.make_model(config, derived), derived["shape"])
     safetensors.save(workdir / safetensors.EXPORTED, jax.device_get(params), {})
     return workdir

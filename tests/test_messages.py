@@ -14,7 +14,7 @@ import pytest
 
 from configs import medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import generator, main, parallel, presets, recipes, sampling
+from pfgm_jax import config_file, generator, main, parallel, presets, recipes, sampling
 from pfgm_jax.data import class_labels
 from pfgm_jax.errors import UserError
 from pfgm_jax.exchange import import_run
@@ -157,9 +157,9 @@ def test_home_folders(monkeypatch, tmp_path):
     assert atomic.cache_root() == tmp_path / "c"
     for path in (tmp_path / "a.py", tmp_path / "run"):
         with pytest.raises(UserError, match=str(path)):
-            main.load_config("~/a.py", {}) if path.suffix else generator.load("~/run")
+            config_file.load_config("~/a.py", {}) if path.suffix else generator.load("~/run")
     (tmp_path / "a.py").write_text(pathlib.Path(DIGITS).read_text())
-    assert main.load_config("~/a.py:quick", {}).sample.n == 16
+    assert config_file.load_config("~/a.py:quick", {}).sample.n == 16
     with pytest.raises(UserError, match="no home folder"):
         atomic.expanded("~nosuchuser/x")
 
@@ -251,7 +251,7 @@ def test_runs_need_no_import(tmp_path):
 
 
 def test_the_dry_run_begins_with_what_matters(monkeypatch):
-    config = main.load_config(f"{DIGITS}:quick", {"optim.warmup": "0"})
+    config = config_file.load_config(f"{DIGITS}:quick", {"optim.warmup": "0"})
     monkeypatch.setattr(dry_run, "memory_estimate", lambda *_: 2**33)
     monkeypatch.setattr(parallel, "device_memory", lambda: 2**32)
     lines = dry_run.dry_run(config).splitlines()
@@ -265,7 +265,7 @@ def test_the_dry_run_begins_with_what_matters(monkeypatch):
 
 
 def test_the_printed_config_is_what_the_command_line_takes():
-    config = main.load_config(f"{DIGITS}:quick", {})
+    config = config_file.load_config(f"{DIGITS}:quick", {})
     other, section = config_lib.default(), ""
     for line in config_lib.described(config).splitlines():
         key, _, value = line.partition(": ")

@@ -8,7 +8,6 @@ from pfgm_jax.data.dataset import Dataset, LazyImages, Moments, Split, diameter,
 from pfgm_jax.data.pipeline import Examples, Indices, take
 from pfgm_jax.data.shuffle import balanced_order, epoch_order
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.storage import atomic
 
 __all__ = [
     "SOURCES",
@@ -47,7 +46,6 @@ def load(data_config, stand_in=False) -> Dataset:
     With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
-    atomic.expanded(getattr(data_config, "dir", ""))  # a ~NAME without a home is refused, whatever the source
     for field, unset in FOLDER_ONLY.items() if name != "folder" else ():
         asked = getattr(data_config, field, unset)
         if asked != unset:

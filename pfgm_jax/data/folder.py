@@ -8,7 +8,6 @@ is read, or with data.pages=all every page; values of more than 8 bits are scale
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from pfgm_jax.data import window as windows
 from pfgm_jax.data.dataset import Dataset, Split
 from pfgm_jax.data.splits import NAMES, TRAIN, hold_out, warn_missing
 from pfgm_jax.errors import UserError, nearest, printable
+from pfgm_jax.storage import atomic
 
 PAGES = ("first", "all")
 
@@ -40,7 +40,7 @@ def load(data_config) -> Dataset:
     window = windows.parse(data_config.window)
     if not data_config.dir:
         raise UserError("say which folder: --config.data.dir=FOLDER")
-    listing = folder_listing.find(Path(data_config.dir).expanduser(), data_config.group)
+    listing = folder_listing.find(atomic.expanded(data_config.dir), data_config.group)
     counts = np.ones(len(listing.paths), int)
     if data_config.pages == "all":
         counts = np.array(images.each(lambda i: images.count_pages(listing.paths[i]), len(counts), "counting pages"))

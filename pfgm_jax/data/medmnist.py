@@ -15,6 +15,7 @@ from pfgm_jax.data.dataset import Dataset
 from pfgm_jax.data.download import cached, verify
 from pfgm_jax.data.npz import read_splits
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.storage import atomic
 
 NAMES = (
     "bloodmnist", "breastmnist", "chestmnist", "dermamnist", "octmnist", "organamnist", "organcmnist",
@@ -53,7 +54,7 @@ def load(data_config) -> Dataset:
     file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
     official = _official(name, size)
     if data_config.dir:
-        path = Path(data_config.dir).expanduser() / file
+        path = atomic.expanded(data_config.dir) / file
         _require(path)
         verified = official is not None and getattr(data_config, "check_md5", True)
         if verified:

@@ -19,6 +19,7 @@ from pfgm_jax.data.dataset import Dataset, Split
 from pfgm_jax.data.download import one_line
 from pfgm_jax.data.splits import NAMES, TRAIN, hold_out, warn_missing
 from pfgm_jax.errors import UserError, counted, printable
+from pfgm_jax.storage import atomic
 
 MAX_BYTES = 64 * 10**9  # unpacked; MedMNIST's largest file is 17 GB
 MAX_CLASSES = 100_000  # a larger label is no class but a mistake
@@ -209,7 +210,7 @@ def _find(data_config):
     """The file that `dir` is or, if it is a folder, the one npz file in it."""
     if not data_config.dir:
         raise UserError("say which file: --config.data.dir=FILE.npz")
-    path = Path(data_config.dir).expanduser()
+    path = atomic.expanded(data_config.dir)
     if path.is_file():
         return path
     if not path.is_dir():

@@ -9,6 +9,7 @@ from pfgm_jax.data.dataset import Dataset, Split
 from pfgm_jax.data.npz import read_splits
 from pfgm_jax.data.splits import NAMES
 from pfgm_jax.errors import UserError
+from pfgm_jax.storage import atomic
 
 STAND_INS = 256  # random images in place of an absent file
 
@@ -29,7 +30,7 @@ class Facts(NamedTuple):
 
 def folder(data_config) -> Path | None:
     """`data.dir` as a path, None where it is not given."""
-    return Path(data_config.dir).expanduser() if data_config.dir else None
+    return atomic.expanded(data_config.dir) if data_config.dir else None
 
 
 def from_npz(data_config, path, facts, splits=NAMES) -> dict[str, Split]:

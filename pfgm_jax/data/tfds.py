@@ -22,6 +22,7 @@ from pfgm_jax.data.dataset import Dataset, LazyImages, Split
 from pfgm_jax.data.download import one_line
 from pfgm_jax.data.splits import NAMES, TEST, TRAIN, VAL, hold_out
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.storage import atomic
 
 PREFIX = "tfds:"
 INSTALL = "pip install tensorflow-datasets importlib_resources array_record"
@@ -102,7 +103,7 @@ def _find(data_config) -> Path:
         raise UserError(f"--config.data.name={what} is not tfds:NAME, tfds:NAME/CONFIG or either with :1.2.3 behind it")
     name, config, version = match.groups()
     given = data_config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(given).expanduser()
+    root = atomic.expanded(given)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give TensorFlow Datasets' data_dir with --config.data.dir=FOLDER")
     folder = _child(root, name, f"{what} is not prepared in {root}", _how(f"{name}/{config}" if config else name, root))

@@ -68,7 +68,7 @@ def run(source, config, workdir=None):
     """
     options, real, stem = config.evaluate, data.load(config.data), None
     check_real(real, options.split)
-    folder = evaluate.writable(workdir, "results") if workdir else None
+    folder = atomic.writable(Path(workdir, "results")) if workdir else None
     images, labels = read(source, real)
     measured = audit(images, real, labels, options.features, options.split, options.inception, name=str(source))
     lines = [str(measured)]
@@ -78,7 +78,7 @@ def run(source, config, workdir=None):
         stem = folder / f"audit-{naming.safe(Path(source).stem)}-{naming.key_of([measured.protocol, digest])}"
         evaluate.save_record(f"{stem}.json", measured.record())
         lines.append(f"  figures    {stem}.json")
-    with evaluate.disk(folder):
+    with atomic.writing_to(folder):
         if options.copies:
             lines += copies_and_usefulness.copies(real, images, stem, told, mirror=True)
         if options.usefulness:

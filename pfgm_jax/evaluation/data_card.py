@@ -4,7 +4,6 @@ import math
 import pathlib
 import re
 import sys
-import tempfile
 import time
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from pfgm_jax import data, plots
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import duplicates
 from pfgm_jax.data.splits import shared_groups
-from pfgm_jax.errors import UserError, counted
+from pfgm_jax.errors import counted
 from pfgm_jax.flow import process
 from pfgm_jax.metrics.neighbours import squared_distances
 from pfgm_jax.storage import atomic
@@ -315,10 +314,10 @@ def draw(card, folder):
     (folder / "classes").mkdir(exist_ok=True)
     for c in np.flatnonzero(card.counts[0]):
         name = re.sub(r"\W+", "_", dataset.classes[c])[:40].strip("_")
-        _save(plots.grid(sample(c, 64)), folder / "classes" / f"{c:02d}_{name}.png")
+        plots.save(plots.grid(sample(c, 64)), folder / "classes" / f"{c:02d}_{name}.png")
     shown, _ = _shown(order)
     rows = [(f"{_class(dataset, c)}\n{counted(card.counts[0][c], 'image')}", sample(c, 12)) for c in shown]
-    _save(plots.labelled_rows(rows, columns=12), folder / "overview.png")
+    plots.save(plots.labelled_rows(rows, columns=12), folder / "overview.png")
     written = ["overview.png", "classes/"]
     pairs = [pair for one, other in ((1, 0), (2, 0), (2, 1)) for pair in card.copies.between(one, other)][:12]
     if pairs:
@@ -327,24 +326,9 @@ def draw(card, folder):
             splits = [(getattr(dataset, SPLITS[s]), SPLITS[s], i) for s, i in pair]
             told = "\n".join(f"{name} {i}: {_class(dataset, split.labels[i])}" for split, name, i in splits)
             rows.append((told, np.concatenate([np.asarray(split.images[i : i + 1]) for split, _, i in splits])))
-        _save(plots.labelled_rows(rows), folder / "shared.png")
+        plots.save(plots.labelled_rows(rows), folder / "shared.png")
         written.append("shared.png")
     return written
-
-
-def _save(image, path):
-    with atomic.replacing(path) as temporary:
-        image.save(temporary, "PNG")
-
-
-def _make_writable(folder):
-    """Makes the folder; UserError where nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={folder}: {error.strerror or error}") from None
 
 
 def write(config, workdir=None):
@@ -357,7 +341,7 @@ def write(config, workdir=None):
     say = lambda doing: print(f"data       {time.perf_counter() - begun:4.0f} s  {doing}", file=sys.stderr, flush=True)
     folder = pathlib.Path(workdir) if workdir else None
     if folder:
-        _make_writable(folder)  # before what takes long
+        atomic.writable(folder)  # before what takes long
     dataset = data.load(config.data)
     card = make(dataset, say)
     content = text(card)

@@ -1,7 +1,5 @@
 """What is done with a trained run: pictures and files of samples, and their score."""
 
-import contextlib
-import errno
 import json
 import math
 import pathlib
@@ -12,8 +10,8 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, plots, sampling
-from pfgm_jax.errors import UserError, printable
+from pfgm_jax import data, generator, models, plots, run_record, sampling
+from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, naming, sample_cache
 from pfgm_jax.evaluation.score import TITLES, check_count, columns, default_features, measure_against, number
 from pfgm_jax.storage import atomic
@@ -30,29 +28,6 @@ def open_run(workdir, overrides):
         config_lib.override(made.config, key, value)
     config_lib.check(made.config)
     return made
-
-
-def writable(workdir, name):
-    """The folder `name` of a run, before anything long is done for it; UserError where it cannot be written."""
-    folder = pathlib.Path(workdir, name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
-    return folder
-
-
-@contextlib.contextmanager
-def disk(folder):
-    """A disk that is full or read-only while the block writes to `folder` is a UserError, not a bug."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
-            raise
-        raise UserError(f"cannot write {printable(error.filename or folder)}: {error.strerror}") from None
 
 
 def _check_options(made, overrides, solvers=None):
@@ -120,8 +95,8 @@ def sample(workdir, overrides):
     points = made.derived.get("dtype", "uint8") == "float32"
     if config.files and points:
         raise UserError("sample.files writes images, and these samples are points: leave it out")
-    folder = writable(workdir, "samples")
-    own, _ = config_lib.load_run(workdir)
+    folder = atomic.writable(pathlib.Path(workdir, "samples"))
+    own, _ = run_record.load(workdir)
     relevant = samples_depend_on(made.config, config.solver) | {"sample.n"}
     stem = str(folder / config.solver) + naming.suffix(made.config, own, relevant)
     _say(f"sampling {config.n} with {config.solver}")
@@ -131,15 +106,13 @@ def sample(workdir, overrides):
     seconds = time.perf_counter() - begun
     lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
     _say("drawing and saving")
-    with disk(folder):
-        _save_picture(
-            plots.picture(images, data.load(made.config.data).train.images if points else None), f"{stem}.png"
-        )
+    with atomic.writing_to(folder):
+        plots.save(plots.picture(images, data.load(made.config.data).train.images if points else None), f"{stem}.png")
         lines += [f"  picture    {stem}.png"]
         with atomic.replacing(f"{stem}.npz") as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, images=images, **({"labels": labels} if made.config.model.conditional else {}))
         if made.config.model.conditional and not points:
-            _save_picture(plots.class_grid(images[:256], labels[:256], made.derived["classes"]), f"{stem}_classes.png")
+            plots.save(plots.class_grid(images[:256], labels[:256], made.derived["classes"]), f"{stem}_classes.png")
             lines += [f"  by class   {stem}_classes.png"]
         lines += [f"  samples    {stem}.npz"]
         if config.files:
@@ -152,19 +125,13 @@ def sample(workdir, overrides):
     return "\n".join(lines)
 
 
-def _save_picture(picture, path):
-    """A PNG in one piece."""
-    with atomic.replacing(path) as temporary:
-        picture.save(temporary, "PNG")
-
-
 def _save_files(images, labels, made, folder):
     """Every image as folder/NUMBER.png, or folder/CLASS/NUMBER.png where the network is told the class."""
     classes = naming.folder_names(made.derived["classes"]) if made.config.model.conditional else None
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = pathlib.Path(folder, classes[label]) if classes else pathlib.Path(folder)
         place.mkdir(parents=True, exist_ok=True)
-        _save_picture(plots.grid(image[None], tile=1), place / f"{i:06}.png")
+        plots.save(plots.grid(image[None], tile=1), place / f"{i:06}.png")
     return folder
 
 
@@ -177,12 +144,12 @@ def evaluate(workdir, overrides):
       UserError: no real images that fit the run, too few samples, or weights of the features that are not to be had.
     """
     made = open_run(workdir, overrides)
-    config, folder = made.config, writable(workdir, "results")
+    config, folder = made.config, atomic.writable(pathlib.Path(workdir, "results"))
     if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
         return _pixel_score(made, folder, workdir, overrides)
     _check_options(made, overrides)
     measure = measure_for(made)
-    with disk(folder):
+    with atomic.writing_to(folder):
         return _measure_run(made, folder, measure)
 
 
@@ -194,7 +161,7 @@ def _measure_run(made, folder, measure):
     picture = plots.grid(samples.images)
     if made.config.model.conditional:
         picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], made.derived["classes"])
-    _save_picture(picture, f"{stem}.png")
+    plots.save(picture, f"{stem}.png")
     whole = len(samples.features) >= min(_usual(config, measure.dataset), TELLING)
     save_record(f"{stem}.json", measured.record() | {"full": whole})
     kept = f"{folder}/samples-{samples.key} (the next run takes them from there)"
@@ -219,14 +186,14 @@ def compare(workdir, other, overrides):
     from pfgm_jax import metrics
 
     runs = [open_run(place, overrides) for place in (workdir, other)]
-    folders = [writable(place, "results") for place in (workdir, other)]
+    folders = [atomic.writable(pathlib.Path(place, "results")) for place in (workdir, other)]
     if runs[0].shape != runs[1].shape:
         raise UserError(f"{workdir} makes images of {_by(runs[0].shape)}, {other} of {_by(runs[1].shape)}")
     measure = measure_for(runs[0])
     n = count(runs[0].config, measure.dataset)
     sets = []
     for made, folder in zip(runs, folders, strict=True):
-        with disk(folder):
+        with atomic.writing_to(folder):
             sets.append(sample_cache.collect(made, folder, n, measure.extractor, guide_of(made)))
     paired = runs[0].process == runs[1].process  # then sample i of both starts from the same noise
     found = metrics.compare(measure.metric, *(s.features for s in sets), paired=paired)
@@ -285,7 +252,7 @@ def guide_of(made):
 
 def save_record(path, record):
     """Writes JSON in one piece."""
-    with disk(path):
+    with atomic.writing_to(path):
         atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -322,7 +289,7 @@ def _pixel_score(made, folder, workdir, overrides):
     held_out = np.concatenate([digits.val.images, digits.test.images])
     held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
     n = min(config.evaluate.num_samples or len(held_out), len(held_out))
-    own, _ = config_lib.load_run(workdir)
+    own, _ = run_record.load(workdir)
     relevant = set().union(*(samples_depend_on(config, solver) for solver in solvers))
     relevant |= {"evaluate.num_samples", *(f"data.{name}" for name in config.data)}
     alone = f"-{solvers[0]}" if len(solvers) == 1 else ""

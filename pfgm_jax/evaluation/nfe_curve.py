@@ -1,12 +1,12 @@
 """Quality against evaluations of the network, and against time: one run, many solvers and numbers of steps."""
 
 import math
+import pathlib
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from pfgm_jax import config as config_lib
-from pfgm_jax import generator, sampling
+from pfgm_jax import generator, run_record, sampling
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.evaluation import evaluate, naming, sample_cache
 from pfgm_jax.evaluation.score import TITLES, columns, number
@@ -75,7 +75,7 @@ def curve(workdir, overrides):
     """
     made = evaluate.open_run(workdir, overrides)
     config = made.config
-    folder = evaluate.writable(workdir, "results")
+    folder = atomic.writable(pathlib.Path(workdir, "results"))
     sweep = points(config, made.process)
     stem = folder / f"curve{_suffix(config, workdir, sweep)}"
     measure, guide = evaluate.measure_for(made), evaluate.guide_of(made)
@@ -89,7 +89,7 @@ def curve(workdir, overrides):
         asked = given | {"solver": point.solver, **point.options} | ({} if point.D is None else {"D": point.D})
         for name, value in asked.items():
             config.sample[name] = value
-        with evaluate.disk(folder):
+        with atomic.writing_to(folder):
             samples = sample_cache.collect(made, folder, n, measure.extractor, guide, timed=True, silent=True)
         figures = {name: figure._asdict() for name, figure in measure.estimate(samples.features).items()}
         row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
@@ -101,7 +101,7 @@ def curve(workdir, overrides):
     }
     record = {"protocol": told, "points": rows, "real": floor, "point_protocols": protocols}
     evaluate.save_record(f"{stem}.json", record)
-    with evaluate.disk(folder), atomic.replacing(f"{stem}.png") as temporary:
+    with atomic.writing_to(folder), atomic.replacing(f"{stem}.png") as temporary:
         draw(rows, floor, measure.extractor.distances[0], n, temporary)
     lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in told.items())]
     return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
@@ -109,7 +109,7 @@ def curve(workdir, overrides):
 
 def _suffix(config, workdir, sweep):
     """What of the settings that a curve depends on differs from the defaults, as a part of its name."""
-    own, _ = config_lib.load_run(workdir)
+    own, _ = run_record.load(workdir)
     relevant = set().union(*(evaluate.samples_depend_on(config, point.solver) for point in sweep))
     relevant -= {f"sample.{name}" for point in sweep for name in point.options}
     measured = ("num_samples", "features", "split", "inception", "solvers", "steps", "D")

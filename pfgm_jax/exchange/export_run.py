@@ -6,8 +6,7 @@ import pathlib
 
 import jax
 
-from pfgm_jax import __version__, plots
-from pfgm_jax import config as config_lib
+from pfgm_jax import __version__, plots, run_record
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.evaluation import evaluate
 from pfgm_jax.storage import atomic, safetensors
@@ -24,7 +23,7 @@ def export(workdir, overrides):
       UserError: no run or checkpoint in workdir, or a folder that cannot be written.
     """
     made = evaluate.open_run(workdir, overrides)
-    folder = evaluate.writable(workdir, "export")
+    folder = atomic.writable(pathlib.Path(workdir, "export"))
     images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
     card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
     try:
@@ -41,13 +40,12 @@ def _write(made, folder, picture, card):
     derived = made.derived | {"step": made.step}
     imported = made.derived.get("imported")
     origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
-    fingerprint = config_lib.fingerprint(config_lib.run_record(travelling, derived))
+    fingerprint = run_record.fingerprint(run_record.record(travelling, derived))
     about = origin | {"pfgm_jax": __version__, safetensors.CONFIG: fingerprint}
     safetensors.save(folder / safetensors.EXPORTED, made.params, about)
-    with atomic.replacing(folder / "samples.png") as temporary:
-        picture.save(temporary, format="PNG")
+    plots.save(picture, folder / "samples.png")
     atomic.write_text(folder / "README.md", card)
-    config_lib.save_run(folder, travelling, derived)  # last: it makes the folder a run
+    run_record.save(folder, travelling, derived)  # last: it makes the folder a run
     names = (safetensors.EXPORTED, "config.json", "samples.png", "README.md")
     return "\n".join(
         [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]

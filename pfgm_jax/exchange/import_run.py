@@ -14,6 +14,7 @@ import numpy as np
 
 from pfgm_jax import config as config_lib
 from pfgm_jax import run as run_lib
+from pfgm_jax import run_record
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.exchange import torch_networks
 from pfgm_jax.storage import safetensors, torch_files
@@ -96,7 +97,7 @@ def import_run(source, workdir, config=None, overrides=()):
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         safetensors.save(workdir / safetensors.EXPORTED, params, {"imported": name})
-        config_lib.save_run(workdir, config, derived)  # last: it makes the folder a run
+        run_record.save(workdir, config, derived)  # last: it makes the folder a run
     except OSError as error:
         raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
     flow, counts = run_lib.make_process(config, derived), sum(leaf.size for leaf in jax.tree.leaves(params))

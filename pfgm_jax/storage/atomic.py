@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import tempfile
 
 from pfgm_jax.errors import UserError
 
@@ -75,6 +76,29 @@ def write_text(path, text):
     """Writes UTF-8 text in one piece."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def writable(folder):
+    """Makes a folder, before anything long is done for it; UserError where nothing can be written there."""
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror or error}") from None
+    return folder
+
+
+@contextlib.contextmanager
+def writing_to(folder):
+    """An OSError of writing to `folder` while the block runs is a UserError: a full disk is no bug."""
+    try:
+        yield
+    except OSError as error:
+        if not concerns(folder, error):
+            raise
+        raise UserError(unwritable(folder, error)) from None
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -11,7 +11,6 @@ import numpy as np
 
 from pfgm_jax import generator, parallel, plots
 from pfgm_jax.errors import UserError
-from pfgm_jax.storage import atomic
 from pfgm_jax.training.step import (  # fmt: skip
     choose,
     distance_to_truth,
@@ -87,8 +86,7 @@ def picture(config, derived, workdir, real, log):
         drawn = plots.picture(samples, real)
         path = picture_path(workdir, step)
         path.parent.mkdir(exist_ok=True)
-        with atomic.replacing(path) as temporary:
-            drawn.save(temporary, format="PNG")
+        plots.save(drawn, path)
         log.picture(seen, "samples", drawn)
 
     return show

@@ -12,7 +12,7 @@ from PIL import Image
 
 from configs import digits
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, main, models
+from pfgm_jax import data, generator, main, models, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, naming, nfe_curve, sample_cache
@@ -140,7 +140,7 @@ def test_classes_that_were_asked_for(tmp_path, monkeypatch, capsys):
     derived = run_lib.derive(config, data.load(config.data))
     folder = tmp_path / "told"
     folder.mkdir()
-    config_lib.save_run(folder, config, derived)
+    run_record.save(folder, config, derived)
     params = models.init(run_lib.make_model(config, derived), derived["shape"])
     safetensors.save(folder / safetensors.EXPORTED, params, {})
     few = ["--config.evaluate.features=inception", "--config.evaluate.num_samples=20", "--config.sample.labels=3,5"]
@@ -292,11 +292,11 @@ def test_a_full_disk_is_one_line(workdir, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match="cannot write .*results.*: No space left on device"):
+    with pytest.raises(UserError, match="the disk that holds .*results is full: free some space"):
         main.run(["--mode=curve", f"--workdir={workdir}", "--config.sample.batch=8", "--config.evaluate.solvers=euler",
                   "--config.evaluate.num_samples=16", "--config.evaluate.steps=2"])  # fmt: skip
     monkeypatch.setattr(np, "savez_compressed", full)
-    with pytest.raises(UserError, match="cannot write .*samples.*: No space left on device"):
+    with pytest.raises(UserError, match="the disk that holds .*samples is full: free some space"):
         main.run(["--mode=sample", f"--workdir={workdir}", *ARGUMENTS, "--config.sample.n=2"])
     assert not list((workdir / "samples").glob("*.tmp"))
 

@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 import pfgm_jax
-from pfgm_jax import config as config_lib
-from pfgm_jax import generator
+from pfgm_jax import generator, run_record
 from pfgm_jax.errors import UserError
 
 
@@ -89,5 +88,5 @@ def test_a_pipe_is_not_waited_for(folder):
 
 
 def test_runs_that_there_are_still_open():
-    config, derived = config_lib.load_run(generator.PRETRAINED / "digits")
+    config, derived = run_record.load(generator.PRETRAINED / "digits")
     assert derived["shape"] == [8, 8, 1] and config.process.name == "pfgmpp"

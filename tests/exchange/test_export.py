@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-import sys
 
 import jax
 import ml_dtypes
@@ -13,8 +12,7 @@ from safetensors.numpy import save_file
 
 import pfgm_jax
 from configs import digits
-from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, main, models
+from pfgm_jax import data, generator, models, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate
@@ -39,7 +37,7 @@ def run(tmp_path_factory):
     noise = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: models.init(run_lib.make_model(config, derived), derived["shape"]))
     ema = jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape).astype(np.float32), shapes)
-    config_lib.save_run(workdir, config, derived)
+    run_record.save(workdir, config, derived)
     checkpoint.save(workdir, 32, {"ema": ema}, 2)
     return workdir
 
@@ -54,23 +52,6 @@ def exported(run):
 def folder(exported, tmp_path):
     """A copy of the exported folder elsewhere, to be changed."""
     return shutil.copytree(exported, tmp_path / "elsewhere")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs main in this process: (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["pfgm_jax", *map(str, argv)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def refusal(function, *arguments):
@@ -165,7 +146,7 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
     known = {key: made.derived[key] for key in ("shape", "N", "sigma_data", "M", "sigma_max", "lr")}
     unknown = {"classes": ["images"], "label_counts": [1], "step": 0, "imported": "edm-cifar10.pkl"}
     made.config.data.name = "imported"
-    config_lib.save_run(tmp_path, made.config, known | unknown)
+    run_record.save(tmp_path, made.config, known | unknown)
     safetensors.save(tmp_path / safetensors.EXPORTED, made.params, {})
     assert command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS)[0] == 0
     card = (tmp_path / "export" / "README.md").read_text()
@@ -185,7 +166,7 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
 def test_a_guide_stays_behind(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export"))
     export_run.export(copy, FEW | {"sample.guide": str(run), "sample.guidance": "2.0"})
-    config, _ = config_lib.load_run(copy / "export")
+    config, _ = run_record.load(copy / "export")
     assert (config.sample.guide, config.sample.guidance) == ("", 1.0)
     assert f"guidance 2 from {run}" in (copy / "export" / "README.md").read_text()
 

@@ -6,7 +6,6 @@ made it); the files are written here, in the real formats, with the same weights
 
 import collections
 import json
-import sys
 
 import foreign_files as ff
 import jax
@@ -16,7 +15,7 @@ from fixtures import imported
 from safetensors.numpy import save_file
 
 import pfgm_jax
-from pfgm_jax import main
+from pfgm_jax import config_file
 from pfgm_jax.errors import UserError
 from pfgm_jax.exchange import import_run, torch_networks
 
@@ -82,24 +81,7 @@ def write(tmp_path):
 @pytest.fixture
 def pfgm_config(tmp_path):
     (tmp_path / "pfgm.py").write_text(PFGM)
-    return main.load_config(str(tmp_path / "pfgm.py"), {})
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Runs main in this process: (exit code, stdout, stderr)."""
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", ["pfgm_jax", *map(str, argv)])
-        code = 0
-        try:
-            main.main()
-        except SystemExit as stop:
-            code = stop.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return config_file.load_config(str(tmp_path / "pfgm.py"), {})
 
 
 def close(got, want, tolerance=1e-4):

@@ -10,7 +10,7 @@ import pytest
 
 from configs import digits, medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, main
+from pfgm_jax import config_file, data, main
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.training import advise as advise_lib
@@ -66,8 +66,8 @@ def test_the_configs_of_the_package_have_no_strange_learning_rates():
         (digits.get_config(""), 183_073),
         (medmnist.get_config("cpu"), 1_276_931),
         (medmnist.get_config(""), 11_641_987),
-        (main.load_config(f"{ROOT}/configs/cifar10.py:process=edm,network=ddpmpp", {}), 54_000_000),
-        (main.load_config(f"{ROOT}/configs/cifar10.py:process=pfgm,network=ddpmpp", {}), 62_000_000),
+        (config_file.load_config(f"{ROOT}/configs/cifar10.py:process=edm,network=ddpmpp", {}), 54_000_000),
+        (config_file.load_config(f"{ROOT}/configs/cifar10.py:process=pfgm,network=ddpmpp", {}), 62_000_000),
     ):
         lines = rules.rate_lines(findings(config, parameters=parameters), config.train.batch)
         assert [line.mark for line in lines] == ["ok"]

@@ -16,7 +16,7 @@ import pytest
 import pfgm_jax
 from configs import digits
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, parallel
+from pfgm_jax import data, parallel, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import pipeline, to_unit
 from pfgm_jax.errors import UserError
@@ -367,7 +367,7 @@ def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
     for tree in (begun[0].params, begun[0].ema):
         jax.tree.map(np.testing.assert_array_equal, tree, expected["ema"])
     assert int(begun[0].step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(begun[0].opt_state))
-    assert config_lib.load_run(tmp_path)[0].train.init == str(whole)
+    assert run_record.load(tmp_path)[0].train.init == str(whole)
     monkeypatch.setattr(loop, "start_from", None)  # a resumed run does not read them again
     config.train.images = 128
     loop.train(config, tmp_path)

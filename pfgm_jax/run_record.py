@@ -1,0 +1,82 @@
+"""config.json, the truth about a run: its config and everything derived, written in one piece and read back checked."""
+
+import hashlib
+import json
+import math
+import os
+import pathlib
+
+from pfgm_jax import __version__
+from pfgm_jax.config import default, flatten, override
+from pfgm_jax.errors import UserError, printable
+from pfgm_jax.storage import atomic
+
+# What may change when a run is continued or used; any other difference is another run.
+MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
+           "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
+           "data.resident")  # fmt: skip
+
+
+def differences(config, other):
+    """Names of the fields in which two configs differ and which make them different runs."""
+    a, b = flatten(config), flatten(other)
+    return [key for key in a if a[key] != b.get(key) and not key.startswith(MUTABLE)]
+
+
+def record(config, derived):
+    """What config.json holds."""
+    return _to_json({"version": __version__, "config": flatten(config), "derived": derived})
+
+
+def _to_json(value):
+    """Infinity is no JSON: it is written as a string."""
+    if isinstance(value, dict):
+        return {key: _to_json(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def save(workdir, config, derived):
+    """Writes config.json in one piece."""
+    atomic.write_text(_path(workdir), json.dumps(record(config, derived), indent=1) + "\n")
+
+
+def read(workdir):
+    """The `record` in a folder's config.json, unchecked."""
+    return json.loads(_path(workdir).read_text(encoding="utf-8"))
+
+
+def fingerprint(record):
+    """SHA-256 over what makes weights mean what they mean: a `record` without what may change when it is used."""
+    fixed = {key: value for key, value in record["config"].items() if not key.startswith(MUTABLE)}
+    return hashlib.sha256(json.dumps([fixed, record["derived"]], sort_keys=True).encode()).hexdigest()
+
+
+def load(workdir):
+    """(config, derived) of a run directory.
+
+    Raises:
+      UserError: no run there, or a config.json that this version cannot read: the file, and which field of it.
+    """
+    path = _path(workdir)
+    if not os.path.isfile(path):
+        raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
+    try:
+        found = read(workdir)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {printable(error)}") from None
+    try:
+        for section in ("config", "derived"):
+            if not isinstance(found, dict) or not isinstance(found.get(section), dict):
+                raise UserError(f"it has no section {section!r} of names and values")
+        config = default()
+        known = flatten(config)
+        for key, value in found["config"].items():
+            if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
+                override(config, key, value)
+    except UserError as error:
+        raise UserError(f"{path} is no record of a run: {printable(error)}") from None
+    return config, found["derived"]
+
+
+def _path(workdir):
+    return pathlib.Path(workdir) / "config.json"
