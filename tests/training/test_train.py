@@ -183,22 +183,26 @@ def test_a_streamed_run_is_a_resident_one(uninterrupted, tmp_path):
     assert all(0 <= r["input_wait"] <= 1 for r in records if "input_wait" in r)
 
 
-def test_an_interrupted_run_is_saved_and_goes_on(uninterrupted, tmp_path, monkeypatch):
-    config, _, expected = uninterrupted
-
+def stopped_in_call(number, config, workdir, monkeypatch):
+    """Trains until SIGTERM arrives at the device call of this number; returns (calls made, exit code)."""
     calls = []
 
     def steps_then_signal(*args):
         calls.append(None)
-        if len(calls) == 2:
+        if len(calls) == number:
             os.kill(os.getpid(), signal.SIGTERM)
         return step_lib.train_steps(*args)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_steps", steps_then_signal)
         with pytest.raises(KeyboardInterrupt) as caught:
-            loop.train(config, tmp_path)
-    assert len(calls) == 2 and caught.value.code == 143
+            loop.train(config, workdir)
+    return len(calls), caught.value.code
+
+
+def test_an_interrupted_run_is_saved_and_goes_on(uninterrupted, tmp_path, monkeypatch):
+    config, _, expected = uninterrupted
+    assert stopped_in_call(2, config, tmp_path, monkeypatch) == (2, 143)
     loop.train(config, tmp_path)
     for a, b in zip(jax.tree.leaves(final_items(config, tmp_path)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -241,18 +245,7 @@ def test_a_death_between_checkpoint_and_picture_is_made_good(uninterrupted, tmp_
 def test_a_death_between_checkpoint_and_evaluation_is_made_good(uninterrupted, tmp_path, monkeypatch):
     """A stop that comes with the last step saves it and leaves its evaluation and its picture to the next start."""
     config, whole, _ = uninterrupted
-    steps = []
-
-    def steps_then_signal(*args):
-        steps.append(None)
-        if len(steps) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return step_lib.train_steps(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_steps", steps_then_signal)
-        with pytest.raises(KeyboardInterrupt):
-            loop.train(config, tmp_path)
+    stopped_in_call(8, config, tmp_path, monkeypatch)
     assert checkpoint.steps(tmp_path)[-1] == 32 and 512 not in loop.evaluated(tmp_path)
     loop.train(config, tmp_path)
     assert same_run(whole, tmp_path)
