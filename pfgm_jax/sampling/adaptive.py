@@ -128,7 +128,7 @@ def _solve(
         control = diffrax.PIDController(
             rtol=rtol, atol=atol, norm=norm, dtmin=_SMALLEST_STEP, force_dtmin=False, **coefficients
         )
-        first, limit = -_FIRST_STEP, max_steps
+        first, limit = math.copysign(_FIRST_STEP, end - start), max_steps
     kept = lambda t, x, args: x if per_sample else x[:framed]
     saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times, fn=kept)] if frames else [])
 

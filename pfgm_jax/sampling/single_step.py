@@ -54,6 +54,14 @@ def euler(
     return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
 
 
+def heun_step(denoise, x, sigma, sigma_next):
+    """One step of Heun's method, also called improved Euler, from σ to σ', up or down; two calls of `denoise`."""
+    slope = (x - denoise(x, sigma)) / sigma
+    predicted = x + (sigma_next - sigma) * slope
+    slope_next = (predicted - denoise(predicted, sigma_next)) / sigma_next
+    return x + (sigma_next - sigma) * (slope + slope_next) / 2
+
+
 def heun(
     process, denoise, x, *, keys=None, steps=18, grid="edm", rho=7.0, S_churn=0.0, S_min=0.0, S_max=math.inf,
     S_noise=1.0, last_denoise=True, frames=0, framed=None, axis_name=None,
@@ -94,11 +102,7 @@ def heun(
 
     def step(denoise, x, memory, at):
         x, sigma = lift(x, at.sigma, at.index)
-        slope = (x - denoise(x, sigma)) / sigma
-        h = at.sigma_next - sigma
-        predicted = x + h * slope
-        slope_next = (predicted - denoise(predicted, at.sigma_next)) / at.sigma_next
-        return x + h * (slope + slope_next) / 2, memory
+        return heun_step(denoise, x, sigma, at.sigma_next), memory
 
     def last(denoise, x, sigma):
         return denoise(*lift(x, sigma, steps - 1))

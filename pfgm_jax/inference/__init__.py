@@ -1,0 +1,42 @@
+"""What is asked of a denoiser besides samples: likelihoods, latents, and an exact way there and back.
+
+`likelihood.log_likelihood(process, denoise, x, key)` and `reversible.follow(denoise, pair, rows)` take any denoiser, an
+exact field as well as a network; `upwards.Upwards(process)` makes an encoder of every solver of the flow. `encode`,
+`decode` and `log_likelihood` do it with a network for any number of images, on all devices. docs/inference.md has the
+mathematics.
+"""
+
+from pfgm_jax.inference.batches import FLOW_SOLVERS, Weighted, check_solver, decode, encode, log_likelihood
+from pfgm_jax.inference.latents import (
+    Latents,
+    between,
+    class_direction,
+    from_hemisphere,
+    slerp,
+    straight,
+    to_hemisphere,
+)
+from pfgm_jax.inference.latents import load as load_latents
+from pfgm_jax.inference.likelihood import Likelihood, bits_per_dim, dequantised
+from pfgm_jax.inference.upwards import Upwards
+
+__all__ = [
+    "FLOW_SOLVERS",
+    "Latents",
+    "Likelihood",
+    "Upwards",
+    "Weighted",
+    "between",
+    "bits_per_dim",
+    "check_solver",
+    "class_direction",
+    "decode",
+    "dequantised",
+    "encode",
+    "from_hemisphere",
+    "load_latents",
+    "log_likelihood",
+    "slerp",
+    "straight",
+    "to_hemisphere",
+]
