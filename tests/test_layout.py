@@ -10,6 +10,7 @@ LAYERS = [
     {"failures", "interrupt", "presets", "parallel", "storage"},
     {"flow", "models", "data", "plots"},
     {"sampling", "metrics"},
+    {"inference"},
     {"run"},
     {"config"},
     {"recipes", "run_record", "config_file"},

@@ -97,11 +97,6 @@ _DEFAULTS = {
     "tsit5": {"rtol": 1e-5, "atol": 1e-5},
     "heun": {"steps": 36},
 }
-    "reversible": {"grid": "edm", "rho": 7.0, "steps": 40, "settle": True},
-    "rk45": {"rtol": 1e-5, "atol": 1e-5},
-    "tsit5": {"rtol": 1e-5, "atol": 1e-5},
-    "heun": {"steps": 36},
-}
 
 
 def check_solver(solver, options):
@@ -126,11 +121,8 @@ def check_solver(solver, options):
             raise UserError(f"{solver} cannot run backwards: give one of reversible, {', '.join(FLOW_SOLVERS)}")
         known = ("reversible", *FLOW_SOLVERS)
         raise UserError(f"unknown solver {solver!r}; there are {', '.join(known)}{nearest(solver, known)}")
-    for name, why in {
-        "S_churn": "draws noise",
-        "last_denoise": "is no part of the flow",
-        "frames": "keeps states",
-    }.items():
+    reasons = {"S_churn": "draws noise", "last_denoise": "is no part of the flow", "frames": "keeps states"}
+    for name, why in reasons.items():
         if options.get(name):
             raise UserError(f"{name} {why}: leave it out of encoding and decoding")
     sampling.check_options(solver, options)

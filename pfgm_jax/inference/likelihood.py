@@ -11,7 +11,8 @@ whole integral (arXiv 1810.01367, section 3). Nothing in (1) knows D but the pri
 and diffusion models.
 
 The density is that of the data smoothed to σ_min, so σ_min belongs to every figure. At σ_max the prior, which is
-centred at 0, stands for the smoothed data: it is off by at most about E‖y‖²/(2σ_max²) nats (`run.prior_mismatch`).
+centred at 0, stands for the smoothed data: one image's figure is off by about ‖E y‖/σ_max nats either way, the mean
+over images by at most E‖y‖²/(2σ_max²) (`run.prior_mismatch`).
 """
 
 import math
