@@ -1,6 +1,7 @@
 """Configuration: the defaults and their checks.
 
-A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
+A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample, evaluate, likelihood
+and latents.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only to check a config: a misspelt key is answered at once.
 """
@@ -21,12 +22,18 @@ SOLVER_OPTIONS = {
     "start": str, "eta": float, "variance": str, "clip": float, "predictor": str, "corrector_steps": int, "snr": float,
 }  # fmt: skip
 # What may be None: that, and what a solver has a default for.
-OPTIONAL = (*DERIVED, "data.resident", "sample.D", *(f"sample.{name}" for name in SOLVER_OPTIONS))
+OPTIONAL = (
+    *DERIVED,
+    "data.resident",
+    "sample.D",
+    "likelihood.sigma_min",
+    *(f"sample.{name}" for name in SOLVER_OPTIONS),
+)
 # Above these no machine goes: a number with some zeros too many is refused before it asks for memory.
 _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
             "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
             "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
-            "sample.steps": 10**6, "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
+            "sample.steps": 10**6, "likelihood.n": 10**9, "likelihood.vectors": 10**4, "latents.n": 10**4, "latents.points": 10**4, "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
             "optim.warmup": 10**12, "train.images": 10**12, "train.ema_halflife": 10**12}  # fmt: skip
@@ -149,6 +156,26 @@ def default():
     config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
     config.evaluate.steps = (5, 9, 18, 36)  # numbers of steps (adaptive ones take tolerances),
     config.evaluate.D = ""  # and values of D like 64,128,inf; "": the run's own
+
+    config.likelihood = ConfigDict()
+    config.likelihood.n = 128  # images of each set, at most
+    config.likelihood.against = ""  # a further set to tell apart: a data set's name, such as retinamnist, or a folder
+    config.likelihood.vectors = 1  # trace vectors an image; 0: the exact trace, for few dimensions
+    config.likelihood.sigma_min = placeholder(float)  # density of the data smoothed to it; None: the process's smallest
+    config.likelihood.rtol = 1e-4  # of the adaptive solver,
+    config.likelihood.atol = 1e-4
+    config.likelihood.steps = 0  # or so many equal steps in ln σ
+    config.likelihood.seed = 0  # of dequantisation and trace vectors
+    config.likelihood.batch = 64  # images at once
+
+    config.latents = ConfigDict()
+    config.latents.n = 6  # pairs of images that are joined, a row each
+    config.latents.points = 9  # images of a row
+    config.latents.path = "slerp"  # slerp (along the sphere, at kept norm), straight
+    config.latents.solver = "heun"  # heun, rk45, tsit5, euler, dpmpp_2m, dpmpp_3m, reversible
+    config.latents.steps = 36  # of a solver with fixed steps
+    config.latents.split = "test"  # the real images that are encoded: train, val, test
+    config.latents.seed = 0  # which of them
     return config.lock()
 
 

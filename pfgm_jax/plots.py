@@ -108,8 +108,29 @@ def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
     else:
         levels = np.clip(127.5 * trajectory / scale.reshape(-1, 1, 1, 1, 1) + 128, 0, 255).astype(np.uint8)
         frames = [grid(images) for images in levels]
-    pause = [1000 * seconds / len(frames)] * (len(frames) - 1) + [1500]  # the last one, the samples, stays
+    film(frames, path, seconds, last=1.5)  # the samples stay
+
+
+def film(frames, path, seconds=4.0, last=0.0):
+    """Writes PIL images as a GIF that takes so many seconds and holds the last image for `last` more."""
+    pause = [1000 * seconds / len(frames)] * len(frames)
+    pause[-1] += 1000 * last
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
+
+
+def histograms(values, path, label, title):
+    """Draws {name: values [n]} as histograms over common bins, as a PNG."""
+    from matplotlib.figure import Figure  # no pyplot: no global state and no screen
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    together = np.concatenate(list(values.values()))
+    bins = np.linspace(*np.percentile(together, [0.5, 99.5]), 48)
+    for name, some in values.items():
+        axes.hist(np.clip(some, bins[0], bins[-1]), bins, alpha=0.5, label=f"{name}, {len(some)}")
+    axes.set(xlabel=label, ylabel="images", title=title)
+    axes.legend()
+    figure.savefig(path, dpi=110, format="png")
 
 
 def curves(records, path):

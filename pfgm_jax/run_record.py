@@ -12,7 +12,7 @@ from pfgm_jax.errors import UserError, printable
 from pfgm_jax.storage import atomic
 
 # What may change when a run is continued or used; any other difference is another run.
-MUTABLE = ("sample.", "evaluate.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
+MUTABLE = ("sample.", "evaluate.", "likelihood.", "latents.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
            "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
            "data.resident")  # fmt: skip
 
@@ -71,7 +71,9 @@ def load(workdir):
         config = default()
         known = flatten(config)
         for key, value in found["config"].items():
-            if key in known or not key.startswith("evaluate."):  # how a run was measured is not part of it
+            if key in known or not key.startswith(
+                ("evaluate.", "likelihood.", "latents.")
+            ):  # how a run was measured is not part of it
                 override(config, key, value)
     except UserError as error:
         raise UserError(f"{path} is no record of a run: {printable(error)}") from None

@@ -17,11 +17,12 @@ from pfgm_jax.inference.latents import (
     to_hemisphere,
 )
 from pfgm_jax.inference.latents import load as load_latents
-from pfgm_jax.inference.likelihood import Likelihood, bits_per_dim, dequantised
+from pfgm_jax.inference.likelihood import LEVELS_PER_UNIT, Likelihood, bits_per_dim, dequantised
 from pfgm_jax.inference.upwards import Upwards
 
 __all__ = [
     "FLOW_SOLVERS",
+    "LEVELS_PER_UNIT",
     "Latents",
     "Likelihood",
     "Upwards",

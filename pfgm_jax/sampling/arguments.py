@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax import parallel
+from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.errors import UserError
 
 
@@ -60,6 +61,25 @@ def states(x, shape):
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise UserError(f"x must be floats in the unit scale, got {x.dtype}: pass pfgm_jax.data.to_unit(images)")
     return x
+
+
+def images(images, shape):
+    """Images [n, *shape], uint8 or floats in the unit scale, as float32 in the unit scale.
+
+    Raises:
+      UserError: another shape or type, no batch axis, none at all, or values that are not finite.
+    """
+    images = np.asarray(images)
+    wanted = f"[n, {', '.join(map(str, shape))}]"
+    if images.shape == shape:
+        raise UserError(f"images have no batch axis: they must be {wanted}; pass images[None]")
+    if images.shape[1:] != shape or not len(images):
+        raise UserError(f"images must be {wanted}, got {list(images.shape)}")
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise UserError(f"images must be uint8, or floats in the unit scale [-1, 1], got {images.dtype}")
+    if not np.isfinite(images).all():
+        raise UserError("images must be finite")
+    return np.asarray(to_unit(images), np.float32)
 
 
 def noise_levels(sigma, x):
