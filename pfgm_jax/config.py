@@ -1,7 +1,7 @@
 """Configuration: the defaults and their checks.
 
-A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample, evaluate, likelihood
-and latents.
+A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample, evaluate,
+likelihood and latents.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only to check a config: a misspelt key is answered at once.
 """
@@ -33,7 +33,9 @@ OPTIONAL = (
 _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
             "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
             "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
-            "sample.steps": 10**6, "likelihood.n": 10**9, "likelihood.vectors": 10**4, "latents.n": 10**4, "latents.points": 10**4, "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
+            "sample.steps": 10**6,
+            "likelihood.n": 10**9, "likelihood.vectors": 10**4, "latents.n": 10**4, "latents.points": 10**4,
+            "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
             "optim.warmup": 10**12, "train.images": 10**12, "train.ema_halflife": 10**12}  # fmt: skip

@@ -12,9 +12,13 @@ from pfgm_jax.errors import UserError, printable
 from pfgm_jax.storage import atomic
 
 # What may change when a run is continued or used; any other difference is another run.
-MUTABLE = ("sample.", "evaluate.", "likelihood.", "latents.", "train.images", "train.log_every", "train.eval_every", "train.sample_every",
-           "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
-           "data.resident")  # fmt: skip
+MUTABLE = (
+    "sample.", "evaluate.", "likelihood.", "latents.", "train.images", "train.log_every", "train.eval_every",
+    "train.sample_every", "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
+    "data.resident",
+)  # fmt: skip
+
+_MEASURES = ("evaluate.", "likelihood.", "latents.")
 
 
 def differences(config, other):

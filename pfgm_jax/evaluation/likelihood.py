@@ -19,8 +19,8 @@ from pfgm_jax.storage import atomic
 
 # What everyone should know who reads such a table (arXiv 1810.09136, 1909.11480).
 CAUTION = (
-    "a likelihood is no measure of how usual an image is: simpler images get fewer bits per dimension than the training "
-    "images themselves, whatever they show. bits − PNG subtracts what a PNG file of the image takes, its own complexity"
+    "a likelihood does not measure how usual an image is: simple images get fewer bits per dimension than the training "
+    "images themselves, whatever they show. bits − PNG leaves out an image's own complexity, the size of its PNG file"
 )
 
 
@@ -62,8 +62,8 @@ def likelihood(workdir, overrides):
     trace = f"{settings.vectors} trace vectors" if settings.vectors else "the exact trace"
     control = f"{settings.steps} equal steps" if settings.steps else f"rtol {settings.rtol:g}, atol {settings.atol:g}"
     protocol = (
-        f"{generator.process.name} D = {generator.process.D:g}, step {generator.step:,}, density of the data smoothed to "
-        f"σ = {low:.4g}, uniform dequantisation, {trace}, rk45 with {control}, {np.mean(nfe):.0f} evaluations, seed "
+        f"{generator.process.name} D = {generator.process.D:g}, step {generator.step:,}, density of the data smoothed "
+        f"to σ = {low:.4g}, uniform dequantisation, {trace}, rk45 with {control}, {np.mean(nfe):.0f} evaluations, seed "
         f"{settings.seed}, {time.perf_counter() - begun:.0f} s"
     )
     with atomic.writing_to(folder):
