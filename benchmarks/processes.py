@@ -56,7 +56,7 @@ def trained(process, folder, images):
 
 def measure(made, scorer, solver, options, sets):
     """(mean Score, mean evaluations, largest of one sample, seconds for N images) over `sets` >= 2 seeds."""
-    made.config.sample.batch = N
+    made = made.with_overrides({"sample.batch": N})
     scores, stats, seconds = [], [], []
     for seed in range(sets):
         begun = time.perf_counter()

@@ -9,71 +9,24 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import models, run_folder, run_record, sampling
+from pfgm_jax import models, run_folder, run_record
 from pfgm_jax import run as run_lib
-from pfgm_jax.data.class_labels import class_labels
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
-from pfgm_jax.flow import process
 from pfgm_jax.sampling import arguments, batches
+from pfgm_jax.sampling.settings import SampleSettings, check_guidance, labels_for
 from pfgm_jax.storage import atomic, checkpoint, safetensors
 
-# Weights that come with the package, each a folder as `--mode=export` writes it.
+# Weights that come with the package, each a folder as `export_run.export` writes it.
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
 
 
-def sampling_process(config, trained, D=None):
-    """The process to sample with: the trained one, with `D`, or else sample.D, in place of its own if given."""
-    D = config.sample.D if D is None else arguments.number("D", D)
-    return trained if D is None else process.with_D(trained, D)
-
-
-def solver_options(config, solver):
-    """What the sample section says to the solver: {option: value}, without those left to its default."""
-    _, defaults = sampling.find(solver)
-    given = {name: config.sample[name] for name in defaults if name != "frames"}
-    return {name: value for name, value in given.items() if value is not None}
-
-
-def check_sampling(config, trained, derived):
-    """Raises UserError if the config's solver is not defined for the process, or its labels or guidance for the run."""
-    solver = config.sample.solver
-    sampling.check(solver, sampling_process(config, trained), solver_options(config, solver))
-    told_labels(config, derived, 1, jax.random.key(0))
-    check_guidance(config)
-
-
-def told_labels(config, derived, n, key, labels=None):
-    """`class_labels`, those of the run's sample section if None; −1 for a network that is not told any."""
-    labels = config.sample.labels if labels is None else labels
-    if config.model.conditional:
-        return class_labels(labels, n, key, derived["classes"], derived["label_counts"])
-    if isinstance(labels, str) and labels == "real":
-        return np.full(n, -1)
-    raise UserError("this network was trained without labels; train one with model.conditional=True")
-
-
-def check_guidance(config, weight=None, guide=None):
-    """The weight of guidance and the guide, those of the run's sample section if None.
-
-    Raises:
-      UserError: a weight that is no number, a guide without one, or no guide for a network that is never or always told
-        the label.
-    """
-    asked = weight is not None
-    weight = config.sample.guidance if weight is None else arguments.number("guidance", weight)
-    guide = guide or config.sample.guide
-    if not math.isfinite(weight):
-        raise UserError(f"guidance must be a number, 1 for none, got {weight:g}")
-    if guide and weight == 1 and not asked:
-        raise UserError("a guide does nothing at guidance 1: set sample.guidance, such as to 2, or leave the guide out")
-    away = "guidance leads away from the network without its label, and this one was trained"
-    weaker = "give a weaker network as sample.guide"
-    if weight != 1 and not guide and not config.model.conditional:
-        raise UserError(f"{away} without labels: {weaker}, or train one with model.conditional and train.label_dropout")
-    if weight != 1 and not guide and not config.train.label_dropout:
-        raise UserError(f"{away} with every label: train one with train.label_dropout=0.1, or {weaker}")
-    return weight, guide
+def check_sampling(run):
+    """Raises UserError if a run's sample section does not fit it: its solver, labels or guidance."""
+    settings = SampleSettings.of(run.config.sample)
+    settings.check(run.process)
+    labels_for(run, settings.labels, 1, jax.random.key(0))
+    check_guidance(run, settings)
 
 
 def to_images(derived, x):
@@ -82,22 +35,42 @@ def to_images(derived, x):
 
 
 class Generator:
-    """What a notebook holds: a process, a network and its weights.
+    """A trained run to sample from: what a notebook holds.
 
     Attributes:
-      config, derived: of the run.
-      process, parametrization, model: made from them.
+      run: the Run; its config, derived, process, parametrization and model are attributes of the Generator too.
       params: the weights, EMA as a rule.
       step: training step of the weights.
+      source: what it was loaded from, "" if it was not.
     """
 
     _seed_said = False  # whether it was said that no key was given
 
-    def __init__(self, config, derived, params, step=0):
-        self.config, self.derived, self.params, self.step = config, derived, params, step
-        self.process = run_lib.make_process(config, derived)
-        self.parametrization = run_lib.make_parametrization(config, derived)
-        self.model = run_lib.make_model(config, derived)
+    def __init__(self, run, params, step=0, source=""):
+        self.run, self.params, self.step, self.source = run, params, step, source
+
+    config = property(lambda self: self.run.config)
+    derived = property(lambda self: self.run.derived)
+    process = property(lambda self: self.run.process)
+    parametrization = property(lambda self: self.run.parametrization)
+    model = property(lambda self: self.run.model)
+
+    def with_params(self, params):
+        """The same network with other weights."""
+        return Generator(self.run, params, self.step, self.source)
+
+    def with_overrides(self, overrides):
+        """The same weights with other settings of sample.*, evaluate.* or data.*; texts are read.
+
+        For example {"sample.batch": 8}.
+
+        Raises:
+          UserError: an unknown setting, an impossible value, or one of another section.
+        """
+        config = run_record.with_overrides(self.config, overrides)
+        if fixed := [key for key in overrides if not key.startswith(("sample.", "evaluate.", "data."))]:
+            raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
+        return Generator(run_lib.make_run(config, self.derived), self.params, self.step, self.source)
 
     @property
     def shape(self):
@@ -109,14 +82,22 @@ class Generator:
         """What makes denoisers of `params`."""
         return batches.Network(self.process, self.parametrization, self.model)
 
+    @property
+    def settings(self):
+        """The run's own SampleSettings."""
+        return SampleSettings.of(self.config.sample)
+
+    @property
+    def classes(self):
+        """Number of classes, 0 for an unconditional network."""
+        return len(self.derived["classes"]) if self.config.model.conditional else 0
+
     def __repr__(self):
-        told = (
-            f"told one of {len(self.derived['classes'])} classes" if self.config.model.conditional else "unconditional"
-        )
+        conditional = f"told one of {self.classes} classes" if self.classes else "unconditional"
         parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
         flow, data = self.process, printable(self.derived.get("imported") or self.config.data.name)
         return (
-            f"Generator of {'×'.join(map(str, self.shape))} {data}, {told}: {flow.name}, D = {flow.D:g}, "
+            f"Generator of {'×'.join(map(str, self.shape))} {data}, {conditional}: {flow.name}, D = {flow.D:g}, "
             f"σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
             f"  network {self.config.model.name}, {parameters:,} parameters, {self._seen()}"
         )
@@ -142,36 +123,30 @@ class Generator:
 
     def denoiser(self, labels=None, guidance=1.0, guide=None):
         """`denoise(x, sigma)` with guidance as in `sample`; arguments and labels as for `denoise`."""
-        by = self.guide(guidance, guide)
-        classes = len(self.derived["classes"]) if self.config.model.conditional else 0
+        guide = self.guide(guidance, guide)
 
         def denoise(x, sigma):
             x = arguments.states(x, self.shape)
-            sigma, told = arguments.noise_levels(sigma, x), arguments.state_labels(labels, len(x), classes)
-            if by is None:
-                return self.network.denoiser(self.params, told)(x, sigma)
-            guide_told = told if by.told else None
+            sigma, own = arguments.noise_levels(sigma, x), arguments.state_labels(labels, len(x), self.classes)
+            if guide is None:
+                return self.network.denoiser(self.params, own)(x, sigma)
+            guide_labels = own if guide.told else None
             return batches.guided_denoiser(
-                self.network, by.network, self.params, told, by.params, guide_told, by.weight
+                self.network, guide.network, self.params, own, guide.params, guide_labels, guide.weight
             )(x, sigma)
 
         return denoise
 
     def labels(self, key=None, n=None, labels=None):
-        """The classes [n] that `sample` would tell the network for these arguments, −1 if it is told none."""
-        key, n = self._key(key), self._count(n)
-        return told_labels(self.config, self.derived, n, key, labels)
+        """The classes [n] that `sample` would condition on for these arguments, −1 for an unconditional network."""
+        settings = self.settings.changed(n, labels=labels)
+        arguments.require_memory("n", settings.n, self.shape)
+        return labels_for(self.run, settings.labels, settings.n, self._key(key, settings))
 
-    def _count(self, n):
-        """The number of samples that `n` means."""
-        n = arguments.whole("n", self.config.sample.n if n is None else n, 1)
-        arguments.require_memory("n", n, self.shape)
-        return n
-
-    def _key(self, key):
-        """The key that `key` means."""
+    def _key(self, key, settings):
+        """The key, or that of the settings' seed if it is None."""
         if key is None:
-            return jax.random.key(self.config.sample.seed)
+            return jax.random.key(settings.seed)
         arguments.require_key(key)
         return key
 
@@ -181,27 +156,45 @@ class Generator:
         Raises:
           UserError: as `check_guidance`, or a guide for other images, noise levels or classes.
         """
-        weight, guide = check_guidance(self.config, guidance, guide)
-        if weight == 1:
+        return self._guide(self.settings.changed(guidance=guidance, guide=guide))
+
+    def _guide(self, settings):
+        check_guidance(self.run, settings)
+        if settings.guidance == 1:
             return None
-        if not guide:
-            return batches.Guide(self.network, self.params, False, weight)
-        weak = guide if isinstance(guide, Generator) else load(guide)
-        told, own, theirs = weak.config.model.conditional, self.process, weak.process
+        if not settings.guide:
+            return batches.Guide(self.network, self.params, False, settings.guidance)
+        weak = settings.guide if isinstance(settings.guide, Generator) else load(settings.guide)
+        flow, guide_flow = self.process, weak.process
         if weak.shape != self.shape:
             shapes = ["×".join(map(str, shape)) for shape in (weak.shape, self.shape)]
             raise UserError(f"the guide makes images of {shapes[0]}, this network of {shapes[1]}")
         # Ranges may come from data, in float32.
-        if theirs.D != own.D or theirs.sigma_max < 0.999 * own.sigma_max or theirs.sigma_min > 1.001 * own.sigma_min:
-            ranges = [f"D = {p.D:g}, σ from {p.sigma_max:.4g} to {p.sigma_min:.4g}" for p in (theirs, own)]
+        covered = guide_flow.sigma_max >= 0.999 * flow.sigma_max and guide_flow.sigma_min <= 1.001 * flow.sigma_min
+        if guide_flow.D != flow.D or not covered:
+            ranges = [f"D = {p.D:g}, σ from {p.sigma_max:.4g} to {p.sigma_min:.4g}" for p in (guide_flow, flow)]
             raise UserError(f"the guide is for {ranges[0]}, this network for {ranges[1]}, which a guide must cover")
-        if told and (not self.config.model.conditional or weak.derived["classes"] != self.derived["classes"]):
+        if weak.classes and (not self.classes or weak.derived["classes"] != self.derived["classes"]):
             names = ", ".join(weak.derived["classes"][:20])
             raise UserError(f"the guide is told classes that this network does not know: {names}")
-        return batches.Guide(weak.network, weak.params, told, weight)
+        return batches.Guide(weak.network, weak.params, weak.classes > 0, settings.guidance)
 
-    def sample(self, key=None, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, first=0,
-               framed=None, progress=True, **options):  # fmt: skip
+    def sample(
+        self,
+        key=None,
+        n=None,
+        labels=None,
+        solver=None,
+        D=None,
+        guidance=None,
+        guide=None,
+        first=0,
+        framed=None,
+        progress=True,
+        *,
+        settings=None,
+        **options,
+    ):
         """Draws n images.
 
         Sample i depends on (key, i): asking for more keeps the first ones, up to what a batch shares: the step control
@@ -224,6 +217,7 @@ class Generator:
           first: number of the first sample: a large set is drawn in parts.
           framed: how many of the first samples have their states kept, with frames; None for all.
           progress: show a bar over the solver's steps, on stderr, where a solve is long.
+          settings: SampleSettings in place of the run's sample section (`Generator.settings`).
           options: of the solver, such as rtol, steps, grid, frames; unset ones come from the run's sample section.
 
         Returns:
@@ -236,34 +230,39 @@ class Generator:
             not fit, guidance that was not trained for, more than the memory holds, or a solve that did not reach the
             data.
         """
-        x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, first, framed, progress, **options)
+        options |= {"D": D, "guidance": guidance, "guide": guide, "settings": settings}
+        x, stats = self.sample_unit(key, n, labels, solver, first=first, framed=framed, progress=progress, **options)
         return to_images(self.derived, x), stats
 
-    def sample_unit(self, key=None, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, first=0,
-                    framed=None, progress=True, **options):  # fmt: skip
-        """As `sample`, but float images in the unit scale [-1, 1], not clipped."""
-        if key is None and not self._seed_said:
+    def sample_unit(
+        self, key=None, n=None, labels=None, solver=None, settings=None, first=0, framed=None, progress=True, **others
+    ):
+        """As `sample`, with the same arguments, but float images in the unit scale [-1, 1], not clipped."""
+        if key is None and settings is None and not self._seed_said:
             self._seed_said = True
             print(f"no key: sampling from seed {self.config.sample.seed}, the run's own", file=sys.stderr)
-        key, n, first = self._key(key), self._count(n), arguments.whole("first", first, 0)
+        settings = (settings or self.settings).changed(n, labels, solver, **others)
+        n, options = settings.n, settings.solver_options
+        key, first = self._key(key, settings), arguments.whole("first", first, 0)
         framed = None if framed is None else arguments.whole("framed", framed, 0)
-        solver = solver or self.config.sample.solver
-        options = {name: value for name, value in options.items() if value is not None}
-        sampling.check_options(solver, options)
-        options = solver_options(self.config, solver) | options
-        flow = sampling_process(self.config, self.process, D)
         states = options.get("frames", 0) * (n if framed is None else min(n, framed))
+        arguments.require_memory("n", first + n, self.shape)
         arguments.require_memory("frames × samples", states, self.shape)
-        if labels is None or isinstance(labels, str):
-            labels = self.labels(key, first + n, labels)[first:]
+        if isinstance(settings.labels, str):
+            labels = labels_for(self.run, settings.labels, first + n, key)[first:]
         else:
-            labels = self.labels(key, n, labels)
-        by = self.guide(guidance, guide)
+            labels = labels_for(self.run, settings.labels, n, key)
+        guide, flow = self._guide(settings), settings.process(self.process)
         program = batches.Program(
-            self.network, by.network if by else None, flow, solver, tuple(sorted(options.items())), self.shape
+            self.network,
+            guide.network if guide else None,
+            flow,
+            settings.solver,
+            tuple(sorted(options.items())),
+            self.shape,
         )
         wanted = batches.Wanted(key, n, labels, first, framed)
-        return batches.draw(program, wanted, self.params, by, self.config.sample.batch, progress)
+        return batches.draw(program, wanted, self.params, guide, settings.batch, progress)
 
 
 def _pretrained(workdir):
@@ -302,15 +301,15 @@ def load(workdir, step=None):
       UserError: no run there, a config.json that is none, no checkpoint yet or none of that step, damaged weights or
         those of another network, or an unknown NAME.
     """
-    workdir = atomic.expanded(_pretrained(workdir))
+    source, workdir = str(workdir), atomic.expanded(_pretrained(workdir))
     config, derived = run_record.load(workdir)
     try:
         config_lib.check(config)
         run_lib.check_derived(derived)
-        model = run_lib.make_model(config, derived)
+        run = run_lib.make_run(config, derived)
     except UserError as error:
         raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(error)}") from None
-    like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
+    like = jax.eval_shape(lambda: models.init(run.model, derived["shape"]))
     exported = pathlib.Path(workdir, safetensors.EXPORTED)
     if os.path.lexists(exported):
         if not exported.is_file():  # a pipe would be waited for
@@ -318,9 +317,9 @@ def load(workdir, step=None):
         if step is not None:
             raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
         params = safetensors.load(exported, like, run_record.fingerprint(run_record.read(workdir)))
-        return Generator(config, derived, params, derived.get("step", 0))
+        return Generator(run, params, derived.get("step", 0), source)
     restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step))
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")
     step, items = restored
-    return Generator(config, derived, items["ema"], step)
+    return Generator(run, items["ema"], step, source)

@@ -1,9 +1,12 @@
-"""From a config and its data to the objects of a run: derived numbers, process, parametrisation, network."""
+"""From a config and its data to a `Run`: derived numbers, process, parametrisation, network."""
 
 import dataclasses
 import math
+import types
+from collections.abc import Mapping
 
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from pfgm_jax import models
 from pfgm_jax.data import augment
@@ -13,6 +16,34 @@ from pfgm_jax.flow import parametrization, process
 
 # The mismatch between prior and data that EDM's σ_max of 80 leaves on CIFAR-10, in nats.
 PRIOR_NATS = 0.06
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is, made once by `make_run` and never changed.
+
+    Attributes:
+      config: the checked config, read-only.
+      derived: what the data decide (`derive`), read-only.
+      process, parametrization, model: made from these two.
+    """
+
+    config: FrozenConfigDict
+    derived: Mapping
+    process: process.Process
+    parametrization: object
+    model: object
+
+
+def make_run(config, derived):
+    """The Run of a checked config and its derived numbers."""
+    return Run(
+        FrozenConfigDict(config),
+        types.MappingProxyType(dict(derived)),
+        make_process(config, derived),
+        make_parametrization(config, derived),
+        make_model(config, derived),
+    )
 
 
 def prior_mismatch(mean_square_norm, sigma_max):
@@ -51,8 +82,8 @@ def derive(config, dataset):
     if config.train.batch > dataset.train_images:
         fitting = 2 ** int(math.log2(dataset.train_images))
         raise UserError(
-            f"--config.train.batch={config.train.batch} is more than the {dataset.train_images} training images; "
-            f"write --config.train.batch={fitting}"
+            f"train.batch={config.train.batch} is more than the {dataset.train_images} training images; "
+            f"write train.batch={fitting}"
         )
     if dataset.train.images.dtype != np.uint8 and (config.train.augment or config.train.flip):
         raise UserError(f"{dataset.name} is of points: train.augment and train.flip are for images; leave them out")
@@ -79,7 +110,7 @@ def derive(config, dataset):
         if not derived["sigma_max"] > 0:
             raise UserError(
                 f"all training images of {dataset.name} are equal: ve takes σ_max from the largest distance between "
-                "two of them; give others, or write --config.process.sigma_max"
+                "two of them; give others, or write process.sigma_max"
             )
     elif derived["sigma_max"] is None and config.process.name in ("edm", "pfgmpp"):
         derived["sigma_max"] = sigma_max_of(facts.mean_square_norm)
@@ -163,12 +194,12 @@ def make_parametrization(config, derived):
 
 
 def network_fields(name):
-    """What the network called `name` can be told when it is made."""
+    """Names of the fields of the network called `name`."""
     return {field.name for field in dataclasses.fields(models.NETWORKS[name])}
 
 
 def unused_model_fields(config):
-    """Names in config.model of which its network makes no use."""
+    """Names in config.model that its network has no field for."""
     attributes = network_fields(config.model.name)
     return [key for key in config.model if {"conditional": "num_labels"}.get(key, key) not in attributes]
 

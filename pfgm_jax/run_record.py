@@ -7,7 +7,7 @@ import os
 import pathlib
 
 from pfgm_jax import __version__
-from pfgm_jax.config import default, flatten, override
+from pfgm_jax.config import check, default, flatten, override
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.storage import atomic
 
@@ -27,9 +27,18 @@ def differences(config, other):
     return [key for key in a if a[key] != b.get(key) and not key.startswith(MUTABLE)]
 
 
+def with_overrides(config, overrides):
+    """A checked copy of a config with {"section.field": value or text} in place of its own; UserError as `override`."""
+    changed = default()
+    for key, value in [*flatten(config).items(), *overrides.items()]:
+        override(changed, key, value)
+    check(changed)
+    return changed
+
+
 def record(config, derived):
     """What config.json holds."""
-    return _to_json({"version": __version__, "config": flatten(config), "derived": derived})
+    return _to_json({"version": __version__, "config": flatten(config), "derived": dict(derived)})
 
 
 def _to_json(value):

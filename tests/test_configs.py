@@ -13,6 +13,7 @@ from pfgm_jax import data, generator, models, run_record, sampling
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import parametrization
+from pfgm_jax.sampling.settings import SampleSettings
 
 PROCESSES = ["pfgmpp", "pfgm", "edm", "ve", "vp", "subvp", "ddpm"]
 DIGITS = ["", "process=pfgm", "process=edm", "D=2048", "quick", "process=pfgm,quick"]
@@ -117,7 +118,7 @@ def test_every_process_makes_a_run(file, name):
     if name in ("vp", "subvp", "ddpm"):
         assert chosen == parametrization.Epsilon(*((1, -1) if name == "ddpm" else (999, 0)))
         assert derived["sigma_max"] == pytest.approx({"ddpm": 157.407}.get(name, 152.166), abs=0.01)
-    generator.check_sampling(config, process, derived)  # the default solver samples it
+    generator.check_sampling(run_lib.make_run(config, derived))  # the default solver samples it
 
 
 def test_there_are_no_other_processes():
@@ -141,10 +142,12 @@ def test_process_options_reach_the_process():
     assert (ve.sigma_max, ve.sigma_min) == (pytest.approx(9), pytest.approx(0.1 * 90**1e-5))
     with pytest.raises(UserError, match="more than 20 noise levels"):
         make("ddpm", T=7)
+    config = digits.get_config("process=ddpm")
+    config.process.T = 50
+    config.sample.solver = "ancestral"  # its 1000 steps are more than there are levels
+    run = run_lib.make_run(config, run_lib.derive(config, fake_dataset((8, 8, 1), 1437)))
     with pytest.raises(UserError, match="fewer than 1000 steps"):
-        config = digits.get_config("process=ddpm")
-        config.sample.solver = "ancestral"  # its 1000 steps are more than there are levels
-        generator.check_sampling(config, make("ddpm", T=50), {})
+        generator.check_sampling(run)
 
 
 def test_the_largest_sigma_of_ve_is_the_datas_diameter():
@@ -205,7 +208,7 @@ def test_every_solver_option_is_a_field_that_may_be_None():
         assert config.sample[name] is None
     config_lib.check(config)
     for solver in sampling.SOLVERS:  # None is the solver's own default: it is told nothing
-        assert generator.solver_options(config, solver) == {}
+        assert solver_options(config, solver) == {}
 
 
 @pytest.mark.parametrize(
@@ -239,12 +242,16 @@ def test_sample_options_of_another_type(key, text, kind):
         config_lib.override(config_lib.default(), f"sample.{key}", text)
 
 
+def solver_options(config, solver):
+    return SampleSettings.of(config.sample).changed(solver=solver).solver_options
+
+
 def test_only_what_is_set_reaches_the_solver():
     config = config_lib.default()
     config.sample.update(steps=7, rtol=0.1, grid="log", snr=0.2)
-    assert generator.solver_options(config, "heun") == {"steps": 7, "grid": "log"}
-    assert generator.solver_options(config, "rk45") == {"rtol": 0.1}
-    assert generator.solver_options(config, "predictor_corrector") == {"steps": 7, "grid": "log", "snr": 0.2}
+    assert solver_options(config, "heun") == {"steps": 7, "grid": "log"}
+    assert solver_options(config, "rk45") == {"rtol": 0.1}
+    assert solver_options(config, "predictor_corrector") == {"steps": 7, "grid": "log", "snr": 0.2}
 
 
 def test_sample_options_come_back_from_config_json(tmp_path):

@@ -1,5 +1,6 @@
 """The Generator: the same seed gives the same samples, whatever the batch; labels and options are checked."""
 
+import dataclasses
 import math
 
 import jax
@@ -23,11 +24,10 @@ def make(conditional=False, process="pfgmpp", seed=0, label_dropout=0.0):
     config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8, conditional=conditional)
     config.sample.update(solver="heun", steps=4)
     derived = run_lib.derive(config, data.load(config.data))
-    made = Generator(config, derived, None)
-    params = models.init(made.model, made.shape)
+    run = run_lib.make_run(config, derived)
+    params = models.init(run.model, derived["shape"])
     noise = np.random.default_rng(seed)
-    made.params = jax.tree.map(lambda p: np.asarray(p + 0.1 * noise.standard_normal(p.shape), p.dtype), params)
-    return made
+    return Generator(run, jax.tree.map(lambda p: np.asarray(p + 0.1 * noise.standard_normal(p.shape), p.dtype), params))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,7 @@ def test_a_sample_does_not_depend_on_the_others(generator):
     key = jax.random.key(0)
     few, _ = generator.sample(key, 5)
     at_once, _ = generator.sample(key, 20)
-    generator.config.sample.batch = 8
-    in_batches, stats = generator.sample(key, 20)
-    generator.config.sample.batch = 256
+    in_batches, stats = generator.with_overrides({"sample.batch": 8}).sample(key, 20)
     assert in_batches.shape[0] == 20 and stats.nfe == 7
     assert np.abs(at_once.astype(int) - in_batches).max() <= 1
     assert np.abs(few.astype(int) - at_once[:5]).max() <= 1
@@ -121,13 +119,43 @@ def test_step_limit_is_an_error(generator):
 
 @pytest.mark.parametrize("solver", ["rk45", "heun"])
 def test_weights_of_nan_are_an_error(generator, solver):
-    poor = Generator(generator.config, generator.derived, jax.tree.map(lambda p: p * np.nan, generator.params))
+    poor = generator.with_params(jax.tree.map(lambda p: p * np.nan, generator.params))
     with pytest.raises(UserError, match=f"{solver} stopped at σ = .* NaN or inf") as caught:
         poor.sample(jax.random.key(0), 2, solver=solver)
     # At once: the first call of the network is at σ_max.
     reached = float(str(caught.value).split("σ = ")[1].split(",")[0])
     assert reached == pytest.approx(generator.process.sigma_max, rel=1e-3)
     assert "\n" not in str(caught.value)
+
+
+# ---- a run that cannot be changed, and settings in its place
+
+
+def test_nothing_writes_to_a_run(generator):
+    with pytest.raises(AttributeError):
+        generator.config.sample.batch = 8
+    with pytest.raises(TypeError):
+        generator.derived["sigma_max"] = 1.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        generator.run.process = None
+    own = generator.with_overrides({"sample.rtol": "1e-3", "sample.n": 5})
+    assert (own.config.sample.rtol, own.config.sample.n, generator.config.sample.rtol) == (1e-3, 5, None)
+    assert own.params is generator.params and own.process == generator.process
+    with pytest.raises(UserError, match="a trained run keeps its model.channels"):
+        generator.with_overrides({"model.channels": 8})
+    with pytest.raises(UserError, match="did you mean 'sample.steps'"):
+        generator.with_overrides({"sample.stepz": 8})
+
+
+def test_settings_in_place_of_the_runs_own(generator):
+    key = jax.random.key(5)
+    settings = dataclasses.replace(generator.settings, n=4, seed=5, solver="euler", D=2.0)
+    images, stats = generator.sample(settings=settings)
+    assert stats.nfe == 4  # the run's own steps
+    np.testing.assert_array_equal(images, generator.sample(key, 4, solver="euler", D=2.0)[0])
+    np.testing.assert_array_equal(
+        generator.sample(settings=settings, steps=3)[0], generator.sample(key, 4, solver="euler", D=2.0, steps=3)[0]
+    )
 
 
 # ---- another D, and solvers that draw noise
@@ -162,12 +190,9 @@ def test_D_of_the_run_and_of_the_call(generator):
     np.testing.assert_array_equal(generator.sample(key, 4, D=128)[0], usual)
     at_2, _ = generator.sample(key, 4, D=2.0)
     assert (at_2 != usual).any()
-    generator.config.sample.D = 2.0
-    try:
-        np.testing.assert_array_equal(generator.sample(key, 4)[0], at_2)
-        np.testing.assert_array_equal(generator.sample(key, 4, D=128)[0], usual)
-    finally:
-        generator.config.sample.D = None
+    own = generator.with_overrides({"sample.D": 2.0})
+    np.testing.assert_array_equal(own.sample(key, 4)[0], at_2)
+    np.testing.assert_array_equal(own.sample(key, 4, D=128)[0], usual)
     for D in [0, math.nan, 0.1]:
         with pytest.raises(UserError, match="D must be a number from 0.5 on"):
             generator.sample(key, 4, D=D)
@@ -245,9 +270,8 @@ def test_guidance_is_that_of_the_network_without_its_label(told, generator):
     np.testing.assert_array_equal(told.sample(key, 8, "3", guidance=0.0)[0], free_images)
     assert batches.compiled.cache_info().misses == programs
     # And the run's own setting counts.
-    told.config.sample.guidance, told.config.sample.labels = 3.0, "balanced"
-    np.testing.assert_array_equal(told.sample(key, 8)[0], images)
-    told.config.sample.guidance, told.config.sample.labels = 1.0, "real"
+    own = told.with_overrides({"sample.guidance": 3.0, "sample.labels": "balanced"})
+    np.testing.assert_array_equal(own.sample(key, 8)[0], images)
 
 
 def test_a_weaker_network_as_the_guide(told):
@@ -268,10 +292,9 @@ def test_a_weaker_network_as_the_guide(told):
 
 
 def test_a_guided_sample_does_not_depend_on_the_others(told):
-    told.config.sample.batch = 8
+    told = told.with_overrides({"sample.batch": 8})
     key, options = jax.random.key(1), dict(labels="real", guidance=2.0)
     np.testing.assert_array_equal(told.sample(key, 5, **options)[0], told.sample(key, 19, **options)[0][:5])
-    told.config.sample.batch = 256
 
 
 def test_guidance_of_a_solver_that_draws_noise():
@@ -287,10 +310,9 @@ def test_guidance_of_a_solver_that_draws_noise():
 
 def test_guidance_that_is_not_to_be_had(told):
     key, plain = jax.random.key(0), make()
-    other_range = make(conditional=True)
-    other_range.process = process.pfgmpp(D=128.0, sigma_max=5.0)
-    other_shape = make()
-    other_shape.derived = other_shape.derived | {"shape": [9, 8, 1]}
+    other_range, other_shape = make(conditional=True), make()
+    other_range.run = dataclasses.replace(other_range.run, process=process.pfgmpp(D=128.0, sigma_max=5.0))
+    other_shape.run = dataclasses.replace(other_shape.run, derived=other_shape.derived | {"shape": [9, 8, 1]})
     refused = {
         "trained without labels: give a weaker network as sample.guide": (plain, dict(guidance=2.0)),
         "trained with every label: train one with train.label_dropout=0.1, or give a weaker network": (
@@ -316,9 +338,7 @@ def test_guidance_that_is_not_to_be_had(told):
     with pytest.raises(UserError, match="trained without labels"):
         plain.labels(key, 4, "3")
     with pytest.raises(UserError, match="did you mean"):
-        config = told.config.copy_and_resolve_references()
-        config.sample.labels = "balnced"
-        generator_lib.check_sampling(config, told.process, told.derived)
+        generator_lib.check_sampling(told.with_overrides({"sample.labels": "balnced"}).run)
 
 
 # ---- a step size for every sample
@@ -327,11 +347,11 @@ def test_guidance_that_is_not_to_be_had(told):
 def test_per_sample_steps_do_not_depend_on_the_batch():
     made = make(conditional=True)
     made.params = jax.tree.map(lambda p: 3 * p, made.params)  # a field wild enough that some samples need more steps
-    made.config.sample.batch = 8
+    made = made.with_overrides({"sample.batch": 8})
     key, labels, options = jax.random.key(0), np.arange(16) % 10, dict(solver="rk45", per_sample=True)
     few, few_stats = made.sample(key, 3, labels[:3], **options)
     batches, stats = made.sample(key, 16, labels, **options)
-    made.config.sample.batch = 256
+    made = made.with_overrides({"sample.batch": 256})
     at_once, at_once_stats = made.sample(key, 16, labels, **options)
     assert few_stats.sample_nfe.shape == (3,) and stats.sample_nfe.shape == at_once_stats.sample_nfe.shape == (16,)
     # The same compiled program, once with five idle places.

@@ -1,5 +1,6 @@
 """What is done with a trained run: pictures and files of samples, and their score."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,11 +10,12 @@ import time
 import jax
 import numpy as np
 
-from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, plots, run_record, sampling
+from pfgm_jax import data, models, plots, run_record, sampling
+from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, naming, sample_cache
 from pfgm_jax.evaluation.score import TITLES, check_count, columns, default_features, measure_against, number
+from pfgm_jax.sampling.settings import check_guidance
 from pfgm_jax.storage import atomic
 
 MEASURED = 10_000  # samples at most, unless more are asked for
@@ -23,49 +25,45 @@ SCORED = ("rk45", "heun")  # solvers that the pixel score takes, unless one is a
 
 def open_run(workdir, overrides):
     """The run's Generator with `overrides` of sample.*, evaluate.* and data.*."""
-    made = generator.load(workdir)
-    for key, value in overrides.items():
-        config_lib.override(made.config, key, value)
-    config_lib.check(made.config)
-    return made
+    return generator_lib.load(workdir).with_overrides(overrides)
 
 
-def _check_options(made, overrides, solvers=None):
+def _check_options(generator, overrides, solvers=None):
     """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
-    config, solvers = made.config, solvers or (made.config.sample.solver,)
-    generator.check_guidance(config)
-    asked = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    settings = generator.settings
+    solvers = solvers or (settings.solver,)
+    check_guidance(generator.run, settings)
+    given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
     taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
-    sampling.check_options(solvers[-1], dict.fromkeys(sorted(asked - taken)))
+    sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
     for solver in solvers:
-        flow = generator.sampling_process(config, made.process)
-        sampling.check(solver, flow, generator.solver_options(config, solver) | {"frames": config.sample.frames})
+        settings.changed(solver=solver).check(generator.process, frames=generator.config.sample.frames)
 
 
 # Of a solver's options, those that belong to every protocol; others where they are set.
-_ALWAYS_TOLD = ("rtol", "atol", "steps", "grid", "rho", "eta", "variance", "predictor", "corrector_steps", "snr")
+_ALWAYS_GIVEN = ("rtol", "atol", "steps", "grid", "rho", "eta", "variance", "predictor", "corrector_steps", "snr")
 
 
-def protocol(made, stats, n):
-    """How samples were made, for every figure and file."""
-    config, solver = made.config, made.config.sample.solver
-    given = generator.solver_options(config, solver)
-    options = sampling.find(solver)[1] | given
-    told = [name for name in options if name in given or (name in _ALWAYS_TOLD and options[name] is not None)]
-    detail = ", ".join(f"{name} {options[name]}" for name in told)
-    guided = config.sample.guidance != 1
+def protocol(generator, settings, stats):
+    """How settings.n samples were drawn, for every figure and file; stats: nfe and sample_nfe."""
+    given = settings.solver_options
+    options = sampling.find(settings.solver)[1] | given
+    shown = [name for name in options if name in given or (name in _ALWAYS_GIVEN and options[name] is not None)]
+    detail = ", ".join(f"{name} {options[name]}" for name in shown)
+    guided = settings.guidance != 1
     calls = f"{stats.nfe:g} function evaluations" + (" of 2 network calls each" if guided else "")
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
-    imported = made.derived.get("imported")
-    seen = f"weights of {imported}" if imported else f"EMA weights after {made.step * config.train.batch:,} images"
-    sampled = "" if config.sample.D is None else f", sampled with D = {config.sample.D:g}"
-    asked = f", labels {config.sample.labels}" if config.model.conditional else ""
+    imported, images = generator.derived.get("imported"), generator.step * generator.config.train.batch
+    weights = f"weights of {imported}" if imported else f"EMA weights after {images:,} images"
+    how = "" if settings.D is None else f", sampled with D = {settings.D:g}"
+    how += f", labels {settings.labels}" if generator.classes else ""
     if guided:
-        asked += f", guidance {config.sample.guidance:g} from {config.sample.guide or 'the network without its label'}"
+        guide = settings.guide.source if settings.guide else "the network without its label"
+        how += f", guidance {settings.guidance:g} from {guide}"
     return (
-        f"{n} samples, {made.process.name} D = {made.process.D:g}{sampled}{asked}, "
-        f"{seen}, {solver} ({detail}), {calls}, seed {config.sample.seed}"
+        f"{settings.n} samples, {generator.process.name} D = {generator.process.D:g}{how}, "
+        f"{weights}, {settings.solver} ({detail}), {calls}, seed {settings.seed}"
     )
 
 
@@ -73,7 +71,7 @@ def _say(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def samples_depend_on(config, solver):
+def samples_depend_on(solver):
     """Names of the settings on which the samples of a solver depend, but for the solver and their number."""
     shared = ("seed", "batch", "labels", "guidance", "guide", "D")
     return {f"sample.{name}" for name in (*shared, *sampling.find(solver)[1]) if name != "frames"}
@@ -82,52 +80,54 @@ def samples_depend_on(config, solver):
 def sample(workdir, overrides):
     """Samples from a run: a picture (PNG), all of them (npz) and the way from the prior to the data (GIF).
 
-    A network that is told the class also gives a grid with a row for each class, and the labels are in the npz;
+    A class-conditional network also gives a grid with a row for each class, and the labels are in the npz;
     sample.files writes every image by itself too. Files go to samples/, named after the solver and what differs from
     the run's own settings. Returns the lines that say so.
     """
-    made = open_run(workdir, overrides)
-    config = made.config.sample
-    _check_options(made, overrides)
-    key = jax.random.key(config.seed)
-    labels = made.labels(key, config.n)
-    guide = guide_of(made)
-    points = made.derived.get("dtype", "uint8") == "float32"
-    if config.files and points:
+    generator = open_run(workdir, overrides)
+    config = generator.config
+    _check_options(generator, overrides)
+    settings = dataclasses.replace(generator.settings, guide=guide_of(generator))
+    key = jax.random.key(settings.seed)
+    labels = generator.labels(key)
+    points = generator.derived.get("dtype", "uint8") == "float32"
+    if config.sample.files and points:
         raise UserError("sample.files writes images, and these samples are points: leave it out")
     folder = atomic.writable(pathlib.Path(workdir, "samples"))
     own, _ = run_record.load(workdir)
-    relevant = samples_depend_on(made.config, config.solver) | {"sample.n"}
-    stem = str(folder / config.solver) + naming.suffix(made.config, own, relevant)
-    _say(f"sampling {config.n} with {config.solver}")
-    begun = time.perf_counter()
+    relevant = samples_depend_on(settings.solver) | {"sample.n"}
+    stem = str(folder / settings.solver) + naming.suffix(config, own, relevant)
+    _say(f"sampling {settings.n} with {settings.solver}")
+    begun, frames = time.perf_counter(), config.sample.frames
     # The states of the first ones, as many as an animation shows.
-    images, stats = made.sample(key, config.n, guide=guide, frames=config.frames, framed=1000 if points else 36)
+    images, stats = generator.sample(key, settings=settings, frames=frames, framed=1000 if points else 36)
     seconds = time.perf_counter() - begun
-    lines = [f"{protocol(made, stats, config.n)}, {seconds:.1f} s with compilation"]
+    lines = [f"{protocol(generator, settings, stats)}, {seconds:.1f} s with compilation"]
     _say("drawing and saving")
     with atomic.writing_to(folder):
-        plots.save(plots.picture(images, data.load(made.config.data).train.images if points else None), f"{stem}.png")
+        plots.save(plots.picture(images, data.load(config.data).train.images if points else None), f"{stem}.png")
         lines += [f"  picture    {stem}.png"]
         with atomic.replacing(f"{stem}.npz") as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, images=images, **({"labels": labels} if made.config.model.conditional else {}))
-        if made.config.model.conditional and not points:
-            plots.save(plots.class_grid(images[:256], labels[:256], made.derived["classes"]), f"{stem}_classes.png")
+            np.savez_compressed(stream, images=images, **({"labels": labels} if generator.classes else {}))
+        if generator.classes and not points:
+            plots.save(
+                plots.class_grid(images[:256], labels[:256], generator.derived["classes"]), f"{stem}_classes.png"
+            )
             lines += [f"  by class   {stem}_classes.png"]
         lines += [f"  samples    {stem}.npz"]
-        if config.files:
-            lines += [f"  files      {_save_files(images, labels, made, f'{stem}_files')}"]
-        if config.frames:
-            film = f"{folder / config.solver}{naming.suffix(made.config, own, relevant | {'sample.frames'})}.gif"
+        if config.sample.files:
+            lines += [f"  files      {_save_files(images, labels, generator, f'{stem}_files')}"]
+        if frames:
+            film = f"{folder / settings.solver}{naming.suffix(config, own, relevant | {'sample.frames'})}.gif"
             with atomic.replacing(film) as temporary:
-                plots.animate(stats.trajectory, stats.sigmas, made.derived["sigma_data"], temporary)
+                plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], temporary)
             lines.append(f"  animation  {film}")
     return "\n".join(lines)
 
 
-def _save_files(images, labels, made, folder):
-    """Every image as folder/NUMBER.png, or folder/CLASS/NUMBER.png where the network is told the class."""
-    classes = naming.folder_names(made.derived["classes"]) if made.config.model.conditional else None
+def _save_files(images, labels, generator, folder):
+    """Every image as folder/NUMBER.png, or folder/CLASS/NUMBER.png of a class-conditional network."""
+    classes = naming.folder_names(generator.derived["classes"]) if generator.classes else None
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = pathlib.Path(folder, classes[label]) if classes else pathlib.Path(folder)
         place.mkdir(parents=True, exist_ok=True)
@@ -143,24 +143,24 @@ def evaluate(workdir, overrides):
     Raises:
       UserError: no real images that fit the run, too few samples, or weights of the features that are not to be had.
     """
-    made = open_run(workdir, overrides)
-    config, folder = made.config, atomic.writable(pathlib.Path(workdir, "results"))
+    generator = open_run(workdir, overrides)
+    config, folder = generator.config, atomic.writable(pathlib.Path(workdir, "results"))
     if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
-        return _pixel_score(made, folder, workdir, overrides)
-    _check_options(made, overrides)
-    measure = measure_for(made)
+        return _pixel_score(generator, folder, workdir, overrides)
+    _check_options(generator, overrides)
+    measure = measure_for(generator)
     with atomic.writing_to(folder):
-        return _measure_run(made, folder, measure)
+        return _measure_run(generator, folder, measure)
 
 
-def _measure_run(made, folder, measure):
-    config = made.config
-    measured, samples = _measured(made, folder, measure, guide_of(made))
+def _measure_run(generator, folder, measure):
+    config = generator.config
+    measured, samples = _measured(generator, folder, measure)
     key = naming.key_of([samples.key, len(samples.features), measure.identity])
     stem = folder / f"{features_of(config)}-{config.sample.solver}-{key}"
     picture = plots.grid(samples.images)
-    if made.config.model.conditional:
-        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], made.derived["classes"])
+    if generator.classes:
+        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], generator.derived["classes"])
     plots.save(picture, f"{stem}.png")
     whole = len(samples.features) >= min(_usual(config, measure.dataset), TELLING)
     save_record(f"{stem}.json", measured.record() | {"full": whole})
@@ -168,13 +168,13 @@ def _measure_run(made, folder, measure):
     lines = [str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"]
     options, n = config.evaluate, len(samples.features)
     if options.copies or options.usefulness:
-        images, told = sample_cache.images_of(folder, samples.key, n), measured.protocol["samples"]
+        images, made_by = sample_cache.images_of(folder, samples.key, n), measured.protocol["samples"]
     if options.copies:
         mirror = bool(config.train.flip or config.train.augment)  # such copies are copies then
-        lines += copies_and_usefulness.copies(measure.dataset, images, stem, told, mirror=mirror, full=whole)
+        lines += copies_and_usefulness.copies(measure.dataset, images, stem, made_by, mirror=mirror, full=whole)
     if options.usefulness:
-        labels = samples.labels if config.model.conditional else None
-        lines += copies_and_usefulness.use(measure.dataset, images, labels, stem, told, options.seeds, full=whole)
+        labels = samples.labels if generator.classes else None
+        lines += copies_and_usefulness.use(measure.dataset, images, labels, stem, made_by, options.seeds, full=whole)
     return "\n".join(lines)
 
 
@@ -191,29 +191,30 @@ def compare(workdir, other, overrides):
         raise UserError(f"{workdir} makes images of {_by(runs[0].shape)}, {other} of {_by(runs[1].shape)}")
     measure = measure_for(runs[0])
     n = count(runs[0].config, measure.dataset)
+    settings = [dataclasses.replace(run.settings, n=n, guide=guide_of(run)) for run in runs]
     sets = []
-    for made, folder in zip(runs, folders, strict=True):
+    for generator, own, folder in zip(runs, settings, folders, strict=True):
         with atomic.writing_to(folder):
-            sets.append(sample_cache.collect(made, folder, n, measure.extractor, guide_of(made)))
+            sets.append(sample_cache.collect(generator, own, folder, measure.extractor))
     paired = runs[0].process == runs[1].process  # then sample i of both starts from the same noise
-    found = metrics.compare(measure.metric, *(s.features for s in sets), paired=paired)
+    result = metrics.compare(measure.metric, *(s.features for s in sets), paired=paired)
     lines = [["", "first", "second", "first - second, 95 %"]]
-    for name, figure in found.items():
+    for name, figure in result.items():
         low, high = (number(x) for x in (figure.difference.low, figure.difference.high))
         difference = f"{number(figure.difference.value)} [{low}, {high}]"
         cells = (number(figure.a), number(figure.b), difference + ("" if figure.resolved else "  not resolved"))
         lines.append([TITLES.get(name, name), *cells])
     protocols = {
-        "first": f"{workdir}: {protocol(runs[0], sets[0], n)}",
-        "second": f"{other}: {protocol(runs[1], sets[1], n)}",
+        "first": f"{workdir}: {protocol(runs[0], settings[0], sets[0])}",
+        "second": f"{other}: {protocol(runs[1], settings[1], sets[1])}",
         "pairs": "sample i of both from the same noise" if paired else "samples of their own noise",
     } | measure.protocol()
     del protocols["real"]  # no row for them here
     path = folders[0] / f"compare-{naming.key_of([sets[0].key, sets[1].key, n, measure.identity])}.json"
-    figures = {name: figure._asdict() | {"difference": figure.difference._asdict()} for name, figure in found.items()}
+    figures = {name: figure._asdict() | {"difference": figure.difference._asdict()} for name, figure in result.items()}
     save_record(path, {"protocol": protocols, "differences": figures})
-    told = [f"{what}: {words}" for what, words in protocols.items()]
-    return "\n".join([columns(lines), "", *told, f"  figures    {path}"])
+    words = [f"{what}: {text}" for what, text in protocols.items()]
+    return "\n".join([columns(lines), "", *words, f"  figures    {path}"])
 
 
 def count(config, dataset):
@@ -229,25 +230,27 @@ def _usual(config, dataset):
     return held_out if features_of(config) == "pixels" and held_out else min(dataset.train_images, MEASURED)
 
 
-def measure_for(made):
+def measure_for(generator):
     """The Measure that a run's config asks for.
 
     Raises:
       UserError: no real images that fit the run.
     """
-    config = made.config
+    config = generator.config
     if config.data.name == "imported":
         raise UserError("say which real images to compare with, such as data.name=cifar10")
     dataset = data.load(config.data)
-    if dataset.shape != made.shape:
-        raise UserError(f"the run makes images of {_by(made.shape)}, those of {dataset.name} are {_by(dataset.shape)}")
+    if dataset.shape != generator.shape:
+        shapes = _by(generator.shape), _by(dataset.shape)
+        raise UserError(f"the run makes images of {shapes[0]}, those of {dataset.name} are {shapes[1]}")
     count(config, dataset)
     return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
 
 
-def guide_of(made):
-    """The Generator of sample.guide, or None."""
-    return generator.load(made.config.sample.guide) if made.config.sample.guide else None
+def guide_of(generator):
+    """The Generator of sample.guide, or ""."""
+    path = generator.config.sample.guide
+    return path and generator_lib.load(path)
 
 
 def save_record(path, record):
@@ -256,13 +259,14 @@ def save_record(path, record):
         atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def _measured(made, folder, measure, guide):
+def _measured(generator, folder, measure):
     """(Measured, SampleSet) of as many samples as the config asks for, those kept in `folder` among them."""
-    n = count(made.config, measure.dataset)
-    samples = sample_cache.collect(made, folder, n, measure.extractor, guide)
+    n = count(generator.config, measure.dataset)
+    settings = dataclasses.replace(generator.settings, n=n, guide=guide_of(generator))
+    samples = sample_cache.collect(generator, settings, folder, measure.extractor)
     _say(f"comparing {n:,} samples with {measure.reference.name}")
-    by_class = made.config.model.conditional and tuple(made.derived["classes"]) == tuple(measure.dataset.classes)
-    return measure(samples.features, samples.labels, protocol(made, samples, n), by_class), samples
+    by_class = generator.classes and tuple(generator.derived["classes"]) == tuple(measure.dataset.classes)
+    return measure(samples.features, samples.labels, protocol(generator, settings, samples), by_class), samples
 
 
 def features_of(config):
@@ -274,7 +278,7 @@ def _by(shape):
     return "×".join(map(str, shape))
 
 
-def _pixel_score(made, folder, workdir, overrides):
+def _pixel_score(generator, folder, workdir, overrides):
     """Scores a run on digits in pixel space, beside controls that must fail; returns a table.
 
     The solvers are SCORED, or the one of sample.solver if that is among the overrides. The figures go to
@@ -282,31 +286,31 @@ def _pixel_score(made, folder, workdir, overrides):
     """
     from pfgm_jax.metrics import PixelScorer, controls, table
 
-    config, seed = made.config, jax.random.key(made.config.sample.seed)
+    config = generator.config
     solvers = (config.sample.solver,) if "sample.solver" in overrides else SCORED
-    _check_options(made, overrides, solvers)
+    _check_options(generator, overrides, solvers)
     digits = data.load(config.data)
     held_out = np.concatenate([digits.val.images, digits.test.images])
     held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
     n = min(config.evaluate.num_samples or len(held_out), len(held_out))
     own, _ = run_record.load(workdir)
-    relevant = set().union(*(samples_depend_on(config, solver) for solver in solvers))
+    relevant = set().union(*(samples_depend_on(solver) for solver in solvers))
     relevant |= {"evaluate.num_samples", *(f"data.{name}" for name in config.data)}
     alone = f"-{solvers[0]}" if len(solvers) == 1 else ""
     path = folder / f"pixel_score{alone}{naming.suffix(config, own, relevant)}.json"
     scorer = PixelScorer(digits.train.images, digits.train.labels, held_out)
-    guide = guide_of(made)
+    settings = dataclasses.replace(generator.settings, n=n, guide=guide_of(generator))
 
     rows, protocols = {}, {}
     for solver in solvers:
         _say(f"sampling {n} digits with {solver}")
-        config.sample.solver = solver
-        images, stats = made.sample(seed, n, guide=guide)
+        settings = settings.changed(solver=solver)
+        images, stats = generator.sample(settings=settings)
         rows[f"samples, {solver}"] = scorer.score(images)
-        protocols[solver] = protocol(made, stats, n)
+        protocols[solver] = protocol(generator, settings, stats)
     _say("sampling from an untrained network, and scoring all")
-    made.params = jax.device_get(jax.jit(lambda: models.init(made.model, made.shape))())
-    untrained, _ = made.sample(seed, n, guide=guide)
+    params = jax.device_get(jax.jit(lambda: models.init(generator.model, generator.shape))())
+    untrained, _ = generator.with_params(params).sample(settings=settings)
     rows["untrained network"] = scorer.score(untrained)
     for name, images in controls(digits.train.images, digits.train.labels, held_out, held_out_labels).items():
         rows[name] = scorer.score(images)

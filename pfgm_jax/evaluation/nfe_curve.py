@@ -1,12 +1,13 @@
 """Quality against evaluations of the network, and against time: one run, many solvers and numbers of steps."""
 
+import dataclasses
 import math
 import pathlib
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from pfgm_jax import generator, run_record, sampling
+from pfgm_jax import run_record, sampling
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.evaluation import evaluate, naming, sample_cache
 from pfgm_jax.evaluation.score import TITLES, columns, number
@@ -16,11 +17,15 @@ TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)  # of adaptive solvers, in place of steps
 
 
 class Point(NamedTuple):
-    """One way to sample: a solver, its D (None: the trained one), and the options that the sweep sets."""
+    """One way to sample: a solver, its D (None: the run's own), and the options that the sweep sets."""
 
     solver: str
     D: float | None
     options: dict
+
+    def settings(self, own):
+        """The run's own SampleSettings with those of this point."""
+        return own.changed(solver=self.solver, D=self.D, **self.options)
 
     @property
     def name(self):
@@ -33,26 +38,26 @@ class Point(NamedTuple):
         )
 
 
-def points(config, process):
+def points(generator):
     """The Points that evaluate.solvers, evaluate.steps and evaluate.D ask for.
 
     Raises:
       UserError: an unknown solver or one that the process does not admit, or a D or number of steps that is none.
     """
-    names = [name.strip() for name in config.evaluate.solvers.split(",") if name.strip()]
-    steps = tuple(config.evaluate.steps)
-    if not names or not steps or min(steps) < 1:
+    options = generator.config.evaluate
+    names = [name.strip() for name in options.solvers.split(",") if name.strip()]
+    if not names or not options.steps or min(options.steps) < 1:
         raise UserError("a curve needs evaluate.solvers, such as heun,rk45, and evaluate.steps, such as 9,18")
-    found = []
-    for D in _numbers(config.evaluate.D):
+    sweep = []
+    for D in _numbers(options.D):
         for name in names:
-            taken = sampling.find(name)[1]
-            sweep = [{"steps": s} for s in steps] if "steps" in taken else [{"rtol": t, "atol": t} for t in TOLERANCES]
-            for options in sweep:
-                flow = generator.sampling_process(config, process, D)
-                sampling.check(name, flow, generator.solver_options(config, name) | options)
-                found.append(Point(name, D, options))
-    return found
+            by_steps = "steps" in sampling.find(name)[1]
+            sets = [{"steps": s} for s in options.steps] if by_steps else [{"rtol": t, "atol": t} for t in TOLERANCES]
+            for swept in sets:
+                point = Point(name, D, swept)
+                point.settings(generator.settings).check(generator.process)
+                sweep.append(point)
+    return sweep
 
 
 def _numbers(text):
@@ -70,47 +75,42 @@ def curve(workdir, overrides):
     """Measures a run sampled in many ways: results/curve.json and curve.png; returns a table.
 
     Their names say what differs from the run's own settings. Every point has the same number of samples from the same
-    noise, and an interval. Samples are kept as those of
-    --mode=evaluate are, so that a stopped sweep goes on where it was.
+    noise, and an interval. Samples are kept as those of `evaluate.evaluate` are: a stopped sweep goes on where it was.
     """
-    made = evaluate.open_run(workdir, overrides)
-    config = made.config
+    generator = evaluate.open_run(workdir, overrides)
     folder = atomic.writable(pathlib.Path(workdir, "results"))
-    sweep = points(config, made.process)
-    stem = folder / f"curve{_suffix(config, workdir, sweep)}"
-    measure, guide = evaluate.measure_for(made), evaluate.guide_of(made)
-    n = evaluate.count(config, measure.dataset)
+    sweep = points(generator)
+    stem = folder / f"curve{_suffix(generator.config, workdir, sweep)}"
+    measure, guide = evaluate.measure_for(generator), evaluate.guide_of(generator)
+    n = evaluate.count(generator.config, measure.dataset)
     floor, rows, protocols = measure.floor(n), [], {}
-    options = {name for point in sweep for name in point.options}
-    given = {name: config.sample[name] for name in ("solver", "D", *options)}
     bar = tqdm(sweep, unit="point")
     for point in bar:
-        bar.set_description(f"{point.name}, {point.setting}")
-        asked = given | {"solver": point.solver, **point.options} | ({} if point.D is None else {"D": point.D})
-        for name, value in asked.items():
-            config.sample[name] = value
+        name = f"{point.name}, {point.setting}"
+        bar.set_description(name)
+        settings = dataclasses.replace(point.settings(generator.settings), n=n, guide=guide)
         with atomic.writing_to(folder):
-            samples = sample_cache.collect(made, folder, n, measure.extractor, guide, timed=True, silent=True)
+            samples = sample_cache.collect(generator, settings, folder, measure.extractor, timed=True, silent=True)
         figures = {name: figure._asdict() for name, figure in measure.estimate(samples.features).items()}
         row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
         rows.append(row | {"seconds": _finite(samples.seconds), "figures": figures})
-        protocols[f"{point.name}, {point.setting}"] = evaluate.protocol(made, samples, n)
-    told = measure.protocol() | {
-        "samples": f"{n} samples a point, all from the noise of seed {config.sample.seed}",
-        "seconds": f"for a sample, {config.sample.batch} at once, without compilation, on this machine",
+        protocols[name] = evaluate.protocol(generator, settings, samples)
+    protocol = measure.protocol() | {
+        "samples": f"{n} samples a point, all from the noise of seed {generator.settings.seed}",
+        "seconds": f"for a sample, {generator.settings.batch} at once, without compilation, on this machine",
     }
-    record = {"protocol": told, "points": rows, "real": floor, "point_protocols": protocols}
+    record = {"protocol": protocol, "points": rows, "real": floor, "point_protocols": protocols}
     evaluate.save_record(f"{stem}.json", record)
     with atomic.writing_to(folder), atomic.replacing(f"{stem}.png") as temporary:
         draw(rows, floor, measure.extractor.distances[0], n, temporary)
-    lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in told.items())]
+    lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in protocol.items())]
     return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
 
 
 def _suffix(config, workdir, sweep):
     """What of the settings that a curve depends on differs from the defaults, as a part of its name."""
     own, _ = run_record.load(workdir)
-    relevant = set().union(*(evaluate.samples_depend_on(config, point.solver) for point in sweep))
+    relevant = set().union(*(evaluate.samples_depend_on(point.solver) for point in sweep))
     relevant -= {f"sample.{name}" for point in sweep for name in point.options}
     measured = ("num_samples", "features", "split", "inception", "solvers", "steps", "D")
     relevant |= {f"evaluate.{name}" for name in measured} | {f"data.{name}" for name in config.data}

@@ -18,16 +18,16 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from pfgm_jax import generator
 from pfgm_jax.evaluation import naming
 from pfgm_jax.sampling import arguments
+from pfgm_jax.sampling.settings import labels_for
 from pfgm_jax.storage import atomic
 
 SHOWN = 100  # images that are kept in memory, for a picture
 
 
 class SampleSet(NamedTuple):
-    """Features [n, d], labels [n] and what is to be told of n samples; `images` are the first SHOWN of them.
+    """Features [n, d], labels [n] and the cost of n samples; `images` are the first SHOWN of them.
 
     seconds: for a sample, without compilation; NaN where no chunk was drawn by a compiled program.
     """
@@ -41,19 +41,18 @@ class SampleSet(NamedTuple):
     seconds: float
 
 
-def facts(made, guide=None):
-    """All that the samples of a Generator's config depend on, as JSON."""
-    config = made.config
-    flow = generator.sampling_process(config, made.process)
+def facts(generator, settings):
+    """All that samples of a Generator with these SampleSettings depend on, but for their number, as JSON."""
+    flow = settings.process(generator.process)
     return {
-        "weights": _digest(made.params),
+        "weights": _digest(generator.params),
         "process": [flow.name, str(flow.D), float(flow.sigma_max), float(flow.sigma_min)],
-        "solver": config.sample.solver,
-        "options": generator.solver_options(config, config.sample.solver),
-        "labels": config.sample.labels,
-        "guidance": [str(config.sample.guidance), _digest(guide.params) if guide else ""],
-        "seed": config.sample.seed,
-        "chunk": config.sample.batch,
+        "solver": settings.solver,
+        "options": settings.solver_options,
+        "labels": settings.labels,
+        "guidance": [str(settings.guidance), _digest(settings.guide.params) if settings.guide else ""],
+        "seed": settings.seed,
+        "chunk": settings.batch,
     }
 
 
@@ -62,34 +61,33 @@ def key_of(facts):
     return naming.key_of(facts, 16)
 
 
-def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
-    """A SampleSet of n samples of the Generator `made`, of which those in `folder` are not made again.
+def collect(generator, settings, folder, extractor, timed=False, silent=False):
+    """A SampleSet of settings.n samples of a Generator, of which those in `folder` are not drawn again.
 
     Args:
+      settings: SampleSettings; their guide is a Generator, if there is one.
       folder: of the sets, such as a run's results/.
       extractor: uint8 images -> features [n, d], with a `fingerprint`.
-      guide: a Generator, as for `made.sample`.
       timed: draw a chunk once without counting it, so that the others are timed without compilation.
       silent: show no progress.
     """
-    told = facts(made, guide)
-    key, chunk = key_of(told), told["chunk"]
-    arguments.require_memory("sample.batch", chunk, made.shape)
-    arguments.require_memory("evaluate.num_samples", n, made.shape)
+    depends_on, n, chunk = facts(generator, settings), settings.n, settings.batch
+    key = key_of(depends_on)
+    arguments.require_memory("sample.batch", chunk, generator.shape)
+    arguments.require_memory("evaluate.num_samples", n, generator.shape)
     place = pathlib.Path(folder, f"samples-{key}")
     place.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(place / "facts.json", json.dumps(told, indent=1, default=str) + "\n")
+    atomic.write_text(place / "facts.json", json.dumps(depends_on, indent=1, default=str) + "\n")
     count = -(-n // chunk)
-    seed = jax.random.key(made.config.sample.seed)
-    labels = made.labels(seed, count * chunk)
-    asked = labels if made.config.model.conditional else None
+    seed = jax.random.key(settings.seed)
+    labels = labels_for(generator.run, settings.labels, count * chunk, seed)
     compiled, parts = False, []
-    for i in tqdm(range(count), desc=f"{made.config.sample.solver}, {chunk} at once", disable=silent or count < 2):
+    for i in tqdm(range(count), desc=f"{settings.solver}, {chunk} at once", disable=silent or count < 2):
         rows = slice(i * chunk, (i + 1) * chunk)
 
         def draw(rows=rows):
-            wanted = None if asked is None else asked[rows]
-            return made.sample(seed, chunk, labels=wanted, guide=guide, first=rows.start, progress=not silent)
+            own = labels[rows] if generator.classes else None
+            return generator.sample(seed, chunk, labels=own, first=rows.start, progress=not silent, settings=settings)
 
         path = place / f"{i:05}.npz"
         part = _read(path, ("images", "labels", "sample_nfe", "nfe", "seconds"))
@@ -101,8 +99,13 @@ def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
             images, stats = draw()
             seconds = (time.perf_counter() - begun) / chunk if compiled else np.nan
             compiled = True
-            part = {"images": images, "labels": labels[rows], "sample_nfe": stats.sample_nfe,
-                    "nfe": np.float64(stats.nfe), "seconds": np.float64(seconds)}  # fmt: skip
+            part = {
+                "images": images,
+                "labels": labels[rows],
+                "sample_nfe": stats.sample_nfe,
+                "nfe": np.float64(stats.nfe),
+                "seconds": np.float64(seconds),
+            }
             _write(path, part)
         path = place / f"{i:05}-{extractor.fingerprint[:16]}.npz"
         features = _read(path, ("features",))
@@ -124,11 +127,11 @@ def collect(made, folder, n, extractor, guide=None, timed=False, silent=False):
 
 def images_of(folder, key, n):
     """The uint8 images [n, H, W, C] of a set that `collect` has made."""
-    place, found = pathlib.Path(folder, f"samples-{key}"), []
+    place, chunks = pathlib.Path(folder, f"samples-{key}"), []
     for path in sorted(place.glob("[0-9]*[0-9].npz")):
-        if "-" not in path.stem and sum(map(len, found)) < n:
-            found.append(_read(path, ("images",))["images"])
-    return np.concatenate(found)[:n]
+        if "-" not in path.stem and sum(map(len, chunks)) < n:
+            chunks.append(_read(path, ("images",))["images"])
+    return np.concatenate(chunks)[:n]
 
 
 def _digest(params):

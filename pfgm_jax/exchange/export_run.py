@@ -1,5 +1,6 @@
 """A run made ready to travel: a folder with its EMA weights, config, model card and a picture; `load` opens it."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -22,30 +23,30 @@ def export(workdir, overrides):
     Raises:
       UserError: no run or checkpoint in workdir, or a folder that cannot be written.
     """
-    made = evaluate.open_run(workdir, overrides)
+    generator = evaluate.open_run(workdir, overrides)
     folder = atomic.writable(pathlib.Path(workdir, "export"))
-    images, stats = made.sample(jax.random.key(made.config.sample.seed), made.config.sample.n)
-    card = model_card(made, evaluate.protocol(made, stats, len(images)), _results(workdir))
+    settings = dataclasses.replace(generator.settings, guide=evaluate.guide_of(generator))
+    images, stats = generator.sample(settings=settings)
+    card = model_card(generator, evaluate.protocol(generator, settings, stats), _results(workdir))
     try:
-        return _write(made, folder, plots.picture(images), card)
+        return _write(generator, folder, plots.picture(images), card)
     except OSError as error:
         raise UserError(f"nothing usable was exported: {atomic.unwritable(folder, error)}") from None
 
 
-def _write(made, folder, picture, card):
+def _write(generator, folder, picture, card):
     """Writes the exported folder; returns the lines that say so."""
-    travelling = made.config.copy_and_resolve_references()
-    if travelling.sample.guide:  # which stays behind
-        travelling.sample.update(guide="", guidance=1.0)
-    derived = made.derived | {"step": made.step}
-    imported = made.derived.get("imported")
-    origin = {"imported": imported} if imported else {"images": str(made.step * made.config.train.batch)}
-    fingerprint = run_record.fingerprint(run_record.record(travelling, derived))
+    if generator.config.sample.guide:  # which stays behind
+        generator = generator.with_overrides({"sample.guide": "", "sample.guidance": 1.0})
+    config, derived = generator.config, generator.derived | {"step": generator.step}
+    imported = derived.get("imported")
+    origin = {"imported": imported} if imported else {"images": str(generator.step * config.train.batch)}
+    fingerprint = run_record.fingerprint(run_record.record(config, derived))
     about = origin | {"pfgm_jax": __version__, safetensors.CONFIG: fingerprint}
-    safetensors.save(folder / safetensors.EXPORTED, made.params, about)
+    safetensors.save(folder / safetensors.EXPORTED, generator.params, about)
     plots.save(picture, folder / "samples.png")
     atomic.write_text(folder / "README.md", card)
-    run_record.save(folder, travelling, derived)  # last: it makes the folder a run
+    run_record.save(folder, config, derived)  # last: it makes the folder a run
     names = (safetensors.EXPORTED, "config.json", "samples.png", "README.md")
     return "\n".join(
         [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]
@@ -86,9 +87,9 @@ def _figures(name, record):
     return "\n".join([*lines, "", *(f"* {key}: {value}" for key, value in record["protocol"].items())])
 
 
-def _origin(made):
+def _origin(generator):
     """(data, licence, training) of the weights: what is known of them, and where it is not."""
-    config, derived = made.config, made.derived
+    config, derived = generator.config, generator.derived
     if imported := derived.get("imported"):
         unknown = "unknown: the imported file does not say it"
         return unknown, unknown, f"by other code; imported from {imported}"
@@ -98,19 +99,19 @@ def _origin(made):
         f"{config.data.name}, {derived['train_images']} training images ({counts})",
         derived.get("licence", "not recorded"),
         (f"from the weights of {printable(config.train.init)}, " if config.train.init else "")
-        + f"{made.step * config.train.batch:,} images at batch {config.train.batch}, "
+        + f"{generator.step * config.train.batch:,} images at batch {config.train.batch}, "
         f"learning rate {derived['lr']:.2e}, "
         f"target {f'the posterior mean of {large} images' if large else 'the clean image'}; the weights are the "
         f"exponential moving average, half-life {config.train.ema_halflife:,} images",
     )
 
 
-def model_card(made, sampled, results):
+def model_card(generator, sampled, results):
     """The model card of a Generator, Markdown: data and licence, process, budget, figures with their protocol."""
-    config, derived = made.config, made.derived
-    process = made.process
-    trained_on, licence, training = _origin(made)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.params))
+    config, derived = generator.config, generator.derived
+    process = generator.process
+    trained_on, licence, training = _origin(generator)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
     title = f"{process.name}, {derived.get('imported') or config.data.name}, {'×'.join(map(str, derived['shape']))}"
     figures = "\n\n".join(_figures(name, record) for name, record in results.items())
     return f"""# {title}

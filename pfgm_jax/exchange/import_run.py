@@ -92,15 +92,15 @@ def import_run(source, workdir, config=None, overrides=()):
         raise UserError(f"{name} does not say its D: write --config.process.D=128, or whatever it is; inf for EDM")
     config_lib.check(config)
     derived = _derive(config, derived, step) | {"imported": name}
-    model = run_lib.make_model(config, derived)
-    params = jax.device_get(torch_networks.from_torch(model, state, kind, config.data.size))
+    run = run_lib.make_run(config, derived)
+    params = jax.device_get(torch_networks.from_torch(run.model, state, kind, config.data.size))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         safetensors.save(workdir / safetensors.EXPORTED, params, {"imported": name})
         run_record.save(workdir, config, derived)  # last: it makes the folder a run
     except OSError as error:
         raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
-    flow, counts = run_lib.make_process(config, derived), sum(leaf.size for leaf in jax.tree.leaves(params))
+    flow, counts = run.process, sum(leaf.size for leaf in jax.tree.leaves(params))
     classes = f", told one of {counted(len(derived['classes']), 'class')}" if config.model.conditional else ""
     return (
         f"imported   {source} into {workdir}\n"

@@ -27,7 +27,7 @@ def prepare(config, stand_in=False, dataset=None):
     derived = run_lib.derive(config, dataset)
     task = make_task(config, derived)
     _check_network(config, task, dataset.shape)
-    generator.check_sampling(config, task.process, derived)
+    generator.check_sampling(run_lib.make_run(config, derived))
     return dataset, derived, task, make_cadence(config)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from pfgm_jax import generator, parallel, plots
 from pfgm_jax.errors import UserError
+from pfgm_jax.run import make_run
 from pfgm_jax.training.step import (  # fmt: skip
     choose,
     distance_to_truth,
@@ -74,12 +75,12 @@ def picture(config, derived, workdir, real, log):
 
     An early network that the solver cannot follow is no reason to stop.
     """
-    made = generator.Generator(config, derived, None)
+    run = make_run(config, derived)
 
     def show(ema, step):
-        made.params, seen = ema, step * config.train.batch
+        seen, trained = step * config.train.batch, generator.Generator(run, ema, step)
         try:
-            samples, _ = made.sample(jax.random.key(config.sample.seed), config.sample.n, progress=False)
+            samples, _ = trained.sample(jax.random.key(config.sample.seed), config.sample.n, progress=False)
         except UserError as error:
             log.say(f"{seen:>10,} images: no samples yet: {error}")
             return

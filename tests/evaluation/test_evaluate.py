@@ -1,5 +1,6 @@
 """Runs measured: samples made once and in parts, figures with the protocol of their samples, sweeps and comparisons."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -11,7 +12,6 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from pfgm_jax import config as config_lib
 from pfgm_jax import data, generator, main, models, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
@@ -65,6 +65,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PFGM_JAX_CACHE", str(tmp_path / "cache"))
 
 
+def collect(made, folder, n, extractor, **options):
+    return sample_cache.collect(made, dataclasses.replace(made.settings, n=n), folder, extractor, **options)
+
+
 def same(a, b):
     for name in ("features", "labels", "images", "sample_nfe", "nfe"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), strict=True)
@@ -72,12 +76,12 @@ def same(a, b):
 
 def test_a_stopped_set_goes_on(made, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        sample_cache.collect(made, tmp_path / "a", 20, Fake(stop=8))
+        collect(made, tmp_path / "a", 20, Fake(stop=8))
     assert made.drawn == [0, 8]  # the second chunk has its images and no features yet
     network = Fake()
-    resumed = sample_cache.collect(made, tmp_path / "a", 20, network)
+    resumed = collect(made, tmp_path / "a", 20, network)
     assert made.drawn == [0, 8, 16] and network.seen == 16
-    whole = sample_cache.collect(made, tmp_path / "b", 20, Fake())
+    whole = collect(made, tmp_path / "b", 20, Fake())
     same(resumed, whole)
     images, stats = generator.Generator.sample(made, jax.random.key(0), 20)  # sample i is that of (key, i)
     np.testing.assert_array_equal(whole.images, images)
@@ -85,30 +89,29 @@ def test_a_stopped_set_goes_on(made, tmp_path):
 
     del made.drawn[:]
     network = Fake()
-    fewer = sample_cache.collect(made, tmp_path / "a", 10, network)
+    fewer = collect(made, tmp_path / "a", 10, network)
     assert not made.drawn and not network.seen
     np.testing.assert_array_equal(fewer.features, whole.features[:10])
     (place,) = (tmp_path / "a").iterdir()
     damaged = place / "00001.npz"
     damaged.write_bytes(damaged.read_bytes()[:-700])
-    same(sample_cache.collect(made, tmp_path / "a", 20, Fake()), whole)
+    same(collect(made, tmp_path / "a", 20, Fake()), whole)
     assert made.drawn == [8]
-    sample_cache.collect(made, tmp_path / "a", 28, Fake(), timed=True)
+    collect(made, tmp_path / "a", 28, Fake(), timed=True)
     assert made.drawn == [8, 24, 24]  # one to compile, one to be timed
-    assert np.isfinite(sample_cache.collect(made, tmp_path / "a", 28, Fake()).seconds)
+    assert np.isfinite(collect(made, tmp_path / "a", 28, Fake()).seconds)
 
 
 def test_what_makes_another_set(made):
-    keys = [sample_cache.key_of(sample_cache.facts(made))]
+    keys = [sample_cache.key_of(sample_cache.facts(made, made.settings))]
     for key, value in (("sample.seed", 1), ("sample.steps", 3), ("sample.D", 64.0), ("sample.solver", "euler")):
-        config_lib.override(made.config, key, value)
-        keys.append(sample_cache.key_of(sample_cache.facts(made)))
+        made = made.with_overrides({key: value})
+        keys.append(sample_cache.key_of(sample_cache.facts(made, made.settings)))
     made.params = jax.tree.map(lambda a: a * 2, made.params)
-    keys.append(sample_cache.key_of(sample_cache.facts(made)))
+    keys.append(sample_cache.key_of(sample_cache.facts(made, made.settings)))
     assert len(set(keys)) == 6
-    config_lib.override(made.config, "evaluate.num_samples", 77)
-    config_lib.override(made.config, "sample.n", 7)
-    assert sample_cache.key_of(sample_cache.facts(made)) == keys[-1]
+    made = made.with_overrides({"evaluate.num_samples": 77, "sample.n": 7})
+    assert sample_cache.key_of(sample_cache.facts(made, made.settings)) == keys[-1]
 
 
 def test_a_run_is_measured(workdir, monkeypatch, capsys):
@@ -195,10 +198,8 @@ def test_a_curve(workdir, capsys):
 
 
 def test_what_a_curve_sweeps(made):
-    config_lib.override(made.config, "evaluate.solvers", "heun, rk45")
-    config_lib.override(made.config, "evaluate.steps", (3, 5))
-    config_lib.override(made.config, "evaluate.D", "64,inf")
-    found = nfe_curve.points(made.config, made.process)
+    overrides = {"evaluate.solvers": "heun, rk45", "evaluate.steps": (3, 5), "evaluate.D": "64,inf"}
+    found = nfe_curve.points(made.with_overrides(overrides))
     assert len(found) == 2 * (2 + len(nfe_curve.TOLERANCES))
     assert found[0] == ("heun", 64.0, {"steps": 3}) and found[-1] == ("rk45", math.inf, {"rtol": 1e-4, "atol": 1e-4})
     assert found[-1].name == "rk45, D = inf" and found[-1].setting == "tolerance 0.0001"
@@ -311,6 +312,6 @@ def test_absurd_numbers_are_refused_at_once(workdir, monkeypatch, item):
 
 
 def test_an_absurd_chunk_is_refused_at_once(made, tmp_path):
-    made.config.sample.batch = 10**15
+    settings = dataclasses.replace(made.settings, n=20, batch=10**15)
     with pytest.raises(UserError, match="sample.batch=1000000000000000 is out of reach"):
-        sample_cache.collect(made, tmp_path, 20, Fake())
+        sample_cache.collect(made, settings, tmp_path, Fake())

@@ -145,8 +145,9 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
     made = pfgm_jax.load(run)
     known = {key: made.derived[key] for key in ("shape", "N", "sigma_data", "M", "sigma_max", "lr")}
     unknown = {"classes": ["images"], "label_counts": [1], "step": 0, "imported": "edm-cifar10.pkl"}
-    made.config.data.name = "imported"
-    run_record.save(tmp_path, made.config, known | unknown)
+    config, _ = run_record.load(run)
+    config.data.name = "imported"
+    run_record.save(tmp_path, config, known | unknown)
     safetensors.save(tmp_path / safetensors.EXPORTED, made.params, {})
     assert command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS)[0] == 0
     card = (tmp_path / "export" / "README.md").read_text()
