@@ -1,5 +1,6 @@
 """A trained run as an object to sample from: `load(workdir)`."""
 
+import functools
 import math
 import os
 import pathlib
@@ -9,13 +10,13 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import models, run_folder, run_record
+from pfgm_jax import inference, models, run_folder, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.sampling import arguments, batches
 from pfgm_jax.sampling.settings import SampleSettings, check_guidance, labels_for
-from pfgm_jax.storage import atomic, checkpoint, safetensors
+from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
 
 # Weights that come with the package, each a folder as `export_run.export` writes it.
 PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
@@ -263,6 +264,78 @@ class Generator:
         )
         wanted = batches.Wanted(key, n, labels, first, framed)
         return batches.draw(program, wanted, self.params, guide, settings.batch, progress)
+
+    # ---- what is asked of the network besides samples (`inference`)
+
+    @functools.cached_property
+    def weighted(self):
+        """The network with its weights, as the functions of `inference` take it."""
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
+        return inference.Weighted(
+            self.network, self.params, digests.sha256(repr(self.process), *leaves), self.settings.batch
+        )
+
+    def _labels_of(self, labels, n):
+        """The classes [n] that the network is given for n images: `labels`, or none, −1."""
+        labels = arguments.state_labels(labels, n, self.classes)
+        return np.full(n, -1, np.int32) if labels is None else np.asarray(labels, np.int32)
+
+    def encode(self, images, labels=None, solver="rk45", progress=True, **options):
+        """The Latents of images: the states at σ_max from which the flow leads to them.
+
+        Args:
+          images: uint8 [n, H, W, C], or floats in the unit scale [-1, 1], taken as states at σ_min.
+          labels: for a conditional network: a class's number or [n] of them, −1 for none; None gives it none.
+          solver: rk45, tsit5, heun, euler, dpmpp_2m or dpmpp_3m, which come back to the images up to their error; or
+            reversible, which comes back to the same bytes (`inference.reversible`).
+          options: of the solver, such as rtol, steps, grid.
+
+        Raises:
+          UserError: images of another shape or type, labels that the network does not know, a solver that draws noise,
+            or a solve that does not reach σ_max.
+        """
+        x = arguments.images(images, self.shape)
+        return inference.encode(self.weighted, x, self._labels_of(labels, len(x)), solver, options, progress)
+
+    def decode(self, latents, progress=True):
+        """The images of Latents, by the solver that encoded them: uint8 [n, H, W, C], or points as floats.
+
+        Raises:
+          UserError: latents of other weights.
+        """
+        if not isinstance(latents, inference.Latents):
+            raise UserError(f"decode takes the Latents that encode returns, got {type(latents).__name__}")
+        return to_images(self.derived, inference.decode(self.weighted, latents, progress))
+
+    def interpolate(self, first, second, n=9, path="slerp", progress=True):
+        """Images [n, H, W, C] on the way from one of Latents to another (`inference.between`)."""
+        return self.decode(inference.between(first, second, n, path), progress)
+
+    def temperature(self, latents, factor, progress=True):
+        """Images of Latents whose norms are multiplied by `factor`, a number or [n] (arXiv 2209.11178, section 5.3)."""
+        return self.decode(latents.scaled(factor), progress)
+
+    def log_likelihood(self, images, key=None, labels=None, sigma_min=None, progress=True, **options):
+        """`inference.Likelihood` of images: log p(x, σ_min) in nats in the unit scale, with its error.
+
+        Args:
+          images: uint8 [n, H, W, C], which are dequantised by the key, or floats in the unit scale, taken as they are.
+          key: a PRNG key of the dequantisation and the trace vectors; None takes that of the run's sample.seed.
+          labels: as for `encode`.
+          sigma_min: the level whose smoothed density it is; None for the process's smallest.
+          options: vectors (1; 0 for exact traces), rtol, atol (1e-5), steps, max_steps
+            (`inference.likelihood.log_likelihood`).
+
+        Raises:
+          UserError: as `encode`, or a level outside the process's range.
+        """
+        key = self._key(key, self.settings)
+        x = arguments.images(images, self.shape)
+        if np.asarray(images).dtype == np.uint8:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(key, 0), np.arange(len(x)))
+            x = np.asarray(inference.dequantised(np.asarray(images), keys))
+        labels, key = self._labels_of(labels, len(x)), jax.random.fold_in(key, 1)
+        return inference.log_likelihood(self.weighted, x, labels, key, sigma_min, progress, **options)
 
 
 def _pretrained(workdir):

@@ -167,6 +167,18 @@ def _curve(flags, config, overrides):
     return nfe_curve.curve(flags.workdir, overrides)
 
 
+def _likelihood(flags, config, overrides):
+    from pfgm_jax.evaluation import likelihood
+
+    return likelihood.likelihood(flags.workdir, overrides)
+
+
+def _interpolate(flags, config, overrides):
+    from pfgm_jax.evaluation import interpolation
+
+    return interpolation.interpolate(flags.workdir, overrides)
+
+
 def _stats(flags, config, overrides):
     from pfgm_jax.evaluation import audit
 
@@ -225,6 +237,14 @@ MODES = {
         sections=_WITH_DATA, source="the run to compare with",
     ),
     "curve": Mode("quality against evaluations of the network, solver by solver", _curve, sections=_WITH_DATA),
+    "likelihood": Mode(
+        "bits per dimension of real images, and which sets they tell apart", _likelihood,
+        sections=("likelihood.", "data."),
+    ),
+    "interpolate": Mode(
+        "encode real images; pictures of what lies between them and around them", _interpolate,
+        sections=("latents.", "data."),
+    ),
     "stats": Mode("make the reference features of the real images of --config, once", _stats, "needed", False),
     "audit": Mode(
         "measure the images in --source against those of --config", _audit, "needed", False,

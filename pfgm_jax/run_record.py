@@ -1,6 +1,5 @@
 """config.json, the truth about a run: its config and everything derived, written in one piece and read back checked."""
 
-import hashlib
 import json
 import math
 import os
@@ -9,7 +8,7 @@ import pathlib
 from pfgm_jax import __version__
 from pfgm_jax.config import check, default, flatten, override
 from pfgm_jax.errors import UserError, printable
-from pfgm_jax.storage import atomic
+from pfgm_jax.storage import atomic, digests
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = (
@@ -61,7 +60,7 @@ def read(workdir):
 def fingerprint(record):
     """SHA-256 over what makes weights mean what they mean: a `record` without what may change when it is used."""
     fixed = {key: value for key, value in record["config"].items() if not key.startswith(MUTABLE)}
-    return hashlib.sha256(json.dumps([fixed, record["derived"]], sort_keys=True).encode()).hexdigest()
+    return digests.of_json([fixed, record["derived"]])
 
 
 def load(workdir):

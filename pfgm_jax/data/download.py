@@ -8,7 +8,6 @@ connection that breaks or brings next to nothing, is tried again a few times, af
 import contextlib
 import email.utils
 import errno
-import hashlib
 import http.client
 import os
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pfgm_jax.errors import UserError, counted, printable
-from pfgm_jax.storage import atomic
+from pfgm_jax.storage import atomic, digests
 
 TIMEOUT = 10  # seconds without a byte
 CONNECT = 15  # seconds until there is an answer
@@ -42,10 +41,8 @@ def cache_dir() -> Path:
 def verify(path: Path, expected: str, advice: str, name: str = "") -> None:
     """UserError, naming the file `name` or by its path, unless its MD5 (32 digits) or SHA-256 (64) is `expected`."""
     kind = {32: "MD5", 64: "SHA-256"}[len(expected)]
-    algorithm = kind.lower().replace("-", "")
     try:
-        with open(path, "rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+        found = digests.of_file(path, kind.lower().replace("-", ""))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({one_line(error)})") from error
     if found != expected:

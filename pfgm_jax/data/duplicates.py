@@ -4,11 +4,12 @@ Every function slices in chunks, so that it works on images that are read from d
 of more than EXAMINED_BYTES, a subset of that size stands for it: `chosen` says which.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+from pfgm_jax.storage.digests import of_images
 
 EXAMINED_BYTES = 2**31
 _CHUNK_BYTES = 2**26
@@ -79,7 +80,7 @@ def take(images):
     constant, grey = np.zeros(len(indices), bool), np.zeros(len(indices), bool)
     blocks = chunks(images, indices)
     for rows, block in tqdm(blocks, total=-(-len(indices) // _rows(images)), desc="examining", unit=" blocks", delay=1):
-        digests[rows] = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in block]
+        digests[rows] = of_images(block)
         pixels = block.reshape(len(block), -1, block.shape[-1])
         grey[rows] = (pixels == pixels[..., :1]).all(axis=(1, 2)) if block.shape[-1] == 3 else False
         constant[rows] = (pixels == pixels[:, :1]).all(axis=(1, 2))

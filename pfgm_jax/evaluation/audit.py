@@ -1,6 +1,5 @@
 """Figures of anyone's images, from whatever generator, and the reference's features made beforehand."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from pfgm_jax.errors import UserError, printable
 from pfgm_jax.evaluation import copies_and_usefulness, evaluate, naming
 from pfgm_jax.evaluation.score import check_count, check_real, measure_against
 from pfgm_jax.metrics.references import cached_at
-from pfgm_jax.storage import atomic
+from pfgm_jax.storage import atomic, digests
 
 
 def audit(images, real, labels=None, features="", split="train", inception="", name="images"):
@@ -48,7 +47,7 @@ def audit(images, real, labels=None, features="", split="train", inception="", n
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise UserError(f"labels must be {len(images)} whole numbers, one an image, not {labels.shape}")
     measure = measure_against(real, split, features, inception)
-    told = f"{len(images)} images of {name}, SHA-256 {hashlib.sha256(np.ascontiguousarray(images)).hexdigest()}"
+    told = f"{len(images)} images of {name}, SHA-256 {digests.sha256(images)}"
     return measure(measure.extractor(images), labels, told, by_class=labels is not None and real.num_classes > 1)
 
 

@@ -5,11 +5,10 @@ samples/rk45-n=100,seed=3.png    what differs from them, in alphabetical order
 results/pixel_score-3f2a91c0.json   a hash of it, where it is long or is no file name
 """
 
-import hashlib
-import json
 import re
 
 from pfgm_jax import config as config_lib
+from pfgm_jax.storage import digests
 
 MOST_LETTERS = 60  # of a folder of a class: 240 bytes at most
 LONGEST = 60  # characters of settings in a name
@@ -18,7 +17,7 @@ _SAFE = re.compile(r"[\w.+=,-]*", re.ASCII)
 
 def key_of(facts, length=8):
     """A short hash of JSON-like facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:length]
+    return digests.of_json(facts)[:length]
 
 
 def suffix(config, own, relevant):

@@ -7,7 +7,6 @@ KEY is a hash of all that the samples depend on: weights, solver and its options
 Sample i is that of (seed, i), whatever the number of samples.
 """
 
-import hashlib
 import json
 import pathlib
 import time
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from pfgm_jax.evaluation import naming
 from pfgm_jax.sampling import arguments
 from pfgm_jax.sampling.settings import labels_for
-from pfgm_jax.storage import atomic
+from pfgm_jax.storage import atomic, digests
 
 SHOWN = 100  # images that are kept in memory, for a picture
 
@@ -136,12 +135,11 @@ def images_of(folder, key, n):
 
 def _digest(params):
     """SHA-256 of a tree of arrays."""
-    digest = hashlib.sha256()
+    parts = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(leaf, order="C")
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+        array = np.asarray(leaf)
+        parts += [f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}", array]
+    return digests.sha256(*parts)
 
 
 def _write(path, arrays):

@@ -10,8 +10,6 @@ same classifier: `name` says which it was, with its accuracy on test images.
 """
 
 import functools
-import hashlib
-import json
 import sys
 
 import flax.linen as nn
@@ -28,7 +26,7 @@ from pfgm_jax.data.download import cache_dir
 from pfgm_jax.data.shuffle import epoch_order
 from pfgm_jax.errors import UserError
 from pfgm_jax.models import layers
-from pfgm_jax.storage import array_cache
+from pfgm_jax.storage import array_cache, digests
 
 VERSION = 1  # of what follows: a change that gives other features is another version
 SIDE = 32
@@ -87,7 +85,7 @@ class Classifier:
     def __init__(self, params, classes, confusion, protocol):
         self.params, self.classes, self.confusion = params, classes, confusion
         digest = array_cache.digest(traverse_util.flatten_dict(params, sep="/"))
-        self.fingerprint = hashlib.sha256(f"{VERSION}".encode() + digest.tobytes()).hexdigest()
+        self.fingerprint = digests.sha256(f"{VERSION}", digest)
         found = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
         self.name = f"{protocol}, test accuracy {found}"
         self.about = f", SHA-256 of the weights {self.fingerprint}"
@@ -132,7 +130,7 @@ def classifier(dataset, seed=0, steps=None, flip=False):
     settings = [VERSION, seed, steps, flip]
     content = array_cache.content
     parts = [[content(split.images), content(split.labels)] if len(split) else [] for split in (train, test)]
-    key = hashlib.sha256(json.dumps([*parts, dataset.num_classes, settings]).encode()).hexdigest()
+    key = digests.of_json([*parts, dataset.num_classes, settings])
     path = cache_dir().parent / "classifier" / f"{dataset.name}-{dataset.shape[0]}-{key[:16]}.safetensors"
     shape = "×".join(map(str, dataset.shape))
     protocol = (

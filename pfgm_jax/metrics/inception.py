@@ -11,7 +11,6 @@ files that have it, "output" {"kernel" [2048, 1008], "bias"}.
 """
 
 import functools
-import hashlib
 import sys
 
 import jax
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from pfgm_jax import parallel
 from pfgm_jax.errors import UserError
+from pfgm_jax.storage import digests
 
 SIDE = 299
 FEATURES = 2048
@@ -173,13 +173,12 @@ class Inception:
 
 def fingerprint(params):
     """SHA-256 of the weights of all layers but "output", as hexadecimal text."""
-    digest = hashlib.sha256()
+    parts = []
     for name in sorted(params.keys() - {"output"}):
         for part in ("kernel", "bias"):
-            array = np.asarray(params[name][part], "<f4", order="C")
-            digest.update(f"{name}/{part} {array.shape}".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+            array = np.asarray(params[name][part], "<f4")
+            parts += [f"{name}/{part} {array.shape}", array]
+    return digests.sha256(*parts)
 
 
 def logits(params, features):

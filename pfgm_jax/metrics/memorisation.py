@@ -20,7 +20,6 @@ find few copies. And the shares of classes count: if samples have more of a clas
 number rises without a copy. So look at the picture.
 """
 
-import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +28,7 @@ from scipy.stats import betabinom, binomtest
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.metrics.classifier import SIDE, shrink
 from pfgm_jax.metrics.neighbours import as_features, squared_distances
+from pfgm_jax.storage.digests import of_images
 
 QUERIES = 5000  # of more samples or held-out images, so many are drawn
 BLOCK = 4096  # training images whose features are in memory together
@@ -249,7 +249,7 @@ def plot(result, path):
 def _digests(images):
     """What equal images have in common, [n], read in chunks."""
     chunks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for chunk in chunks for image in chunk]
+    return [digest for chunk in chunks for digest in of_images(chunk)]
 
 
 def _with_copy(digests):

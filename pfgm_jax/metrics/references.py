@@ -1,8 +1,6 @@
 """What figures are measured against: features of real images, kept between runs, and what real images reach."""
 
 import functools
-import hashlib
-import json
 import math
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ import numpy as np
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.metrics import frechet
-from pfgm_jax.storage import array_cache
+from pfgm_jax.storage import array_cache, digests
 
 # For the metrics that need features themselves, so many are kept (164 MB at 2048 features), of images drawn at random.
 KEPT = 20_000
@@ -68,7 +66,7 @@ def cached_at(dataset, split, extractor):
     images = getattr(dataset, split).images
     content = array_cache.content(images)
     facts = [dataset.name, dataset.source, split, list(images.shape), content, extractor.fingerprint, KEPT]
-    key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    key = digests.of_json(facts)
     folder = cache_dir().parent / "reference"
     return folder / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
 

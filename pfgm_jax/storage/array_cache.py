@@ -1,13 +1,12 @@
 """What is dear to make is kept in a file: arrays with their own checksum, never wrong in silence."""
 
-import hashlib
 import pathlib
 import sys
 
 import numpy as np
 
 from pfgm_jax.errors import UserError
-from pfgm_jax.storage import safetensors, torch_files
+from pfgm_jax.storage import digests, safetensors, torch_files
 
 HASHED = 1000  # of images that are not in memory, so many are read to tell one set from another
 
@@ -16,15 +15,13 @@ def content(images):
     """A hash of the images: of all in memory, else of some that are spread evenly."""
     if not isinstance(images, np.ndarray):
         images = images[np.linspace(0, len(images) - 1, min(HASHED, len(images))).astype(np.int64)]
-    return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    return digests.sha256(images)
 
 
 def digest(arrays):
     """SHA-256 of arrays by name, as bytes [32]."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        total.update(np.ascontiguousarray(arrays[name]))
-    return np.frombuffer(total.digest(), np.uint8)
+    total = digests.sha256(*(arrays[name] for name in sorted(arrays)))
+    return np.frombuffer(bytes.fromhex(total), np.uint8)
 
 
 def save(path, arrays, what):

@@ -10,8 +10,6 @@ another step, is damage too, and no sign of another network. Digests of older ve
 
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
 import pathlib
@@ -24,6 +22,7 @@ import jax
 import numpy as np
 
 from pfgm_jax.errors import UserError, printable
+from pfgm_jax.storage import digests
 
 
 def _folder(workdir):
@@ -58,8 +57,8 @@ def _describe(items):
     """{item: {path: [shape, dtype, SHA-256]}} of trees of arrays."""
 
     def describe(leaf):
-        array = np.ascontiguousarray(leaf)
-        return [list(np.shape(leaf)), str(array.dtype), hashlib.sha256(array.tobytes()).hexdigest()]
+        array = np.asarray(leaf)
+        return [list(array.shape), str(array.dtype), digests.sha256(array)]
 
     return {name: {path: describe(leaf) for path, leaf in _flatten(tree).items()} for name, tree in items.items()}
 
@@ -72,7 +71,7 @@ def _flatten(tree):
 def _seal(step, arrays):
     """The digest of a step: what `_describe` says of its arrays, its number, and a checksum over both."""
     content = {"step": step, "arrays": arrays}
-    return content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
+    return content | {"sha256": digests.of_json(content)}
 
 
 def _unseal(step, digest):

@@ -1,14 +1,12 @@
 """Weights in safetensors files: flat names, shapes and bytes, nothing that can run, and a checksum over them."""
 
-import hashlib
-
 import jax
 import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
 from pfgm_jax.errors import UserError, printable
-from pfgm_jax.storage import atomic
+from pfgm_jax.storage import atomic, digests
 
 # The file that makes a folder an exported run.
 EXPORTED = "model.safetensors"
@@ -23,12 +21,10 @@ def _flatten(tree):
 
 def checksum(arrays):
     """SHA-256 over names, types, shapes and bytes of {name: array}."""
-    total = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        total.update(f"{name} {array.dtype} {np.shape(arrays[name])}\n".encode())
-        total.update(array.reshape(-1).view(np.uint8))
-    return total.hexdigest()
+    parts = []
+    for name, array in sorted(arrays.items()):
+        parts += [f"{name} {array.dtype} {np.shape(array)}\n", array]
+    return digests.sha256(*parts)
 
 
 def save(path, params, metadata):

@@ -12,6 +12,7 @@ from PIL import Image
 from pfgm_jax import data
 from pfgm_jax.data import celeba, cifar10, download, images
 from pfgm_jax.errors import UserError
+from pfgm_jax.storage import digests
 
 
 def config(name, folder, size, **fields):
@@ -65,7 +66,7 @@ def archive(tmp_path, monkeypatch):
     """A small archive in the official format, taken for the official one."""
     monkeypatch.setattr(cifar10, "RECORDS", RECORDS)
     path = pack(tmp_path / cifar10.ARCHIVE, batches()[0])
-    monkeypatch.setattr(cifar10, "MD5", download.hashlib.md5(path.read_bytes()).hexdigest())
+    monkeypatch.setattr(cifar10, "MD5", digests.of_file(path, "md5"))
     return path
 
 
