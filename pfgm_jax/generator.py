@@ -61,7 +61,7 @@ class Generator:
         return Generator(self.run, params, self.step, self.source)
 
     def with_overrides(self, overrides):
-        """The same weights with other settings of sample.*, evaluate.* or data.*; texts are read.
+        """The same weights with other settings of their use (`run_record.USES`); texts are read.
 
         For example {"sample.batch": 8}.
 
@@ -69,7 +69,7 @@ class Generator:
           UserError: an unknown setting, an impossible value, or one of another section.
         """
         config = run_record.with_overrides(self.config, overrides)
-        if fixed := [key for key in overrides if not key.startswith(("sample.", "evaluate.", "data."))]:
+        if fixed := [key for key in overrides if not key.startswith(run_record.USES)]:
             raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
         return Generator(run_lib.make_run(config, self.derived), self.params, self.step, self.source)
 

@@ -18,6 +18,8 @@ MUTABLE = (
 )  # fmt: skip
 
 _MEASURES = ("evaluate.", "likelihood.", "latents.")
+# Settings of what is done with a trained run.
+USES = ("sample.", *_MEASURES, "data.")
 
 
 def differences(config, other):
