@@ -38,17 +38,16 @@ def audit(images, real, labels=None, features="", split="train", inception="", n
         images, labels = read(images, real)
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != real.shape:
-        theirs = f"{images.dtype} [{', '.join(map(str, images.shape))}]"
-        wanted = ", ".join(map(str, real.shape))
-        raise UserError(f"{name} are {theirs}, the real ones uint8 [n, {wanted}]: make them alike before measuring")
+        got, shape = f"{images.dtype} [{', '.join(map(str, images.shape))}]", ", ".join(map(str, real.shape))
+        raise UserError(f"{name} are {got}, the real ones uint8 [n, {shape}]: make them alike before measuring")
     check_count(len(images))
     if labels is not None:
         labels = np.asarray(labels).reshape(-1)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise UserError(f"labels must be {len(images)} whole numbers, one an image, not {labels.shape}")
     measure = measure_against(real, split, features, inception)
-    told = f"{len(images)} images of {name}, SHA-256 {digests.sha256(images)}"
-    return measure(measure.extractor(images), labels, told, by_class=labels is not None and real.num_classes > 1)
+    source = f"{len(images)} images of {name}, SHA-256 {digests.sha256(images)}"
+    return measure(measure.extractor(images), labels, source, by_class=labels is not None and real.num_classes > 1)
 
 
 def stats(config):
@@ -71,17 +70,17 @@ def run(source, config, workdir=None):
     images, labels = read(source, real)
     measured = audit(images, real, labels, options.features, options.split, options.inception, name=str(source))
     lines = [str(measured)]
-    told = measured.protocol["samples"]
     if workdir:
         digest = [] if labels is None else np.asarray(labels).tolist()
         stem = folder / f"audit-{naming.safe(Path(source).stem)}-{naming.key_of([measured.protocol, digest])}"
         evaluate.save_record(f"{stem}.json", measured.record())
         lines.append(f"  figures    {stem}.json")
+    to = copies_and_usefulness.Destination(stem, measured.protocol["samples"])
     with atomic.writing_to(folder):
         if options.copies:
-            lines += copies_and_usefulness.copies(real, images, stem, told, mirror=True)
+            lines += copies_and_usefulness.copies(real, images, to, mirror=True)
         if options.usefulness:
-            lines += copies_and_usefulness.use(real, images, labels, stem, told, options.seeds)
+            lines += copies_and_usefulness.use(real, images, labels, to, options.seeds)
     return "\n".join(lines)
 
 
@@ -103,11 +102,11 @@ def read(source, real):
 
 def _read_npz(path, real):
     with npz.opened(path) as archive:
-        found = {Path(name).stem for name in archive.namelist()}
-        images = next((key for key in ("images", "x") if key in found), None)
+        names = {Path(name).stem for name in archive.namelist()}
+        images = next((key for key in ("images", "x") if key in names), None)
         if images is None:
-            raise UserError(f"{path} has {', '.join(sorted(found)[:6])}: name the array of images `images`")
-        labels = next((key for key in ("labels", "y") if key in found), None)
+            raise UserError(f"{path} has {', '.join(sorted(names)[:6])}: name the array of images `images`")
+        labels = next((key for key in ("labels", "y") if key in names), None)
         arrays = npz.read_arrays(archive, path, [key for key in (images, labels) if key], real.shape[0])
     pixels = arrays[images]
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
@@ -130,8 +129,8 @@ def _read_folder(folder, real):
         except image_files.Unreadable as error:
             raise UserError(f"{path} gives no image ({', '.join(error.args)}): replace it or take it out") from None
         if (decoded.width, decoded.height) != (size, size):
-            found = f"{decoded.width}×{decoded.height}"
-            raise UserError(f"{path} is {found} px, the real images {size}×{size}: make them alike before measuring")
+            given = f"{decoded.width}×{decoded.height}"
+            raise UserError(f"{path} is {given} px, the real images {size}×{size}: make them alike before measuring")
         if channels == 1 and not (decoded.pixels == decoded.pixels[..., :1]).all():
             raise UserError(f"{path} is in colour, the real images are grey: make them alike before measuring")
         return decoded.pixels[..., :channels]

@@ -1,6 +1,7 @@
-"""What distances do not tell of images: whether they are copies of training images, and what they are good for."""
+"""Memorisation checks and usefulness of images, as lines of text and as files."""
 
 import json
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,36 +13,57 @@ from pfgm_jax.storage import atomic
 HELD_OUT = 50  # images without which nothing is said of copies: their 1st percentile would be a single image
 
 
-def copies(dataset, images, stem, made="", extractor=None, mirror=False, full=True):
+class Destination(NamedTuple):
+    """Files to write.
+
+    Attributes:
+      stem: their path without suffix; None to write nothing.
+      samples: how the images were made, for the protocol.
+      full: whether the images are as many as figures need to be shown anywhere (a model card leaves others out).
+    """
+
+    stem: str | None = None
+    samples: str = ""
+    full: bool = True
+
+    def write(self, suffix, scores, protocol):
+        """Writes STEM-SUFFIX.json."""
+        protocol |= {"samples": self.samples} if self.samples else {}
+        record = {"scores": scores, "protocol": protocol, "full": self.full}
+        atomic.write_text(f"{self.stem}-{suffix}.json", json.dumps(record, indent=1) + "\n")
+
+
+NOWHERE = Destination()
+
+
+def copies(dataset, images, to=NOWHERE, extractor=None, mirror=False):
     """Whether images are nearer to training images than held-out ones are: lines, and STEM-copies.json and .png.
 
     Args:
       dataset: the real images; val and test are held out.
       images: uint8 [n, H, W, C].
-      stem: path without suffix, or None to write nothing. made: words for the protocol.
+      to: a Destination.
       extractor: of features; None looks at pixels. mirror: look for mirrored copies too.
-      full: whether the images are as many as figures need to be shown anywhere (a model card leaves others out).
     """
     held_out = [split.images[:] for split in (dataset.val, dataset.test) if len(split)]
     number = sum(map(len, held_out))
     if number < HELD_OUT:
         return [f"copies     not looked for: {number} held-out images of {dataset.name} are fewer than {HELD_OUT}"]
     check_count(len(images))
-    found = memorisation.memorisation(images, dataset.train.images, np.concatenate(held_out), extractor, mirror=mirror)
-    lines = [f"copies     {line}" for line in memorisation.text(found).split("\n")]
-    if stem:
+    result = memorisation.memorisation(images, dataset.train.images, np.concatenate(held_out), extractor, mirror=mirror)
+    lines = [f"copies     {line}" for line in memorisation.text(result).split("\n")]
+    if to.stem:
         figures = ("share", "low", "high", "expected", "chance", "threshold", "count", "crowded", "identical",
                    "held_out_copies", "train_copies")  # fmt: skip
-        scores = {"samples": {name: float(getattr(found, name)) for name in figures}}
-        protocol = {"copies": found.protocol} | ({"samples": made} if made else {})
-        _write(f"{stem}-copies.json", {"scores": scores, "protocol": protocol, "full": full})
-        with atomic.replacing(f"{stem}-copies.png") as temporary:
-            memorisation.plot(found, temporary)
-        lines += [f"  copies     {stem}-copies.png, {stem}-copies.json"]
+        scores = {"samples": {name: float(getattr(result, name)) for name in figures}}
+        to.write("copies", scores, {"copies": result.protocol})
+        with atomic.replacing(f"{to.stem}-copies.png") as temporary:
+            memorisation.plot(result, temporary)
+        lines += [f"  copies     {to.stem}-copies.png, {to.stem}-copies.json"]
     return lines
 
 
-def use(dataset, images, labels, stem, made="", seeds=3, steps=None, full=True):
+def use(dataset, images, labels, to=NOWHERE, seeds=3, steps=None):
     """What a classifier learns from labelled images, beside real ones: lines, and STEM-usefulness-SEEDS.json.
 
     Args: as for `copies`; labels int [n] or None. seeds, steps: as for `usefulness.usefulness`.
@@ -53,22 +75,17 @@ def use(dataset, images, labels, stem, made="", seeds=3, steps=None, full=True):
         raise UserError("usefulness needs labels: train with model.conditional=True, or give images with their labels")
     if seeds < 2:
         raise UserError(f"evaluate.seeds={seeds}: error bars need 2 or more")
-    found = usefulness.usefulness(dataset, images, np.asarray(labels), seeds, steps)
-    if stem:
+    result = usefulness.usefulness(dataset, images, np.asarray(labels), seeds, steps)
+    if to.stem:
         mean = lambda values: {"mean": float(np.mean(values)), "error": float(_error(values))}
         scores = {
             name: {"accuracy": mean(arm.accuracy), "balanced accuracy": mean(arm.balanced)}
-            | {f"recall of {label}": mean(arm.recall[:, c]) for c, label in enumerate(found.classes)}
-            for name, arm in found.arms.items()
+            | {f"recall of {label}": mean(arm.recall[:, c]) for c, label in enumerate(result.classes)}
+            for name, arm in result.arms.items()
         }
-        protocol = {"usefulness": found.protocol} | ({"samples": made} if made else {})
-        _write(f"{stem}-usefulness-{seeds}.json", {"scores": scores, "protocol": protocol, "full": full})
-    return ["", usefulness.table(found), *([f"  usefulness {stem}-usefulness-{seeds}.json"] if stem else [])]
+        to.write(f"usefulness-{seeds}", scores, {"usefulness": result.protocol})
+    return ["", usefulness.table(result), *([f"  usefulness {to.stem}-usefulness-{seeds}.json"] if to.stem else [])]
 
 
 def _error(values):
     return np.std(values, ddof=1) / np.sqrt(len(values))
-
-
-def _write(path, record):
-    atomic.write_text(path, json.dumps(record, indent=1) + "\n")

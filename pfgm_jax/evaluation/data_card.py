@@ -16,6 +16,7 @@ from pfgm_jax.data.splits import shared_groups
 from pfgm_jax.errors import counted
 from pfgm_jax.flow import process
 from pfgm_jax.metrics.neighbours import squared_distances
+from pfgm_jax.metrics.tables import markdown
 from pfgm_jax.storage import atomic
 
 SPLITS = ("train", "val", "test")
@@ -39,8 +40,8 @@ class Nearest(NamedTuple):
 def nearest(images, others=None):
     """Distances from images to the nearest of `others`, or to the nearest other image of `images`: a Nearest.
 
-    Queries are drawn with a fixed seed; the searched set is whole up to `census.EXAMINED_BYTES`. Distances are L2 over
-    all values, exact for bytes: a copy is at 0.
+    Queries are drawn with a fixed seed; the searched set is whole up to `duplicates.EXAMINED_BYTES`. Distances are L2
+    over all values, exact for bytes: a copy is at 0.
     """
     alone, others = others is None, images if others is None else others
     searched, pool = duplicates.chosen(others), duplicates.chosen(images)
@@ -56,9 +57,9 @@ def nearest(images, others=None):
             if alone:
                 squares[pool[rows, None] == searched[None, place]] = np.inf
             at = squares.argmin(axis=1)
-            found = squares[np.arange(len(at)), at]
-            closer = found < best[rows]
-            best[rows] = np.where(closer, found, best[rows])
+            smallest = squares[np.arange(len(at)), at]
+            closer = smallest < best[rows]
+            best[rows] = np.where(closer, smallest, best[rows])
             where[rows] = np.where(closer, searched[place][at], where[rows])
     # Once more without the expansion of the square, which loses the digits near 0.
     exact = np.empty(len(pool))
@@ -100,36 +101,36 @@ def make(dataset, say=lambda text: None):
 def warnings(card):
     """What a person should look at before training, as sentences."""
     dataset, splits = card.dataset, [getattr(card.dataset, name) for name in SPLITS]
-    labels, found = [split.labels for split in splits], []
+    labels, lines = [split.labels for split in splits], []
     for name, split, counts in zip(SPLITS, splits, card.counts, strict=True):
         absent = [dataset.classes[c] for c in np.flatnonzero(counts == 0)]
         if not len(split):
-            found.append(f"the {name} split is empty")
+            lines.append(f"the {name} split is empty")
         elif absent:
-            found.append(f"no {name} image of {_few(absent)}")
+            lines.append(f"no {name} image of {_few(absent)}")
     small = [f"{dataset.classes[c]} ({n})" for c, n in enumerate(card.counts[0]) if 0 < n < FEW]
     if small:
-        found.append(f"fewer than {FEW} training images of {_few(small)}: they will be memorised, or never drawn")
+        lines.append(f"fewer than {FEW} training images of {_few(small)}: they will be memorised, or never drawn")
     for one, other in ((1, 0), (2, 0), (2, 1)):
         pairs = card.copies.between(one, other)
         if pairs:
             apart = sum(labels[s][i] != labels[t][j] for (s, i), (t, j) in pairs)
-            found.append(
+            lines.append(
                 f"leak: {counted(len(pairs), SPLITS[one] + ' image')} also in {SPLITS[other]}"
                 + (f", {apart} of them there with another label" if apart else "")
             )
     for (one, other), shared in shared_groups(_groups(dataset)).items():
-        found.append(f"leak: {counted(shared, 'patient')} with images in both {one} and {other}")
+        lines.append(f"leak: {counted(shared, 'patient')} with images in both {one} and {other}")
     images, pairs, apart = card.copies.among(0, labels)
     if apart:
-        found.append(f"{apart} of {pairs} pairs of equal training images have different labels")
+        lines.append(f"{apart} of {pairs} pairs of equal training images have different labels")
     if math.prod(dataset.shape[:2]) > 1:
         constant = {name: int(c.constant.sum()) for name, c in zip(SPLITS, card.censuses, strict=True)}
         if sum(constant.values()):
-            found.append(f"images of one colour throughout: {_per_split(constant)}")
+            lines.append(f"images of one colour throughout: {_per_split(constant)}")
     if dataset.shape[-1] == 3 and all(c.grey.all() for c in card.censuses):
-        found.append("all images are grey, stored as three equal channels: one channel is a third of the work")
-    return found
+        lines.append("all images are grey, stored as three equal channels: one channel is a third of the work")
+    return lines
 
 
 def text(card):
@@ -206,7 +207,7 @@ def _classes(card, order):
         for c in shown
     ]
     note = f"\n\nLeft out: {counted(left_out, 'class')} between the most and the least frequent." if left_out else ""
-    return _table(rows, ("class", *SPLITS, "")) + note
+    return markdown(("class", *SPLITS, ""), rows) + note
 
 
 def _copies(card):
@@ -219,7 +220,7 @@ def _copies(card):
         pairs = card.copies.between(one, other)
         apart = sum(labels[s][i] != labels[t][j] for (s, i), (t, j) in pairs)
         rows.append((f"{SPLITS[one]} in {SPLITS[other]}", f"{len(pairs):,}", f"{len(pairs):,}", f"{apart:,}"))
-    return _table(rows, ("", "images with a copy", "pairs", "pairs of different labels"))
+    return markdown(("", "images with a copy", "pairs", "pairs of different labels"), rows)
 
 
 def _distances(card):
@@ -235,16 +236,9 @@ def _distances(card):
              f"{np.median(d) / reference:.2f}" if reference > 0 else "–",
              f"{np.mean(d == 0):.1%}", f"{near:.1%}")
         )  # fmt: skip
-    header = (
-        "from",
-        "queries",
-        "searched",
-        *(f"{q} %" for q in QUANTILES),
-        "median / train's",
-        "copies",
-        "near copies",
-    )
-    return _table(rows, header) + (
+    quantiles = [f"{q} %" for q in QUANTILES]
+    header = ("from", "queries", "searched", *quantiles, "median / train's", "copies", "near copies")
+    return markdown(header, rows) + (
         f"\n\nL2 over the values of an image; quantiles. A near copy is closer than {NEAR:g} of train's median and no "
         "copy. A median ratio well above 1: the split is farther from train than train is from itself."
     )
@@ -294,13 +288,6 @@ def _list(rows):
     return "\n".join(f"* {name + ':':{width}} {value}" for name, value in rows)
 
 
-def _table(rows, header):
-    """A Markdown table whose columns are padded, so that it reads as plain text."""
-    widths = [max(3, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
-    line = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-    return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
-
-
 def draw(card, folder):
     """Writes overview.png, classes/NN_name.png and, where splits share images, shared.png; returns what was written."""
     dataset, train = card.dataset, card.dataset.train
@@ -324,8 +311,8 @@ def draw(card, folder):
         rows = []
         for pair in pairs:
             splits = [(getattr(dataset, SPLITS[s]), SPLITS[s], i) for s, i in pair]
-            told = "\n".join(f"{name} {i}: {_class(dataset, split.labels[i])}" for split, name, i in splits)
-            rows.append((told, np.concatenate([np.asarray(split.images[i : i + 1]) for split, _, i in splits])))
+            title = "\n".join(f"{name} {i}: {_class(dataset, split.labels[i])}" for split, name, i in splits)
+            rows.append((title, np.concatenate([np.asarray(split.images[i : i + 1]) for split, _, i in splits])))
         plots.save(plots.labelled_rows(rows), folder / "shared.png")
         written.append("shared.png")
     return written
@@ -346,7 +333,7 @@ def write(config, workdir=None):
     card = make(dataset, say)
     content = text(card)
     if not folder:
-        return f"{content}\n\nWith --workdir=FOLDER this goes to FOLDER/data_card.md, with pictures beside it."
+        return f"{content}\n\nWith a workdir this goes to its data_card.md, with pictures beside it."
     drawable = dataset.train.images.dtype == np.uint8
     written = draw(card, folder) if drawable else []
     linked = "".join(f"\n\n![{name}]({name})" for name in written if name.endswith(".png"))

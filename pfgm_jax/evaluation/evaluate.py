@@ -14,7 +14,8 @@ from pfgm_jax import data, models, plots, run_record, sampling
 from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, naming, sample_cache
-from pfgm_jax.evaluation.score import TITLES, check_count, columns, default_features, measure_against, number
+from pfgm_jax.evaluation.score import TITLES, check_count, default_features, measure_against, number
+from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.sampling.settings import check_guidance
 from pfgm_jax.storage import atomic
 
@@ -168,13 +169,14 @@ def _measure_run(generator, folder, measure):
     lines = [str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"]
     options, n = config.evaluate, len(samples.features)
     if options.copies or options.usefulness:
-        images, made_by = sample_cache.images_of(folder, samples.key, n), measured.protocol["samples"]
+        images = sample_cache.images_of(folder, samples.key, n)
+        to = copies_and_usefulness.Destination(stem, measured.protocol["samples"], whole)
     if options.copies:
         mirror = bool(config.train.flip or config.train.augment)  # such copies are copies then
-        lines += copies_and_usefulness.copies(measure.dataset, images, stem, made_by, mirror=mirror, full=whole)
+        lines += copies_and_usefulness.copies(measure.dataset, images, to, mirror=mirror)
     if options.usefulness:
         labels = samples.labels if generator.classes else None
-        lines += copies_and_usefulness.use(measure.dataset, images, labels, stem, made_by, options.seeds, full=whole)
+        lines += copies_and_usefulness.use(measure.dataset, images, labels, to, options.seeds)
     return "\n".join(lines)
 
 
@@ -214,7 +216,7 @@ def compare(workdir, other, overrides):
     figures = {name: figure._asdict() | {"difference": figure.difference._asdict()} for name, figure in result.items()}
     save_record(path, {"protocol": protocols, "differences": figures})
     words = [f"{what}: {text}" for what, text in protocols.items()]
-    return "\n".join([columns(lines), "", *words, f"  figures    {path}"])
+    return "\n".join([aligned(lines), "", *words, f"  figures    {path}"])
 
 
 def count(config, dataset):

@@ -10,7 +10,8 @@ from tqdm import tqdm
 from pfgm_jax import run_record, sampling
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.evaluation import evaluate, naming, sample_cache
-from pfgm_jax.evaluation.score import TITLES, columns, number
+from pfgm_jax.evaluation.score import TITLES, number
+from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.storage import atomic
 
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)  # of adaptive solvers, in place of steps
@@ -133,7 +134,7 @@ def table(rows, floor):
         lines.append([row["name"], row["setting"], f"{row['nfe']:.4g}", time, *cells])
     for name, figures in floor.items():
         lines.append([name, f"n = {figures['n']}", "", "", *(number(figures[figure]) for figure in names)])
-    return columns(lines)
+    return aligned(lines)
 
 
 def draw(rows, floor, distance, n, path):

@@ -13,6 +13,7 @@ from pfgm_jax.errors import UserError, counted, nearest
 from pfgm_jax.metrics import estimate, frechet, kernel_distance, neighbours, per_class, real_floor, reference
 from pfgm_jax.metrics.intervals import REPLICATES
 from pfgm_jax.metrics.references import cached_at, kept_indices
+from pfgm_jax.metrics.tables import aligned
 
 FEATURES = ("pixels", "inception", "domain")
 LEAST = 12  # images, of which halves still have five neighbours
@@ -129,20 +130,20 @@ class Measure:
         test = None
         if self.split == "train" and len(self.dataset.test) >= LEAST:
             test = reference(self.dataset, "test", self.extractor).features
-        found = real_floor(self._against, self.reference.features, n, test)
+        floors = real_floor(self._against, self.reference.features, n, test)
         rows = {"train": f"real, part of {self.split}", "test": "real, test"}
-        self._floors[n] = {rows[part]: figures for part, figures in found.items()}
+        self._floors[n] = {rows[part]: figures for part, figures in floors.items()}
         for figures in self._floors[n].values():
             del figures["reference"]
         return self._floors[n]
 
-    def __call__(self, features, labels=None, made="", by_class=False):
+    def __call__(self, features, labels=None, samples="", by_class=False):
         """Measured images.
 
         Args:
           features: [n, d] of the images.
-          labels: [n] classes that they were asked for, or None.
-          made: words for the protocol: how the images were made.
+          labels: [n] classes that were requested, or None.
+          samples: words for the protocol: how the images were made.
           by_class: measure each class by itself too; needs `labels`.
 
         Raises:
@@ -154,7 +155,7 @@ class Measure:
         scores = {"samples": {"n": n} | {name: figure.value for name, figure in figures.items()}} | self.floor(n)
         intervals = {name: (figure.low, figure.high) for name, figure in figures.items()}
         classes = self._by_class(features, labels) if by_class else {}
-        protocol = ({"samples": made} if made else {}) | self.protocol(bool(classes))
+        protocol = ({"samples": samples} if samples else {}) | self.protocol(bool(classes))
         if n < features.shape[1]:
             width, title = features.shape[1], TITLES[self.extractor.distances[0]]
             protocol["few"] = f"{title} of fewer samples than features ({width}) lies far above that of many"
@@ -197,8 +198,8 @@ class Measure:
         def both(real, fake):
             return {"n": len(fake), names[0]: frechet.fid(real, fake), names[1]: kernel_distance.kid(real, fake)}
 
-        found = per_class(both, self.reference.features, self.labels, features, labels)
-        return {self.dataset.classes[c]: figures for c, figures in found.items()}
+        by_class = per_class(both, self.reference.features, self.labels, features, labels)
+        return {self.dataset.classes[c]: figures for c, figures in by_class.items()}
 
 
 def measure_against(dataset, split, features="", inception=""):
@@ -243,20 +244,11 @@ def table(measured):
         cells = [number(figures[name]) for figures in rows.values()]
         cells[0] += f" [{number(low)}, {number(high)}]"
         lines.append([TITLES.get(name, name), *cells])
-    text = columns(lines)
+    text = aligned(lines)
     if measured.by_class:
         names = [name for name in next(iter(measured.by_class.values())) if name != "n"]
         lines = [["class", "n", *(TITLES[name] for name in names)]]
         for name, figures in measured.by_class.items():
             lines.append([name, str(figures["n"]), *(number(figures[figure]) for figure in names)])
-        text += "\n\n" + columns(lines)
+        text += "\n\n" + aligned(lines)
     return text
-
-
-def columns(lines):
-    """Lists of cells as aligned text, the first column to the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )

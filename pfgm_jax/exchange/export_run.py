@@ -137,7 +137,7 @@ images, stats = g.sample(jax.random.key(0), 16)
 
 ## Figures
 
-{figures or "None measured: run `--mode=evaluate` before `--mode=export`."}
+{figures or "None measured: evaluate the run before it is exported."}
 
 ## Limits
 

@@ -59,13 +59,13 @@ def import_run(source, workdir, config=None, overrides=()):
     """
     workdir, name, overrides = pathlib.Path(workdir), pathlib.Path(source).name, dict(overrides)
     if os.path.exists(workdir / "config.json"):
-        raise UserError(f"{workdir} holds a run already; import into another --workdir")
+        raise UserError(f"{workdir} holds a run already; import into another workdir")
     _refuse_runs(pathlib.Path(source))
     tree = torch_files.read(source)
     module = next((tree[key] for key in ("ema", "net") if _is_module(tree.get(key))), None) if _is_dict(tree) else None
     if module is not None:
         if config is not None:
-            raise UserError(f"{source} says what network it holds: leave out --config")
+            raise UserError(f"{source} says what network it holds: leave out the config")
         try:
             config, derived = _from_edm(module, tree.get("loss_fn"), name)
         except UserError:
@@ -79,7 +79,7 @@ def import_run(source, workdir, config=None, overrides=()):
             raise UserError(f"{name}: {counted(len(state), 'weight')} for its network is too few")
     else:
         if config is None:
-            raise UserError(f"{source} holds arrays alone: say what network they are of with --config=FILE")
+            raise UserError(f"{source} holds arrays alone: say what network they are of with a config file")
         state, step = _averaged(tree)
         state = _plain(state)
         kind = _kind(state, source)
@@ -89,7 +89,7 @@ def import_run(source, workdir, config=None, overrides=()):
         config_lib.override(config, key, text)
     config.train.augment = 0.0  # the layer of augmentation labels is left out: it adds nothing to a sample
     if math.isnan(config.process.D):
-        raise UserError(f"{name} does not say its D: write --config.process.D=128, or whatever it is; inf for EDM")
+        raise UserError(f"{name} does not say its D: write process.D=128, or whatever it is; inf for EDM")
     config_lib.check(config)
     derived = _derive(config, derived, step) | {"imported": name}
     run = run_lib.make_run(config, derived)
@@ -99,7 +99,7 @@ def import_run(source, workdir, config=None, overrides=()):
         safetensors.save(workdir / safetensors.EXPORTED, params, {"imported": name})
         run_record.save(workdir, config, derived)  # last: it makes the folder a run
     except OSError as error:
-        raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+        raise UserError(f"cannot write to {workdir}: {error.strerror or error}") from None
     flow, counts = run.process, sum(leaf.size for leaf in jax.tree.leaves(params))
     classes = f", told one of {counted(len(derived['classes']), 'class')}" if config.model.conditional else ""
     return (
@@ -113,10 +113,7 @@ def _refuse_runs(source):
     """Raises UserError for a run, an exported folder or its weights: they need no import."""
     folder = source.parent if source.name == safetensors.EXPORTED else source
     if (folder / "config.json").is_file():
-        raise UserError(
-            f"{source} needs no import: pfgm_jax.load({str(folder)!r}) opens it, and --mode=sample --workdir={folder} "
-            "samples from it"
-        )
+        raise UserError(f"{source} needs no import: pfgm_jax.load({str(folder)!r}) opens it")
     if source.is_dir():
         raise UserError(f"{source} is a folder: give the checkpoint file in it (.pkl, .pt, .pth or .safetensors)")
 
@@ -250,7 +247,7 @@ def _classes(config, state, kind):
         return ["images"]
     label = state.get("map_label.weight")
     if kind != "edm" or label is None or label.ndim != 2:
-        raise UserError("this network knows no labels: leave --config.model.conditional=False")
+        raise UserError("this network knows no labels: leave model.conditional=False")
     return [str(i) for i in range(label.shape[1])]
 
 
@@ -266,9 +263,9 @@ def _derive(config, facts, step):
     """The derived numbers that sampling needs, from what the file and the config say."""
     c, N = config.process, math.prod(facts["shape"])
     if c.name == "pfgm" and (c.M is None or c.sigma_max is None):
-        raise UserError("PFGM's M and z_max come from data: give --config.process.M and --config.process.sigma_max")
+        raise UserError("PFGM's M and z_max come from data: give process.M and process.sigma_max")
     if c.name == "ve" and c.sigma_max is None:
-        raise UserError("VE's σ_max comes from data: give --config.process.sigma_max")
+        raise UserError("VE's σ_max comes from data: give process.sigma_max")
     derived = facts | {
         "N": N,
         "label_counts": [1] * len(facts["classes"]),

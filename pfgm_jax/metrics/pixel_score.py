@@ -19,6 +19,7 @@ import numpy as np
 
 from pfgm_jax.data.dataset import to_uint8, to_unit
 from pfgm_jax.metrics.neighbours import ball_counts, expected_coverage, nearest_distance
+from pfgm_jax.metrics.tables import aligned
 
 # (smallest, largest) accepted value. Set on scikit-learn's 8x8 digits with ten balanced classes and about 360
 # samples: held-out digits lie inside and every set of `controls` outside, over several splits.
@@ -173,13 +174,7 @@ def table(rows):
                 "pass" if score.passed else "FAIL: " + ", ".join(map(_words, score.failed)),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-    def align(line):
-        figures = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)][1:-1]
-        return "  ".join([line[0].ljust(widths[0]), *figures, line[-1]]).rstrip()
-
-    return "\n".join(map(align, lines))
+    return aligned(lines, left=(0, -1))
 
 
 def _words(name):

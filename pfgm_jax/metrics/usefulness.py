@@ -18,6 +18,7 @@ import numpy as np
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import classifier
+from pfgm_jax.metrics.tables import aligned
 
 ARMS = ("real", "synthetic", "filled", "repeated")
 
@@ -138,10 +139,4 @@ def table(result):
     by_class = [["recall", *(f"{name} (images)" for name in result.arms)]]
     for c in np.argsort(next(iter(arms)).counts, kind="stable"):
         by_class.append([result.classes[c], *(f"{figure(a.recall[:, c])} ({a.counts[c]})" for a in arms)])
-    return f"{_aligned(rows)}\n\n{_aligned(by_class)}\n\n{result.protocol}"
-
-
-def _aligned(rows):
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    line = lambda row: [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-    return "\n".join("  ".join(line(row)) for row in rows)
+    return f"{aligned(rows)}\n\n{aligned(by_class)}\n\n{result.protocol}"

@@ -35,7 +35,7 @@ def test_points_of_one_value_are_refused():
 
 def test_equal_images_have_no_largest_distance():
     images = np.repeat(np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8), 8, axis=0)
-    with pytest.raises(UserError, match="are equal: .* or write --config.process.sigma_max"):
+    with pytest.raises(UserError, match="are equal: .* or write process.sigma_max"):
         derive(images, "ve")
     assert derive(images, "ve", sigma_max=30.0)["sigma_max"] == 30
     images[0, 0, 0, 0] ^= 128  # one value in 512

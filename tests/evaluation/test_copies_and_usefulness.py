@@ -9,6 +9,7 @@ from pfgm_jax import data
 from pfgm_jax.config import default
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, score
+from pfgm_jax.evaluation.copies_and_usefulness import Destination
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +23,21 @@ def test_planted_copies_are_told(digits, tmp_path):
     planted[:18] = digits.train.images[:18]
     # Of the held-out images only the test split is fresh then.
     real = data.Dataset(**{**vars(digits), "val": data.dataset.empty_split(digits.shape)})
-    lines = copies_and_usefulness.copies(real, planted, stem, "planted")
+    lines = copies_and_usefulness.copies(real, planted, Destination(stem, "planted"))
     record = json.loads((tmp_path / "run-copies.json").read_text())
     scores = record["scores"]["samples"]
     # Below the nearest of 180 held-out images, 18 or more of 180 fresh ones lie with a chance of about 2^-18 = 4e-6.
     assert scores["identical"] == 18 and scores["share"] >= 0.1 and scores["chance"] < 1e-5
     assert record["protocol"]["samples"] == "planted" and "18 equal a training image" in "\n".join(lines)
     assert (tmp_path / "run-copies.png").stat().st_size > 10_000
-    fresh = copies_and_usefulness.copies(real, digits.val.images, None)
+    fresh = copies_and_usefulness.copies(real, digits.val.images)
     assert "; 0 equal a training image" in "\n".join(fresh) and len(list(tmp_path.iterdir())) == 2
 
 
 def test_few_held_out_images_say_nothing_of_copies(digits):
     none = data.dataset.empty_split(digits.shape)
     alone = data.Dataset(**{**vars(digits), "val": none, "test": none})
-    assert copies_and_usefulness.copies(alone, digits.val.images, None) == [
+    assert copies_and_usefulness.copies(alone, digits.val.images) == [
         "copies     not looked for: 0 held-out images of digits are fewer than 50"
     ]
 
@@ -45,7 +46,8 @@ def test_usefulness_is_told_and_kept(digits, tmp_path):
     some = lambda split, n: data.Split(split.images[:n], split.labels[:n])
     small = data.Dataset(**{**vars(digits), "train": some(digits.train, 300)})
     images, labels = digits.train.images[300:500], digits.train.labels[300:500]
-    lines = copies_and_usefulness.use(small, images, labels, tmp_path / "run", "the other digits", seeds=2, steps=25)
+    to = Destination(tmp_path / "run", "the other digits")
+    lines = copies_and_usefulness.use(small, images, labels, to, seeds=2, steps=25)
     record = json.loads((tmp_path / "run-usefulness-2.json").read_text())
     assert {"real", "synthetic", "filled", "repeated"} <= record["scores"].keys()
     assert 0 <= record["scores"]["real"]["accuracy"]["mean"] <= 1 and "recall of 9" in record["scores"]["filled"]
@@ -55,7 +57,7 @@ def test_usefulness_is_told_and_kept(digits, tmp_path):
 @pytest.mark.parametrize("labels, seeds, words", [(None, 3, "model.conditional=True"), ([0] * 12, 1, "2 or more")])
 def test_usefulness_that_cannot_be(digits, labels, seeds, words):
     with pytest.raises(UserError, match=words):
-        copies_and_usefulness.use(digits, digits.val.images[:12], labels, None, seeds=seeds)
+        copies_and_usefulness.use(digits, digits.val.images[:12], labels, seeds=seeds)
 
 
 def test_features_of_the_domain_are_measured_as_others(digits, monkeypatch):

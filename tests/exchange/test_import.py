@@ -253,8 +253,8 @@ def test_weights_that_do_not_fit(refused):
 
 
 def test_arrays_alone_need_a_config(refused, pfgm_config):
-    assert "--config" in refused(ff.zipped(checkpoint()), "a.pth")
-    assert "leave out --config" in refused(snapshot("edm"), config=pfgm_config)
+    assert "config file" in refused(ff.zipped(checkpoint()), "a.pth")
+    assert "leave out the config" in refused(snapshot("edm"), config=pfgm_config)
     assert "no network that is known" in refused(ff.zipped({"a": ff.tensor(np.ones(3))}), "a.pth", pfgm_config)
     flat = {"all_modules.0.weight": ff.tensor(np.ones(3))}
     assert "no convolution" in refused(ff.zipped(flat), "a.pth", pfgm_config)
