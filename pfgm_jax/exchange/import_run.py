@@ -89,7 +89,7 @@ def import_run(source, workdir, config=None, overrides=()):
         config_lib.override(config, key, text)
     config.train.augment = 0.0  # the layer of augmentation labels is left out: it adds nothing to a sample
     if math.isnan(config.process.D):
-        raise UserError(f"{name} does not say its D: write --config.process.D=128, or whatever it is; inf for EDM")
+        raise UserError(f"{name} does not say its D: write process.D=128, or whatever it is; inf for EDM")
     config_lib.check(config)
     derived = _derive(config, derived, step) | {"imported": name}
     model = run_lib.make_model(config, derived)
@@ -250,7 +250,7 @@ def _classes(config, state, kind):
         return ["images"]
     label = state.get("map_label.weight")
     if kind != "edm" or label is None or label.ndim != 2:
-        raise UserError("this network knows no labels: leave --config.model.conditional=False")
+        raise UserError("this network knows no labels: leave model.conditional=False")
     return [str(i) for i in range(label.shape[1])]
 
 
@@ -266,9 +266,9 @@ def _derive(config, facts, step):
     """The derived numbers that sampling needs, from what the file and the config say."""
     c, N = config.process, math.prod(facts["shape"])
     if c.name == "pfgm" and (c.M is None or c.sigma_max is None):
-        raise UserError("PFGM's M and z_max come from data: give --config.process.M and --config.process.sigma_max")
+        raise UserError("PFGM's M and z_max come from data: give process.M and process.sigma_max")
     if c.name == "ve" and c.sigma_max is None:
-        raise UserError("VE's σ_max comes from data: give --config.process.sigma_max")
+        raise UserError("VE's σ_max comes from data: give process.sigma_max")
     derived = facts | {
         "N": N,
         "label_counts": [1] * len(facts["classes"]),
