@@ -8,6 +8,7 @@ python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -337,8 +338,16 @@ def main():
             print(f"pfgm_jax: {_bug(error, flags)}", file=sys.stderr)
             raise
         _drop_stdout()
-        print(f"pfgm_jax: {line}", file=sys.stderr)
+        print(f"pfgm_jax: {_as_flags(line)}", file=sys.stderr)
         sys.exit(2)
+
+
+_SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate)\.[A-Za-z]\w*=")
+
+
+def _as_flags(line):
+    """A message of the package, whose settings ("data.dir=FOLDER") are written as they are typed here."""
+    return _SETTING.sub(r"--config.\g<0>", line)
 
 
 def _bug(error, flags):

@@ -9,6 +9,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pfgm_jax.storage import atomic
 
+# Okabe and Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/); yellow, too light for
+# lines on white, is left out.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+
+
+def use_palette(*axes):
+    """Lines and points drawn on these matplotlib axes from now on take the colours of PALETTE in turn."""
+    for each in axes:
+        each.set_prop_cycle(color=PALETTE)
+
 
 def _are_points(samples):
     """Whether [..., C] are points in the plane: images have one channel or three."""
@@ -32,6 +42,7 @@ def scatter(panels, limit):
     figure = Figure(figsize=(4.2 * n, 4.2), dpi=100)
     for i, (title, points) in enumerate(panels.items()):
         axes = figure.add_axes(((i + 0.13) / n, 0.08, 0.84 / n, 0.84))  # fixed, or an animation would jump
+        use_palette(axes)
         axes.scatter(*np.asarray(points).reshape(-1, 2).T, s=3, alpha=0.6, linewidths=0)
         axes.set(title=title, xlim=(-limit, limit), ylim=(-limit, limit))
     canvas = FigureCanvasAgg(figure)
@@ -140,6 +151,7 @@ def curves(records, path):
     truth = {key for record in records for key in record if key.startswith("truth/")}
     figure = Figure(figsize=(11 if truth else 6, 4), layout="constrained")
     axes = figure.subplots(1, 2 if truth else 1, squeeze=False)[0]
+    use_palette(*axes)
     for key, label in (("loss", "objective"), ("eval/train", "training images, EMA"), ("eval/val", "validation, EMA")):
         points = [(record["images"] / 1000, record[key]) for record in records if key in record]
         if points:

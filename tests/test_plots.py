@@ -26,3 +26,13 @@ def test_class_grid_breaks_long_names():
     draw = lambda name: plots.class_grid(np.zeros((1, 8, 8, 1), np.uint8), np.array([0]), [name])
     short = draw("immature granulocytes").width
     assert short <= draw(long).width < 1.3 * short and draw(long).height == 48
+
+
+def test_figures_share_one_palette():
+    from matplotlib.colors import to_hex
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plots.use_palette(axes)
+    drawn = [to_hex(axes.plot([0, 1])[0].get_color()).upper() for _ in plots.PALETTE]
+    assert tuple(drawn) == plots.PALETTE and len(set(drawn)) == len(drawn)

@@ -192,7 +192,7 @@ def write(folder, name, size, n=4, labels=None, channels=(3,)):
 def test_a_prepared_file(tmp_path):
     config = load("cifar10", "process=vp,network=ddpmpp")
     config.data.dir = str(tmp_path)
-    with pytest.raises(UserError, match="holds no cifar10.npz, cifar-10-.*leave out --config.data.dir"):
+    with pytest.raises(UserError, match="holds no cifar10.npz, cifar-10-.*leave out data.dir"):
         dry_run.prepare(config)
     arrays = write(tmp_path, "cifar10", 32, labels=np.array([0, 9, 3, 3]))
     for stand_in in (False, True):
@@ -208,13 +208,13 @@ def test_a_prepared_file(tmp_path):
     with pytest.raises(UserError, match="grey images"):
         data.load(config.data)
     config.data.size = 64
-    with pytest.raises(UserError, match="write --config.data.size=32"):
+    with pytest.raises(UserError, match="write data.size=32"):
         data.load(config.data)
 
 
 def test_only_a_dry_run_takes_stand_ins():
     for file in set(FILES) - {"cifar10"}:  # which is downloaded
-        with pytest.raises(UserError, match="not downloaded.*--config.data.dir=FOLDER"):
+        with pytest.raises(UserError, match="not downloaded.*data.dir=FOLDER"):
             dry_run.prepare(importlib.import_module(f"configs.{file}").get_config())
 
 

@@ -49,14 +49,12 @@ def load(data_config, stand_in=False) -> Dataset:
     for field, unset in FOLDER_ONLY.items() if name != "folder" else ():
         asked = getattr(data_config, field, unset)
         if asked != unset:
-            raise UserError(
-                f"--config.data.{field}={asked} is for --config.data.name=folder, not for {name}: leave it out"
-            )
+            raise UserError(f"data.{field}={asked} is for data.name=folder, not for {name}: leave it out")
     if name.startswith(tfds.PREFIX):
         return tfds.load(data_config)
     if name not in SOURCES:
         there = ", ".join(SOURCES)
-        raise UserError(f"--config.data.name={name} is not one of {there}, tfds:NAME{nearest(name, SOURCES)}")
+        raise UserError(f"data.name={name} is not one of {there}, tfds:NAME{nearest(name, SOURCES)}")
     if stand_in and name in PUBLISHED and PUBLISHED[name].find(data_config) is None:
         return published.stand_in(data_config, PUBLISHED[name].SETS[name])
     return SOURCES[name](data_config)

@@ -26,7 +26,7 @@ def load(data_config) -> Dataset:
     facts.check(data_config)
     path = find(data_config)
     if path is None:
-        where = f"in {published.folder(data_config)}" if data_config.dir else "with --config.data.dir=FOLDER"
+        where = f"in {published.folder(data_config)}" if data_config.dir else "with data.dir=FOLDER"
         raise UserError(
             f"celeba64 is not downloaded: put img_align_celeba (unzipped) and list_eval_partition.txt of "
             f"https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html {where}, or celeba64.npz with MedMNIST's six arrays"

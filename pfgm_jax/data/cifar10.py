@@ -44,7 +44,7 @@ def load(data_config) -> Dataset:
     if path is None or not data_config.dir:
         path = cached(URL, ARCHIVE, MD5)
     elif path.name.endswith(".tar.gz") and data_config.check_md5:
-        verify(path, MD5, "replace it, or pass --config.data.check_md5=False if it is your own")
+        verify(path, MD5, "replace it, or pass data.check_md5=False if it is your own")
     if path.suffix == ".npz":
         has_val = "val" in split_names(path)
         splits = published.from_npz(data_config, path, facts, NAMES if has_val else ("train", "test"))
@@ -80,8 +80,8 @@ def _absent(given):
     if given.name in PICKLES or any((given / name).exists() for name in PICKLES):
         return f"{given} holds CIFAR-10 as Python pickles, never loaded: get the binary version, {URL}"
     if not given.exists():
-        return f"--config.data.dir={given} does not exist: leave it out to download CIFAR-10"
-    return f"{given} holds no cifar10.npz, {ARCHIVE} or {FOLDER}: get {URL}, or leave out --config.data.dir"
+        return f"data.dir={given} does not exist: leave it out to download CIFAR-10"
+    return f"{given} holds no cifar10.npz, {ARCHIVE} or {FOLDER}: get {URL}, or leave out data.dir"
 
 
 def _from_archive(path):

@@ -15,7 +15,7 @@ def load(data_config) -> Dataset:
     data_config: `name` and `size`, which must be 8 (UserError); other fields are not read.
     """
     if data_config.size != SIZE:
-        raise UserError(f"digits are {SIZE}x{SIZE}, not {data_config.size}: write --config.data.size={SIZE}")
+        raise UserError(f"digits are {SIZE}x{SIZE}, not {data_config.size}: write data.size={SIZE}")
     from sklearn.datasets import load_digits
 
     raw = load_digits()

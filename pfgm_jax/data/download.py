@@ -60,19 +60,32 @@ def cached(url: str, name: str, checksum: str) -> Path:
     return path
 
 
-def fetch(url: str, path: Path, checksum: str) -> None:
-    """Brings the file of `url` to `path`, where it appears whole and checked or not at all.
+def page(url: str, elsewhere: str) -> str:
+    """The text of a small page, at most 1 MB of it. UserError, with the advice `elsewhere`, where it does not come."""
+    try:
+        with _open(urllib.request.Request(url, headers={"User-Agent": "pfgm_jax"})) as response:
+            return response.read(BLOCK).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot read {url} ({one_line(error)}): check the network, or {elsewhere}") from error
 
-    checksum: MD5 or SHA-256, in hexadecimal digits. A second process that asks for the same file waits for the first.
+
+def fetch(url: str, path: Path, checksum: str, elsewhere: str = "") -> None:
+    """Downloads `url` to `path`, where the file appears whole and checked or not at all.
+
+    A second process that asks for the same file waits for the first.
+
+    Args:
+      checksum: MD5 or SHA-256, in hexadecimal digits.
+      elsewhere: what errors advise in place of this download; "": to get the file by other means, for `data.dir`.
 
     Raises:
       UserError: no connection, a connection cut for good (what has come is kept), a wrong checksum, no room.
     """
-    elsewhere = f"get {path.name} by other means and pass --config.data.dir=FOLDER"
+    elsewhere = elsewhere or f"get {path.name} by other means and pass data.dir=FOLDER"
     part = path.with_name(path.name + ".part")
     with _disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(part) as stream:
+    with _alone(part, elsewhere) as stream:
         if path.exists():  # another process was first
             _forget(part)
             return
@@ -238,13 +251,13 @@ def _open(request):
 
 
 @contextlib.contextmanager
-def _alone(part):
+def _alone(part, elsewhere):
     """The part file, open at its end, held by this process alone: waits for another that is downloading it."""
     name = part.name.removesuffix(".part")
     try:
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:
-        raise UserError(f"this system has no flock, which downloads need: pass {name} by --config.data.dir") from None
+        raise UserError(f"this system has no flock, which downloads need: {elsewhere}") from None
     while True:
         with _disk(part):
             stream = open(part, "ab")

@@ -36,10 +36,10 @@ def load(data_config) -> Dataset:
     images.check_size(data_config.size)
     if data_config.pages not in PAGES:
         hint = nearest(data_config.pages, PAGES)
-        raise UserError(f"--config.data.pages={data_config.pages} is not possible: write first or all{hint}")
+        raise UserError(f"data.pages={data_config.pages} is not possible: write first or all{hint}")
     window = windows.parse(data_config.window)
     if not data_config.dir:
-        raise UserError("say which folder: --config.data.dir=FOLDER")
+        raise UserError("say which folder: data.dir=FOLDER")
     listing = folder_listing.find(atomic.expanded(data_config.dir), data_config.group)
     counts = np.ones(len(listing.paths), int)
     if data_config.pages == "all":

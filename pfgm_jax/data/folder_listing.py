@@ -90,7 +90,7 @@ def find(root: Path, group="") -> Listing:
     paths, labels, parts, groups = ([row[i] for row in rows] for i in range(4))
     if group:
         if finding.grouped:
-            raise UserError(f"--config.data.group={group} beside {', '.join(finding.grouped)}: leave one of them out")
+            raise UserError(f"data.group={group} beside {', '.join(finding.grouped)}: leave one of them out")
         groups = _match(group, paths, root)
         finding.grouped.add("data.group")
     return Listing(
@@ -103,15 +103,15 @@ def _check(root):
     if root.is_file():
         kind = root.suffix.lower()
         if kind == ".npz":
-            raise UserError(f"{root} is an npz file: write --config.data.name=npz")
+            raise UserError(f"{root} is an npz file: write data.name=npz")
         advice = "extract it and give the folder" if kind in (".zip", ".tar", ".gz", ".tgz", ".rar", ".7z") else ""
-        raise UserError(f"--config.data.dir={root} is a file: {advice or 'give the folder of the images'}")
+        raise UserError(f"data.dir={root} is a file: {advice or 'give the folder of the images'}")
     if not root.is_dir():
-        raise UserError(f"--config.data.dir={root} does not exist: give the folder of the images")
+        raise UserError(f"data.dir={root} does not exist: give the folder of the images")
     try:
         os.listdir(root)
     except OSError as error:
-        raise UserError(f"--config.data.dir={root} cannot be read ({one_line(error)})") from error
+        raise UserError(f"data.dir={root} cannot be read ({one_line(error)})") from error
     return root
 
 
@@ -136,12 +136,12 @@ def _match(pattern, paths, root):
     try:
         search = re.compile(pattern).search
     except re.error as error:
-        raise UserError(f"--config.data.group={pattern} is no regular expression ({one_line(error)})") from None
+        raise UserError(f"data.group={pattern} is no regular expression ({one_line(error)})") from None
     found = [search(os.path.relpath(path, root)) for path in paths]
     groups = [(match.group(1 if match.re.groups else 0) or "") if match else "" for match in found]
     if paths and not any(groups):
         example = os.path.relpath(paths[0], root)
-        raise UserError(f"--config.data.group={pattern} matches no path, such as {example}: write one that does")
+        raise UserError(f"data.group={pattern} matches no path, such as {example}: write one that does")
     return groups
 
 

@@ -75,7 +75,7 @@ def check_size(size):
     """UserError unless squares can have `size` px a side."""
     if not 1 <= size <= MAX_SIDE:
         advice = f"give the side in pixels, 1 to {MAX_SIDE}, such as 64"
-        raise UserError(f"--config.data.size={size} is not possible: {advice}")
+        raise UserError(f"data.size={size} is not possible: {advice}")
 
 
 def decode(path, square, page=0) -> Decoded:
@@ -251,9 +251,7 @@ def each(function, count, what) -> list:
     try:
         return list(tqdm(pool().map(function, range(count)), total=count, unit=" files", desc=what, delay=1))
     except MemoryError:
-        raise UserError(
-            f"{what} takes more memory than is free: lower --config.data.size or give smaller files"
-        ) from None
+        raise UserError(f"{what} takes more memory than is free: lower data.size or give smaller files") from None
 
 
 def lazily(paths, square, pages=None) -> LazyImages:

@@ -31,7 +31,7 @@ def load(data_config) -> Dataset:
     facts.check(data_config)
     path = find(data_config)
     if path is None:
-        where = f"in {published.folder(data_config)}" if data_config.dir else "with --config.data.dir=FOLDER"
+        where = f"in {published.folder(data_config)}" if data_config.dir else "with data.dir=FOLDER"
         raise UserError(
             f"{name} is not downloaded: put its image files {where}, in the folders train and val, or {name}.npz with "
             "MedMNIST's six arrays; https://github.com/fyu/lsun downloads LSUN and exports its images"

@@ -46,10 +46,10 @@ def load(data_config) -> Dataset:
     if name == "chestmnist":
         raise UserError(
             "chestmnist is multi-label (an image may have several of 14 findings) and only single-label sets "
-            "are read: choose another, such as --config.data.name=pneumoniamnist"
+            "are read: choose another, such as data.name=pneumoniamnist"
         )
     if size not in SIZES:
-        raise UserError(f"--config.data.size={size}: MedMNIST comes at {', '.join(map(str, SIZES))} px")
+        raise UserError(f"data.size={size}: MedMNIST comes at {', '.join(map(str, SIZES))} px")
 
     file = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
     official = _official(name, size)
@@ -58,12 +58,12 @@ def load(data_config) -> Dataset:
         _require(path)
         verified = official is not None and getattr(data_config, "check_md5", True)
         if verified:
-            verify(path, official.md5, "replace it, or pass --config.data.check_md5=False if it is your own")
+            verify(path, official.md5, "replace it, or pass data.check_md5=False if it is your own")
     else:
         if official is None:
             raise UserError(
                 f"the official URL and MD5 of {file} are in a package that is not installed: {INSTALL}; "
-                f"or, with {file} in a folder of yours, pass --config.data.dir=FOLDER"
+                f"or, with {file} in a folder of yours, pass data.dir=FOLDER"
             )
         path, verified = cached(official.url, file, official.md5), True
 
@@ -76,7 +76,7 @@ def load(data_config) -> Dataset:
     if highest >= len(classes):
         raise UserError(
             f"{path} has a label {highest}, but the classes of {name} are 0 to {len(classes) - 1}: "
-            f"relabel it or give another --config.data.dir"
+            f"relabel it or give another data.dir"
         )
     return Dataset(
         name,
@@ -104,6 +104,6 @@ def _official(name: str, size: int) -> Official | None:
 
 def _require(path: Path) -> None:
     if not path.parent.is_dir():
-        raise UserError(f"--config.data.dir={path.parent} is not a folder: give one with {path.name} in it")
+        raise UserError(f"data.dir={path.parent} is not a folder: give one with {path.name} in it")
     if not path.is_file():
-        raise UserError(f"{path} does not exist: put it there, or leave out --config.data.dir to download it")
+        raise UserError(f"{path} does not exist: put it there, or leave out data.dir to download it")

@@ -23,7 +23,7 @@ from pfgm_jax.storage import atomic
 
 MAX_BYTES = 64 * 10**9  # unpacked; MedMNIST's largest file is 17 GB
 MAX_CLASSES = 100_000  # a larger label is no class but a mistake
-AGAIN = "download it again, or give another --config.data.dir"
+AGAIN = "download it again, or give another data.dir"
 PLAIN = ("images", "x"), ("labels", "y")  # keys of a file without splits
 
 
@@ -67,7 +67,7 @@ def load(data_config) -> Dataset:
         line = f"{path}: {counts} images are taken from {counted(len(whole), 'training image')}"
         print(printable(line), file=sys.stderr)
     if not len(made["train"]):
-        raise UserError(f"{path}: nothing to train on: lower --config.data.val and --config.data.test")
+        raise UserError(f"{path}: nothing to train on: lower data.val and data.test")
     highest = max(int(split.labels.max(initial=0)) for split in made.values())
     default = [str(label) for label in range(highest + 1)] if all(labelled) else ["images"]
     classes = tuple(arrays["classes"].tolist() if names else default)
@@ -116,7 +116,7 @@ def opened(path: Path):
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"{path} does not fit in memory: take a smaller --config.data.size or set") from error
+        raise UserError(f"{path} does not fit in memory: take a smaller data.size or set") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             if stream.read(2) != b"PK":
@@ -145,7 +145,7 @@ def read_arrays(archive, path, keys, size, empty=False, copies=1) -> dict[str, n
         )
         raise UserError(
             f"{path} ({packed}) unpacks to {unpacked} and takes {needed} of memory, of which {free} are free: make it "
-            "smaller, or save image files for --config.data.name=folder, which are read as they are needed"
+            "smaller, or save image files for data.name=folder, which are read as they are needed"
         )
     shapes = {}
     for key in keys:
@@ -187,7 +187,7 @@ def _check_array(path, key, shape, dtype, size, may_be_empty):
     if not good or not shape[0] and not may_be_empty:
         raise UserError(f"{told}: {FORMAT}")
     if _is_images(key) and shape[1] != size:
-        asked = f"not the {size} px of --config.data.size"
+        asked = f"not the {size} px of data.size"
         raise UserError(f"{path} has {shape[1]} px images, {asked}: change the size or the file")
     if not _is_images(key) and shape[1:] not in ((), (1,)):
         raise UserError(f"{path}: {key} {list(shape)} is multi-label: save one label an image, [n]")
@@ -209,17 +209,17 @@ def make_splits(path, arrays, keys) -> dict[str, Split]:
 def _find(data_config):
     """The file that `dir` is or, if it is a folder, the one npz file in it."""
     if not data_config.dir:
-        raise UserError("say which file: --config.data.dir=FILE.npz")
+        raise UserError("say which file: data.dir=FILE.npz")
     path = atomic.expanded(data_config.dir)
     if path.is_file():
         return path
     if not path.is_dir():
         what = "is no file" if path.exists() else "does not exist"
-        raise UserError(f"--config.data.dir={path} {what}: give an npz file, or a folder with one")
+        raise UserError(f"data.dir={path} {what}: give an npz file, or a folder with one")
     files = sorted(file for file in path.glob("*.npz") if file.is_file())
     if len(files) != 1:
         found = counted(len(files), "npz file") if files else "no npz file"
-        raise UserError(f"{path} holds {found}: give the file itself, --config.data.dir={path}/FILE.npz")
+        raise UserError(f"{path} holds {found}: give the file itself, data.dir={path}/FILE.npz")
     return files[0]
 
 

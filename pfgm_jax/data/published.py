@@ -25,7 +25,7 @@ class Facts(NamedTuple):
     def check(self, data_config):
         """UserError for another size than the set's."""
         if data_config.size != self.size:
-            raise UserError(f"{data_config.name} is {self.size} px: write --config.data.size={self.size}")
+            raise UserError(f"{data_config.name} is {self.size} px: write data.size={self.size}")
 
 
 def folder(data_config) -> Path | None:

@@ -100,12 +100,12 @@ def _find(data_config) -> Path:
     what = data_config.name
     match = re.fullmatch(r"tfds:([\w-]+)(?:/([\w.+-]+))?(?::(\d+\.\d+\.\d+))?", what)
     if not match:
-        raise UserError(f"--config.data.name={what} is not tfds:NAME, tfds:NAME/CONFIG or either with :1.2.3 behind it")
+        raise UserError(f"data.name={what} is not tfds:NAME, tfds:NAME/CONFIG or either with :1.2.3 behind it")
     name, config, version = match.groups()
     given = data_config.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = atomic.expanded(given)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder: give TensorFlow Datasets' data_dir with --config.data.dir=FOLDER")
+        raise UserError(f"{root} is not a folder: give TensorFlow Datasets' data_dir with data.dir=FOLDER")
     folder = _child(root, name, f"{what} is not prepared in {root}", _how(f"{name}/{config}" if config else name, root))
     if config:
         folder = _child(folder, config, f"{name} has no config {config}", _how(f"{name}/{config}", root))

@@ -26,9 +26,7 @@ def parse(text):
     except ValueError:
         low = high = math.nan
     if not low < high or math.isinf(high - low):
-        raise UserError(
-            f"--config.data.window={text} is not possible: write LOW,HIGH with LOW < HIGH, such as 0,4095, or auto"
-        )
+        raise UserError(f"data.window={text} is not possible: write LOW,HIGH with LOW < HIGH, such as 0,4095, or auto")
     return low, high
 
 

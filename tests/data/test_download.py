@@ -163,7 +163,7 @@ def test_a_server_without_ranges_starts_over(path):
         assert server.visits == ["bytes=1000-"]
         path.unlink()
         server.cut = 1000
-        fails(server, path, "the first 0.0 MB are kept", "run again", "--config.data.dir=FOLDER")
+        fails(server, path, "the first 0.0 MB are kept", "run again", "data.dir=FOLDER")
     assert path.with_name("file.bin.part").stat().st_size == 1000 and not path.exists()
 
 
@@ -177,7 +177,7 @@ def test_a_wrong_checksum_leaves_nothing(path):
 
 def test_an_answer_that_is_an_error(path):
     with Server(status=404) as server:
-        fails(server, path, server.url, "404", "--config.data.dir=FOLDER")
+        fails(server, path, server.url, "404", "data.dir=FOLDER")
     assert os.listdir(path.parent) == []
 
 

@@ -132,7 +132,7 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("x")
     fails(tmp_path, "1 file of another type (.txt) (notes.txt)")
     fails(tmp_path / "notes.txt", "is a file: give the folder")
-    for name, words in (("a.zip", "extract it"), ("a.npz", "--config.data.name=npz")):
+    for name, words in (("a.zip", "extract it"), ("a.npz", "data.name=npz")):
         (tmp_path / name).write_text("x")
         fails(tmp_path / name, words)
     for size in (0, -3, 4097, 10**6):
@@ -142,7 +142,7 @@ def test_folders_that_are_none(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(os, "listdir", listdir)  # root may read everything
-    fails(tmp_path, f"--config.data.dir={tmp_path} cannot be read", "Permission denied")
+    fails(tmp_path, f"data.dir={tmp_path} cannot be read", "Permission denied")
 
 
 def bomb(width=60_000, height=60_000):
@@ -366,7 +366,7 @@ def test_memory_that_runs_out_is_one_line(tmp_path, monkeypatch):
 
     classes(tmp_path, {"a": 2, "b": 2})
     monkeypatch.setattr(Image.Image, "load", full)
-    fails(tmp_path, "reading images takes more memory than is free: lower --config.data.size")
+    fails(tmp_path, "reading images takes more memory than is free: lower data.size")
 
 
 def test_grey_ones_that_fit_after_all(tmp_path, monkeypatch):

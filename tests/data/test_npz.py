@@ -134,7 +134,7 @@ def test_wrong_contents_are_named(tmp_path, arrays, words):
 
 
 def test_files_that_are_none(tmp_path):
-    fails("", "--config.data.dir=FILE.npz")
+    fails("", "data.dir=FILE.npz")
     fails(tmp_path / "absent.npz", "does not exist")
     fails(tmp_path, "holds no npz file")
     path = save(tmp_path, images=pixels(4))
@@ -154,7 +154,7 @@ def test_what_does_not_fit_in_memory_is_refused_before(tmp_path, given, copies, 
     needed = copies * len(given) * (64_000 + 128)  # npy headers have 128 bytes
     monkeypatch.setattr(parallel, "host_memory", lambda: needed - 1)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("read"))
-    fails(path, "of memory, of which", "are free", "--config.data.name=folder")
+    fails(path, "of memory, of which", "are free", "data.name=folder")
     monkeypatch.undo()
     monkeypatch.setattr(parallel, "host_memory", lambda: needed)
     assert sum(counts(data.load(config(path)))) == 1000 * len(given)
@@ -177,4 +177,4 @@ def test_names_are_printable(tmp_path):
 def test_what_is_for_folders_is_not_passed_over(tmp_path, field, value):
     path = save(tmp_path, images=pixels(20))
     assert sum(counts(data.load(config(path, pages="first", window="", group="")))) == 20
-    fails(path, f"--config.data.{field}={value} is for --config.data.name=folder, not for npz", **{field: value})
+    fails(path, f"data.{field}={value} is for data.name=folder, not for npz", **{field: value})

@@ -124,7 +124,7 @@ def test_cifar10_is_downloaded_and_dry_runs_are_not(archive, tmp_path, monkeypat
 def test_damaged_archives(archive, tmp_path):
     whole = archive.read_bytes()
     archive.write_bytes(whole[:-100])
-    fails(cifar(tmp_path), archive, "not the official file", cifar10.MD5, "--config.data.check_md5=False")
+    fails(cifar(tmp_path), archive, "not the official file", cifar10.MD5, "data.check_md5=False")
     flipped = whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:]
     for content in (whole[:-100], whole[: len(whole) // 2], whole[:10], b"", b"<html>", flipped):
         archive.write_bytes(content)
@@ -157,7 +157,7 @@ def test_pickles_are_named_and_never_loaded(tmp_path, name):
 def test_folders_without_cifar10(tmp_path):
     fails(cifar(tmp_path / "absent"), "absent does not exist", "to download")
     fails(cifar(tmp_path), "holds no cifar10.npz")
-    fails(config("cifar10", tmp_path, 28), "--config.data.size=32")
+    fails(config("cifar10", tmp_path, 28), "data.size=32")
 
 
 # ---- CelebA
@@ -240,7 +240,7 @@ def test_damaged_celeba(faces):
     table.unlink()
     fails(data_config, "no list_eval_partition.txt: put it beside them")
     fails(config("celeba64", faces / "absent", 64), "put img_align_celeba (unzipped) and list_eval_partition.txt")
-    fails(config("celeba64", faces, 32), "--config.data.size=64")
+    fails(config("celeba64", faces, 32), "data.size=64")
 
 
 # ---- LSUN
@@ -286,7 +286,7 @@ def test_lsun_without_val_holds_some_out(tmp_path, monkeypatch):
 
 def test_absent_lsun(tmp_path):
     for name in ("lsun_bedroom256", "lsun_church256"):
-        fails(config(name, "", 256), "not downloaded", "--config.data.dir=FOLDER")
+        fails(config(name, "", 256), "not downloaded", "data.dir=FOLDER")
         fails(config(name, tmp_path, 256), f"or {name}.npz", "github.com/fyu/lsun")
         assert data.load(config(name, tmp_path, 256), stand_in=True).stands_for > 10**5
     (tmp_path / "train").mkdir()

@@ -41,7 +41,7 @@ def test_toys(name):
     counts = np.bincount(toy.train.labels, minlength=toy.num_classes)
     # Classes are equally likely: 5 standard deviations of a binomial count.
     assert np.abs(counts / 8000 - 1 / toy.num_classes).max() < 5 * np.sqrt(0.25 / 8000)
-    with pytest.raises(UserError, match=f"{name} is of points, not of images: write --config.data.size=1"):
+    with pytest.raises(UserError, match=f"{name} is of points, not of images: write data.size=1"):
         load(name, size=28)
 
 

@@ -131,7 +131,7 @@ def test_deep_colours_are_told(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["0", "4095,0", "1,1", "a,b", "0,inf", "nan,1", "0,1,2", "Auto"])
 def test_windows_that_are_none(tmp_path, text):
     put(tmp_path / "0.png")
-    fails(tmp_path, f"--config.data.window={text} is not possible: write LOW,HIGH", window=text)
+    fails(tmp_path, f"data.window={text} is not possible: write LOW,HIGH", window=text)
 
 
 def test_values_that_are_no_numbers_are_skipped(tmp_path, capsys):

