@@ -5,6 +5,7 @@ counting examples over all steps and devices. So one device, eight devices and a
 no iterator or random state is saved.
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -75,11 +76,19 @@ def make_cadence(config):
     def steps(images):
         return max(1, round(images / (per_call * c.batch))) * per_call
 
-    return Cadence(per_call, *(steps(i) for i in (c.images, c.log_every, c.eval_every, c.sample_every, c.save_every)))
+    return Cadence(
+        per_call=per_call,
+        total=steps(c.images),
+        log=steps(c.log_every),
+        evaluate=steps(c.eval_every),
+        sample=steps(c.sample_every),
+        save=steps(c.save_every),
+    )
 
 
-class Task(NamedTuple):
-    """What training needs to know, fixed for a run and hashable."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a training step needs to know, fixed for a run: hashable, a static argument of compiled programs."""
 
     process: process.Process
     parametrization: object
@@ -102,20 +111,21 @@ def make_task(config, derived):
     if hasattr(model, "canonical_conv"):
         # See `layers.canonical_conv`: on a CPU this makes a step inside lax.scan 20 times faster.
         model = model.clone(canonical_conv=jax.default_backend() == "cpu")
+    c = config.train
     return Task(
-        run_lib.make_process(config, derived),
-        run_lib.make_parametrization(config, derived),
-        model,
-        make_optimizer(config, derived),
-        config.seed,
-        config.train.order,
-        config.train.batch,
-        config.train.large_batch,
-        config.train.flip,
-        config.train.augment,
-        config.train.label_dropout,
-        config.train.ema_halflife,
-        config.train.ema_ramp,
+        process=run_lib.make_process(config, derived),
+        parametrization=run_lib.make_parametrization(config, derived),
+        model=model,
+        optimizer=make_optimizer(config, derived),
+        seed=config.seed,
+        order=c.order,
+        batch=c.batch,
+        large_batch=c.large_batch,
+        flip=c.flip,
+        augment=c.augment,
+        label_dropout=c.label_dropout,
+        ema_halflife=c.ema_halflife,
+        ema_ramp=c.ema_ramp,
     )
 
 

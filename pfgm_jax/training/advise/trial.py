@@ -3,6 +3,7 @@
 Nothing is written but caches: the compiler's, and of data that have to be downloaded.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -67,7 +68,7 @@ def look_at_machine(folder):
 
 def with_batch(task, batch):
     """The task with another batch, in a large batch that holds it."""
-    return task._replace(batch=batch, large_batch=max(task.large_batch, batch) if task.large_batch else 0)
+    return dataclasses.replace(task, batch=batch, large_batch=max(task.large_batch, batch) if task.large_batch else 0)
 
 
 def power_of_two(limit, devices):
