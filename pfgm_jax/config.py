@@ -242,7 +242,7 @@ def check(config):
     taps = tuple(config.model.resample_filter)
     good = len(taps) > 0 and len(taps) % 2 == 0 and taps == taps[::-1] and sum(taps) > 0
     require(good, "model.resample_filter", "an even number of taps, the same from both ends, like 1,1 or 1,3,3,1")
-    for key in run_lib.unused_model_fields(config):
+    for key in models.unused(config.model):
         # Numbers that only differ from network to network may stay; asking for what there is not may not.
         asked = key in ("conditional", "remat", "encoder", "decoder", "resample_filter", "keep_width", "embedding",
                         "log_noise")  # fmt: skip
@@ -265,7 +265,7 @@ def check(config):
     told = config.model.conditional
     require(told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
     if config.train.augment:
-        able = "augment_channels" in run_lib.network_fields(config.model.name)
+        able = "augment_channels" in models.options(config.model.name)
         require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
         alone = "the field of a large batch is of images as they are; " + (
             "PFGM goes with train.flip=True instead" if name == "pfgm" else "use train.large_batch=0"

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import generator
+from pfgm_jax import generator, models
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError, printable
 
@@ -40,7 +40,7 @@ def _differences(config, derived, other):
     ours, theirs = (config_lib.flatten(c) for c in (config, other.config))
     # Neither changes the weights: dropout, and how the same numbers are computed.
     free = ("model.dropout", "model.remat", "model.dtype")
-    unused = {f"model.{key}" for key in run_lib.unused_model_fields(config)}
+    unused = {f"model.{key}" for key in models.unused(config.model)}
     fields = [key for key in ours if key.startswith("model.") and key not in unused.union(free)]
     if theirs["model.name"] != ours["model.name"]:
         fields = ["model.name"]  # the others belong to it

@@ -130,7 +130,7 @@ def _lighter(found):
     if found.recommended and found.recommended.parameters < found.parameters:
         return network_changes(found)
     model = found.config.model
-    able = "remat" not in run_lib.unused_model_fields(found.config)
+    able = "remat" in models.options(found.config.model.name)
     return {"model.remat": True} if able and not model.remat else {}
 
 
