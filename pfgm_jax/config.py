@@ -2,7 +2,7 @@
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample and evaluate.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
-derived. JAX is imported only to check a config: a misspelt key is answered at once.
+derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
 
 import math
@@ -14,7 +14,7 @@ from pfgm_jax.errors import UserError, nearest, printable, quoted
 
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
-# What some solver can be told: `sampling.option_kinds()`, written down because solvers import JAX.
+# Options of all solvers and their types: `sampling.option_kinds()`, repeated here because solvers import JAX.
 SOLVER_OPTIONS = {
     "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
     "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
@@ -22,7 +22,7 @@ SOLVER_OPTIONS = {
 }  # fmt: skip
 # What may be None: that, and what a solver has a default for.
 OPTIONAL = (*DERIVED, "data.resident", "sample.D", *(f"sample.{name}" for name in SOLVER_OPTIONS))
-# Above these no machine goes: a number with some zeros too many is refused before it asks for memory.
+# Limits beyond any machine: a number with some zeros too many is refused before memory is allocated.
 _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
             "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
             "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
@@ -49,7 +49,7 @@ def default():
     config.data.group = ""  # regular expression that finds a patient in a folder's file names, to stay in one split
     config.data.val = 0.1  # shares of images without splits of their own (a folder, an npz file) that are held out
     config.data.test = 0.1
-    config.data.split_seed = 0  # which images those are
+    config.data.split_seed = 0  # seed of that split
     config.data.resident = placeholder(bool)  # keep the images on the devices; None: where they fit
 
     config.process = ConfigDict()
@@ -87,7 +87,7 @@ def default():
     config.model.log_noise = False  # unet: features of the noise level's logarithm
     config.model.noise_channels = 0  # features of the noise level; 0: as many as channels
     config.model.embedding_channels = 512
-    config.model.conditional = False  # tell the network the class
+    config.model.conditional = False  # class-conditional
     config.model.dropout = 0.13
     config.model.remat = False  # keep less for the backward pass, and compute it again
     config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
@@ -109,9 +109,9 @@ def default():
     config.train.batch = 512
     config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
     config.train.order = "real"  # real: every image once an epoch; balanced: every class as often
-    config.train.label_dropout = 0.0  # share of examples whose label a conditional network is not told
-    config.train.augment = 0.0  # probability of EDM's augmentations, of whose kind the network is told; 0: none
-    config.train.flip = False  # mirror half of the images, left to right, without telling the network
+    config.train.label_dropout = 0.0  # label dropout of a class-conditional network: share of examples
+    config.train.augment = 0.0  # probability of EDM's augmentations, which the network gets as labels; 0: none
+    config.train.flip = False  # mirror half of the images, left to right; not an augmentation label
     config.train.ema_halflife = 500_000
     config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
     config.train.log_every = 10_000
@@ -146,7 +146,7 @@ def default():
     config.evaluate.usefulness = False  # train classifiers on labelled samples, and on real images beside them,
     config.evaluate.seeds = 3  # each so many times
     config.evaluate.inception = ""  # file with the weights of the Inception network; "" fetches them to the cache
-    config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
+    config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # the quality curve: solvers,
     config.evaluate.steps = (5, 9, 18, 36)  # numbers of steps (adaptive ones take tolerances),
     config.evaluate.D = ""  # and values of D like 64,128,inf; "": the run's own
     return config.lock()

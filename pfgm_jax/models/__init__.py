@@ -14,9 +14,20 @@ from pfgm_jax.models.unet import UNet
 from pfgm_jax.presets import PRESETS, attend_alike, preset
 
 __all__ = [
-    "ADM", "DiT", "MLP", "NCSNv2", "NETWORKS", "PRESETS", "UNet", "attend_alike", "init", "make", "options", "preset",
+    "ADM",
+    "DiT",
+    "MLP",
+    "NCSNv2",
+    "NETWORKS",
+    "PRESETS",
+    "UNet",
+    "attend_alike",
+    "init",
+    "make",
+    "options",
+    "preset",
     "unused",
-]  # fmt: skip
+]
 
 NETWORKS = {"unet": UNet, "adm": ADM, "ncsnv2": NCSNv2, "mlp": MLP, "dit": DiT}
 

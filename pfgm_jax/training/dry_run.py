@@ -1,4 +1,4 @@
-"""What a run will do, before it does it: a config checked against its data, described, and its memory estimated."""
+"""The dry run: a config checked against its data, described, and its memory estimated."""
 
 import math
 from typing import NamedTuple
@@ -32,7 +32,7 @@ def prepare(config, stand_in=False, dataset=None):
     A `dataset` that is loaded already is not loaded again.
     """
     config_lib.check(config)
-    parallel.check_divisible(config.train.batch, "--config.train.batch")
+    parallel.check_divisible(config.train.batch, "train.batch")
     dataset = dataset or data.load(config.data, stand_in)
     derived = run_lib.derive(config, dataset)
     task = make_task(config, derived)
@@ -53,7 +53,7 @@ def _check_network(config, task, shape):
     if need > there:
         raise UserError(
             f"a network of {counts:,} parameters takes {size(need)} for weights, average and moments, and a device has "
-            f"{size(there)}: lower --config.model.channels={config.model.channels} or model.multipliers"
+            f"{size(there)}: lower model.channels={config.model.channels} or model.multipliers"
         )
 
 
@@ -121,7 +121,7 @@ def describe(config, plan, state, memory=None):
 
 
 def _variations(config):
-    """What training does to order, images and labels beside taking them as they are."""
+    """Each departure from the defaults in initial weights, order, augmentation and labels, in a few words."""
     c = config.train
     if c.init:
         yield f"from the weights of {printable(c.init)}"
@@ -144,15 +144,15 @@ def dry_run(config):
     lines = [describe(config, plan, state, memory)]
     if memory > (there := parallel.device_memory()):
         lines.append(
-            f"warning    a device has {size(there)}: lower --config.train.batch or set --config.model.remat=True; "
-            "--mode=advise finds what fits"
+            f"warning    a device has {size(there)}: lower train.batch or set model.remat=True; "
+            "the mode advise finds what fits"
         )
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     return "\n".join([*lines, "", config_lib.described(config), "", overview])
 
 
 def size(n):
-    """Bytes as people say them."""
+    """A number of bytes in MiB or GiB, as text."""
     if math.isinf(n):
         return "more than the compiler can place"
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

@@ -113,8 +113,8 @@ def report(described, found, lines, hours, argument, overrides, workdir):
         "",
     ]
     for mark, why, change in lines:
-        told = why + "".join(f"\n{_flag(key, value)}" for key, value in change.items())
-        parts += _hang(f"  {mark:8}", told)
+        text = why + "".join(f"\n{_flag(key, value)}" for key, value in change.items())
+        parts += _hang(f"  {mark:8}", text)
     return "\n".join([*parts, "", *verdict(found, lines, hours, argument, overrides, workdir)])
 
 
