@@ -14,9 +14,9 @@ img_align_celeba and list_eval_partition.txt, or celeba64.npz with MedMNIST's si
 
 Arguments: process, network, ode (ve: sampled by RK45 at 1e-5).
 
-Not as published: `ve` was trained on discrete levels (ncsnpp on 1000, whose number it is told by a positional
-embedding; ncsnv2 on 500, sampled by annealed Langevin steps alone); here time is continuous, NCSN++ is told ln σ by the
-Fourier features it has on CIFAR-10, and a predictor step follows the Langevin steps of each level.
+Not as published: `ve` was trained on discrete levels (ncsnpp on 1000, whose number is its input through a positional
+embedding; ncsnv2 on 500, sampled by annealed Langevin steps alone). Here time is continuous, the input of NCSN++ is
+ln σ through the Fourier features it has on CIFAR-10, and a predictor step follows the Langevin steps of each level.
 """
 
 from pfgm_jax import recipes

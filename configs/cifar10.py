@@ -28,7 +28,7 @@ The official binary archive is downloaded to the cache (170 MB) and its MD5 chec
 Arguments: process, network, D=128 (pfgmpp only), conditional (published for edm and pfgmpp), ode (vp, subvp, ve:
 sampled by RK45 at 1e-5).
 
-EDM and PFGM++ augment with probability 0.12 and tell the network how, all others mirror half of the images.
+EDM and PFGM++ augment with probability 0.12 and augmentation labels; all others mirror half of the images.
 
 Not as published: `ve` with `ncsnv2` was trained on 232 levels and sampled by annealed Langevin steps alone; here time
 is continuous and a predictor step follows the five Langevin steps of each level. DDPM's own network (FID 3.24) is not

@@ -26,9 +26,15 @@ def get_config(arg=None):
     )
     config.optim.update(lr=3e-3, lr_batch=64, warmup=6_400, decay="cosine", beta2=0.99)
     config.train.update(
-        images=200_000, batch=64, large_batch=1437, ema_halflife=20_000, log_every=8_192,
-        eval_every=40_000, sample_every=80_000, save_every=80_000,
-    )  # fmt: skip
+        images=200_000,
+        batch=64,
+        large_batch=1437,
+        ema_halflife=20_000,
+        log_every=8_192,
+        eval_every=40_000,
+        sample_every=80_000,
+        save_every=80_000,
+    )
     if args.conditional:
         recipes.tell_class(config)
     if args.quick:

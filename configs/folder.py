@@ -4,7 +4,7 @@
     python -m pfgm_jax.main --config=configs/folder.py:dir=PATH,size=64 --dry_run  # what is read, and what is skipped
 
 A folder holds png, jpg, webp, bmp, gif, tiff, ppm or pgm files of any sizes, which are cut to their central square and
-resized. Classes and splits are told by
+resized. Classes and splits come from
 
     PATH/CLASS/a.png                         subfolders, one a class
     PATH/train/CLASS/a.png, PATH/val/…       subfolders train, val (or dev) and test (or testing, eval), with classes in
@@ -24,7 +24,7 @@ train_images, train_labels and so on.
 Arguments: dir=PATH (without commas; or --config.data.dir=PATH), size=64 (8 to 4096 px), process=pfgmpp|pfgm|edm|ve|vp|
 subvp|ddpm, D=128 (pfgmpp only), network=ddpmpp|… (one of `presets.PRESETS`; without, one that fits the size),
 conditional (class-conditional, with 10 % label dropout), balanced (train on every class as often), augment (as EDM
-does, with probability 0.12: the network is told how), remat (recompute in the backward pass what would not fit in
+does, with probability 0.12: with augmentation labels), remat (recompute in the backward pass what would not fit in
 memory), cpu (a network and budget for two CPU cores), quick (a smoke test).
 
 The budget is 5 million images in batches of 128, of 32 above 128 px. On a few hundred images a network learns them by
@@ -38,9 +38,19 @@ from pfgm_jax.presets import attend_alike, level_sizes, preset
 
 def get_config(arg=None):
     args = parse_arg(
-        arg, dir="", size=64, process="pfgmpp", D=128.0, network="", conditional=False, balanced=False, augment=False,
-        remat=False, cpu=False, quick=False,
-    )  # fmt: skip
+        arg,
+        dir="",
+        size=64,
+        process="pfgmpp",
+        D=128.0,
+        network="",
+        conditional=False,
+        balanced=False,
+        augment=False,
+        remat=False,
+        cpu=False,
+        quick=False,
+    )
     config = default()
     config.data.update(name="npz" if args.dir.endswith(".npz") else "folder", size=args.size, dir=args.dir)
     config.process.update(name=args.process, D=D_of(args.process, args.D))
@@ -50,9 +60,14 @@ def get_config(arg=None):
     batch = 128 if args.size <= 128 else 32
     config.optim.update(lr=1e-3, lr_batch=512, warmup=250_000, clip=1.0)
     config.train.update(
-        images=5_000_000, batch=batch, ema_halflife=250_000, log_every=25_600, eval_every=250_000, sample_every=250_000,
+        images=5_000_000,
+        batch=batch,
+        ema_halflife=250_000,
+        log_every=25_600,
+        eval_every=250_000,
+        sample_every=250_000,
         save_every=250_000,
-    )  # fmt: skip
+    )
     recipes.variations(config, args)
     if args.process == "pfgm":
         config.train.large_batch = 8 * batch

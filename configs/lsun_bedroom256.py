@@ -17,8 +17,8 @@ NCSN++ sees and sums its images over a pyramid).
 
 Arguments: process, network, ode (ve: sampled by RK45 at 1e-5).
 
-Not as published: PFGM averages its loss over pixels here and not elsewhere; ours is half the sum everywhere, which for
-Adam is the same at an ε and a largest gradient as many times larger.
+Not as published: PFGM's code averages its loss over pixels for this data set alone; this package takes half the sum
+everywhere, which for Adam is the same at an ε and a largest gradient as many times larger.
 """
 
 from pfgm_jax import recipes

@@ -26,9 +26,19 @@ SIZES = (28, 64, 128, 224)
 
 def get_config(arg=None):
     args = parse_arg(
-        arg, dataset="bloodmnist", size=28, process="pfgmpp", D=128.0, network="", conditional=False, balanced=False,
-        augment=False, remat=False, cpu=False, quick=False,
-    )  # fmt: skip
+        arg,
+        dataset="bloodmnist",
+        size=28,
+        process="pfgmpp",
+        D=128.0,
+        network="",
+        conditional=False,
+        balanced=False,
+        augment=False,
+        remat=False,
+        cpu=False,
+        quick=False,
+    )
     if args.size not in SIZES:
         there = f"{', '.join(map(str, SIZES[:-1]))} or {SIZES[-1]}"
         raise UserError(f"size={args.size} is not possible: MedMNIST comes at {there} px")

@@ -3,7 +3,7 @@
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample, evaluate,
 likelihood and latents.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
-derived. JAX is imported only to check a config: a misspelt key is answered at once.
+derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
 
 import math
@@ -15,7 +15,7 @@ from pfgm_jax.errors import UserError, nearest, printable, quoted
 
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
-# What some solver can be told: `sampling.option_kinds()`, written down because solvers import JAX.
+# Options of all solvers and their types: `sampling.option_kinds()`, repeated here because solvers import JAX.
 SOLVER_OPTIONS = {
     "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
     "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
@@ -29,7 +29,7 @@ OPTIONAL = (
     "likelihood.sigma_min",
     *(f"sample.{name}" for name in SOLVER_OPTIONS),
 )
-# Above these no machine goes: a number with some zeros too many is refused before it asks for memory.
+# Limits beyond any machine: a number with some zeros too many is refused before memory is allocated.
 _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
             "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
             "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
@@ -58,7 +58,7 @@ def default():
     config.data.group = ""  # regular expression that finds a patient in a folder's file names, to stay in one split
     config.data.val = 0.1  # shares of images without splits of their own (a folder, an npz file) that are held out
     config.data.test = 0.1
-    config.data.split_seed = 0  # which images those are
+    config.data.split_seed = 0  # seed of that split
     config.data.resident = placeholder(bool)  # keep the images on the devices; None: where they fit
 
     config.process = ConfigDict()
@@ -96,7 +96,7 @@ def default():
     config.model.log_noise = False  # unet: features of the noise level's logarithm
     config.model.noise_channels = 0  # features of the noise level; 0: as many as channels
     config.model.embedding_channels = 512
-    config.model.conditional = False  # tell the network the class
+    config.model.conditional = False  # class-conditional
     config.model.dropout = 0.13
     config.model.remat = False  # keep less for the backward pass, and compute it again
     config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
@@ -118,9 +118,9 @@ def default():
     config.train.batch = 512
     config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
     config.train.order = "real"  # real: every image once an epoch; balanced: every class as often
-    config.train.label_dropout = 0.0  # share of examples whose label a conditional network is not told
-    config.train.augment = 0.0  # probability of EDM's augmentations, of whose kind the network is told; 0: none
-    config.train.flip = False  # mirror half of the images, left to right, without telling the network
+    config.train.label_dropout = 0.0  # label dropout of a class-conditional network: share of examples
+    config.train.augment = 0.0  # probability of EDM's augmentations, which the network gets as labels; 0: none
+    config.train.flip = False  # mirror half of the images, left to right; not an augmentation label
     config.train.ema_halflife = 500_000
     config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
     config.train.log_every = 10_000
@@ -155,7 +155,7 @@ def default():
     config.evaluate.usefulness = False  # train classifiers on labelled samples, and on real images beside them,
     config.evaluate.seeds = 3  # each so many times
     config.evaluate.inception = ""  # file with the weights of the Inception network; "" fetches them to the cache
-    config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # --mode=curve: solvers,
+    config.evaluate.solvers = "heun,dpmpp_2m,rk45"  # the quality curve: solvers,
     config.evaluate.steps = (5, 9, 18, 36)  # numbers of steps (adaptive ones take tolerances),
     config.evaluate.D = ""  # and values of D like 64,128,inf; "": the run's own
 
@@ -214,106 +214,123 @@ def parse_arg(arg, **defaults):
     return ConfigDict(values)
 
 
+_ONE_OF = {
+    "process.betas": ("linear", "cosine"),
+    "model.embedding": ("positional", "fourier"),
+    "model.encoder": ("standard", "skip", "residual"),
+    "model.decoder": ("standard", "skip"),
+    "model.dtype": ("float32", "bfloat16", "float64"),
+    "optim.decay": ("constant", "cosine"),
+    "train.order": ("real", "balanced"),
+}
+# What a value must be whatever the others are: (rule, test, fields).
+_RULES = (
+    ("at least 1", lambda v: v >= 1, (
+        "model.channels", "model.blocks", "model.embedding_channels", "model.head_channels", "train.images",
+        "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.eval_images",
+        "train.keep", "sample.n", "sample.batch")),
+    ("greater than 0", lambda v: v > 0, (
+        "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std")),
+    ("0 or more", lambda v: v >= 0, (
+        "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call")),
+    ("at least 0 and below 1", lambda v: 0 <= v < 1, (
+        "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
+    ("greater than 0, or None to take it from the data", lambda v: v is None or v > 0, DERIVED),
+    ("a whole number from 0 to 2³² − 1", lambda v: 0 <= v < 2**32, ("seed", "sample.seed", "data.split_seed")),
+    ("even, for sines and cosines", lambda v: v >= 0 and v % 2 == 0, ("model.channels", "model.noise_channels")),
+    ("each >= 1", lambda v: len(v) > 0 and min(v) >= 1, ("model.multipliers",)),
+    ("up to 16, each up to 1,024", lambda v: len(v) <= 16 and max(v) <= 1_024, ("model.multipliers",)),
+    ("a probability from 0 to 1", lambda v: 0 <= v <= 1, ("train.augment",)),
+    ("at least 0 images", lambda v: v >= 0, ("train.ema_halflife",)),
+    ("1 for grey, 3 for colours, 0 for what the images are", lambda v: v in (0, 1, 3), ("data.channels",)),
+    ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
+    ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
+)  # fmt: skip
+
+
 def check(config):
     """Raises UserError for a value that no data set could make right."""
-    from pfgm_jax import models, sampling
-    from pfgm_jax import run as run_lib
-    from pfgm_jax.flow import process
+    from pfgm_jax import models, run, sampling
+
+    flat = flatten(config)
 
     def require(good, key, rule):
         if not good:
-            value = config
-            for part in key.split("."):
-                value = value[part]
-            raise UserError(f"--config.{key}={printable(to_text(value))} is not possible: {rule}")
+            raise UserError(f"{key}={printable(to_text(flat[key]))} is not possible: {rule}")
 
-    def one_of(key, options):
-        section, field = key.split(".")
-        value = config[section][field]
-        hint = f"it is one of {', '.join(options)}{nearest(value, options)}"
-        require(value in options, key, hint)
-
-    one_of("process.name", list(run_lib.PROCESSES))
-    one_of("model.name", list(models.NETWORKS))
-    one_of("model.embedding", ("positional", "fourier"))
-    one_of("model.encoder", ("standard", "skip", "residual"))
-    one_of("model.decoder", ("standard", "skip"))
-    one_of("model.dtype", ("float32", "bfloat16", "float64"))
-    one_of("optim.decay", ("constant", "cosine"))
-    one_of("sample.solver", list(sampling.SOLVERS))
-    one_of("process.betas", ("linear", "cosine"))
-    one_of("train.order", ("real", "balanced"))
+    names = {"process.name": run.PROCESSES, "model.name": models.NETWORKS, "sample.solver": sampling.SOLVERS}
+    for key, options in (names | _ONE_OF).items():
+        require(flat[key] in options, key, f"it is one of {', '.join(options)}{nearest(flat[key], options)}")
     for key, most in _LARGEST.items():
-        require((flatten(config)[key] or 0) <= most, key, f"at most {most:,}")
-    for key, value in flatten(config).items():
-        unbounded = key in ("process.D", "optim.clip") or not key.startswith(("process.", "optim."))
-        require(unbounded or not isinstance(value, float) or math.isfinite(value), key, "a finite number")
-    widest = max((*config.model.multipliers, 1))
-    require(widest <= 1_024 and len(config.model.multipliers) <= 16, "model.multipliers", "up to 16, each up to 1,024")
-    least, D = process.SMALLEST_D, config.sample.D
-    require(config.process.D >= least, "process.D", f"D is a number from {least} on, or inf")
-    name = config.process.name
-    if name == "pfgm":
-        require(config.train.large_batch > 0, "train.large_batch", "PFGM's target is the field of a large batch")
-    own = D_of(name, config.process.D)
-    require(config.process.D == own, "process.D", f"process={name} is D = {own:g}; process=pfgmpp takes any D")
-    require(0 < config.process.beta_min < config.process.beta_max, "process.beta_min", "0 < beta_min < beta_max")
-    for key, rule in (("sigma_min", ("vp", "subvp", "ddpm")), ("sigma_max", ("vp", "subvp", "ddpm"))):
-        given = config.process[key] is not None
-        require(not given or name not in rule, f"process.{key}", f"process={name} has it from beta_min, beta_max, T")
-    require(config.process.max_norm is None or name == "pfgm", "process.max_norm", f"process={name} clips no prior")
-    for key in ("channels", "blocks", "embedding_channels", "head_channels"):
-        require(config.model[key] >= 1, f"model.{key}", "at least 1")
-    for key in ("channels", "noise_channels"):
-        require(config.model[key] % 2 == 0 and config.model[key] >= 0, f"model.{key}", "even, for sines and cosines")
-    require(len(config.model.multipliers) > 0 and min(config.model.multipliers) >= 1, "model.multipliers", "each >= 1")
-    require(0 <= config.model.dropout < 1, "model.dropout", "at least 0 and below 1")
-    taps = tuple(config.model.resample_filter)
+        require((flat[key] or 0) <= most, key, f"at most {most:,}")
+    for key, value in flat.items():
+        bounded = key.startswith(("process.", "optim.")) and key not in ("process.D", "optim.clip")
+        require(not (bounded and isinstance(value, float)) or math.isfinite(value), key, "a finite number")
+    for rule, test, keys in _RULES:
+        for key in keys:
+            require(test(flat[key]), key, rule)
+    for section in _SECTIONS:
+        section(config, require)
+
+
+def _check_process(config, require):
+    """D, and the fields that a process has no use for."""
+    from pfgm_jax.flow.process import SMALLEST_D as least
+
+    c, name, D = config.process, config.process.name, config.sample.D
+    require(c.D >= least, "process.D", f"D is a number from {least} on, or inf")
+    own = D_of(name, c.D)
+    require(c.D == own, "process.D", f"process={name} is D = {own:g}; process=pfgmpp takes any D")
+    require(0 < c.beta_min < c.beta_max, "process.beta_min", "0 < beta_min < beta_max")
+    for key in ("sigma_min", "sigma_max"):
+        good = c[key] is None or name not in ("vp", "subvp", "ddpm")
+        require(good, f"process.{key}", f"process={name} has it from beta_min, beta_max, T")
+    require(c.max_norm is None or name == "pfgm", "process.max_norm", f"process={name} clips no prior")
+    require(D is None or D >= least, "sample.D", f"D is a number from {least} on, inf, or None")
+
+
+def _check_model(config, require):
+    """The resampling filter, and options that the network has not."""
+    from pfgm_jax import models
+
+    c, taps = config.model, tuple(config.model.resample_filter)
     good = len(taps) > 0 and len(taps) % 2 == 0 and taps == taps[::-1] and sum(taps) > 0
     require(good, "model.resample_filter", "an even number of taps, the same from both ends, like 1,1 or 1,3,3,1")
-    for key in run_lib.unused_model_fields(config):
-        # Numbers that only differ from network to network may stay; asking for what there is not may not.
-        asked = key in ("conditional", "remat", "encoder", "decoder", "resample_filter", "keep_width", "embedding",
-                        "log_noise")  # fmt: skip
-        unchanged = not asked or config.model[key] == default().model[key]
-        require(unchanged, f"model.{key}", f"the network {config.model.name} has no such option")
-    for key in ("optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std"):
-        require(flatten(config)[key] > 0, key, "greater than 0")
-    for key in ("optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call"):
-        require(flatten(config)[key] >= 0, key, "0 or more")
-    for key in ("beta1", "beta2"):
-        require(0 <= config.optim[key] < 1, f"optim.{key}", "at least 0 and below 1")
-    for key in DERIVED:
-        value = flatten(config)[key]
-        require(value is None or value > 0, key, "greater than 0, or None to take it from the data")
-    for key in ("train.label_dropout", "data.val", "data.test"):
-        require(0 <= flatten(config)[key] < 1, key, "at least 0 and below 1")
-    require(0 <= config.train.augment <= 1, "train.augment", "a probability from 0 to 1")
+    # Numbers that only differ from network to network may stay; asking for an option that is missing may not.
+    numbers = ("channels", "multipliers", "blocks", "attention", "head_channels", "patch", "noise_channels",
+               "embedding_channels", "dropout")  # fmt: skip
+    for key in models.unused(c):
+        unchanged = key in numbers or c[key] == default().model[key]
+        require(unchanged, f"model.{key}", f"the network {c.name} has no such option")
+
+
+def _check_train(config, require):
+    """The large batch, labels, and augmentation, which go together or do not."""
+    from pfgm_jax import models
+
+    c, name = config.train, config.process.name
+    pfgm = name == "pfgm"
+    require(c.large_batch > 0 or not pfgm, "train.large_batch", "PFGM's target is the field of a large batch")
+    rule = "0, or at least train.batch, which is part of it"
+    require(not c.large_batch or c.large_batch >= c.batch, "train.large_batch", rule)
+    require(
+        config.model.conditional or not c.label_dropout, "train.label_dropout", "model.conditional=True gives labels"
+    )
+    if not c.augment:
+        return
+    able = "augment_channels" in models.options(config.model.name)
+    require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
+    instead = "PFGM goes with train.flip=True instead" if pfgm else "use train.large_batch=0"
+    require(not c.large_batch, "train.augment", f"the field of a large batch is of images as they are; {instead}")
+    require(not c.flip, "train.flip", "train.augment mirrors half of the images itself")
+
+
+def _check_data(config, require):
+    """The shares of the splits."""
     require(config.data.val + config.data.test < 1, "data.test", "with data.val it leaves nothing to train on")
-    require(config.data.channels in (0, 1, 3), "data.channels", "1 for grey, 3 for colours, 0 for what the images are")
-    told = config.model.conditional
-    require(told or not config.train.label_dropout, "train.label_dropout", "model.conditional=True gives labels")
-    if config.train.augment:
-        able = "augment_channels" in run_lib.network_fields(config.model.name)
-        require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
-        alone = "the field of a large batch is of images as they are; " + (
-            "PFGM goes with train.flip=True instead" if name == "pfgm" else "use train.large_batch=0"
-        )
-        require(not config.train.large_batch, "train.augment", alone)
-        require(not config.train.flip, "train.flip", "train.augment mirrors half of the images itself")
-    for key in ("seed", "sample.seed", "data.split_seed"):
-        require(0 <= flatten(config)[key] < 2**32, key, "a whole number from 0 to 2³² − 1")
-    for key in ("images", "log_every", "eval_every", "sample_every", "save_every", "eval_images", "keep"):
-        require(config.train[key] >= 1, f"train.{key}", "at least 1")
-    require(config.train.ema_halflife >= 0, "train.ema_halflife", "at least 0 images")
-    for key in ("sample.n", "sample.batch"):
-        require(flatten(config)[key] >= 1, key, "at least 1")
-    require(config.evaluate.num_samples >= 0, "evaluate.num_samples", "0 for the default, or more")
-    require(D is None or D >= least, "sample.D", f"D is a number from {least} on, inf, or None")
-    require(config.sample.frames >= 0 and config.sample.frames != 1, "sample.frames", "0 for none, or at least 2")
-    if config.train.large_batch:
-        rule = "0, or at least train.batch, which is part of it"
-        require(config.train.large_batch >= config.train.batch, "train.large_batch", rule)
+
+
+_SECTIONS = (_check_process, _check_model, _check_train, _check_data)
 
 
 def flatten(config):

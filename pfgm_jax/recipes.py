@@ -2,8 +2,8 @@
 PFGM++, 2302.04265), and those of a small machine, each as changes to a config. The files in configs/ hold what is of
 one data set.
 
-They count in steps, configs in images; they sum a loss over pixels or average it. What follows from that is worked out
-here, so that a recipe's updates are the published ones.
+The papers count in steps and sum or average a loss over pixels; configs count in images and average. The conversions
+are made here, so that a recipe's updates are the published ones.
 """
 
 import math
@@ -42,15 +42,14 @@ def halflife(decay, batch):
 def song(config, batch=128, steps=1_300_000, lr=2e-4, warmup=5_000, clip=1.0, decay=0.9999):
     """score_sde's optimiser, flips and run length, in steps of `batch` images, which PFGM keeps."""
     config.optim.update(lr=lr, lr_batch=batch, warmup=warmup * batch, beta1=0.9, beta2=0.999, eps=1e-8, clip=clip)
-    config.train.update(batch=batch, images=steps * batch, ema_halflife=halflife(decay, batch), ema_ramp=0.0,
-                        flip=True)  # fmt: skip
+    config.train.update(batch=batch, images=steps * batch, ema_halflife=halflife(decay, batch), ema_ramp=0.0, flip=True)
     _every(config, 50_000 * batch)
 
 
 def edm(config, batch=512, images=200_000_000, lr=1e-3):
     """EDM's optimiser, augmentation, noise levels and sampler, which PFGM++ keeps.
 
-    Its loss is a sum over pixels and ours a mean, which for Adam is the same at an ε as many times smaller.
+    EDM's loss is a sum over pixels, here a mean, which for Adam is the same at an ε as many times smaller.
     """
     config.process.update(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, P_mean=-1.2, P_std=1.2)
     pixels = 3 * config.data.size**2
@@ -76,9 +75,12 @@ def ve(config, sigma_max, snr, steps=1000, corrector_steps=1):
     """The VE SDE and its sampler; `sigma_max` as published for images in [0, 1], which here are twice as wide."""
     config.process.update(sigma_min=2 * 0.01, sigma_max=2.0 * sigma_max)
     config.sample.update(
-        solver="predictor_corrector", predictor="reverse_diffusion", steps=steps, snr=snr,
+        solver="predictor_corrector",
+        predictor="reverse_diffusion",
+        steps=steps,
+        snr=snr,
         corrector_steps=corrector_steps,
-    )  # fmt: skip
+    )
 
 
 def vp(config):
@@ -104,7 +106,7 @@ def published_network(name, size):
 
 
 def tell_class(config):
-    """A class-conditional network with 10 % label dropout, whose samples can be asked for by class and guided."""
+    """A class-conditional network with 10 % label dropout, which can be sampled by class and guided."""
     config.model.conditional, config.train.label_dropout = True, 0.1
 
 
@@ -122,9 +124,15 @@ def two_cores(config):
     """A budget that two CPU cores can train in about an hour, at 28 px."""
     config.optim.update(warmup=6_400, lr_batch=64)
     config.train.update(
-        images=150_000, batch=min(config.train.batch, 64), ema_halflife=10_000, log_every=1_024, eval_every=16_384,
-        sample_every=16_384, save_every=16_384, eval_images=256,
-    )  # fmt: skip
+        images=150_000,
+        batch=min(config.train.batch, 64),
+        ema_halflife=10_000,
+        log_every=1_024,
+        eval_every=16_384,
+        sample_every=16_384,
+        save_every=16_384,
+        eval_images=256,
+    )
 
 
 def smoke_test(config):

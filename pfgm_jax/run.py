@@ -193,27 +193,11 @@ def make_parametrization(config, derived):
     return PROCESSES[config.process.name][1](config.process, derived)
 
 
-def network_fields(name):
-    """Names of the fields of the network called `name`."""
-    return {field.name for field in dataclasses.fields(models.NETWORKS[name])}
-
-
-def unused_model_fields(config):
-    """Names in config.model that its network has no field for."""
-    attributes = network_fields(config.model.name)
-    return [key for key in config.model if {"conditional": "num_labels"}.get(key, key) not in attributes]
-
-
 def make_model(config, derived):
     """The network of a checked config."""
-    c, apart = config.model, {"name", "conditional", "dtype", *unused_model_fields(config)}
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in c.items() if key not in apart}
-    if c.conditional:
-        options["num_labels"] = len(derived["classes"])
+    decided = {"out_channels": derived["shape"][-1] + make_parametrization(config, derived).extra_channels}
+    if config.model.conditional:
+        decided["num_labels"] = len(derived["classes"])
     if config.train.augment:
-        options["augment_channels"] = augment.CHANNELS
-    return models.NETWORKS[c.name](
-        out_channels=derived["shape"][-1] + make_parametrization(config, derived).extra_channels,
-        dtype=np.dtype(c.dtype) if c.dtype != "bfloat16" else "bfloat16",
-        **options,
-    )
+        decided["augment_channels"] = augment.CHANNELS
+    return models.make(config.model, **decided)

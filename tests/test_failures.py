@@ -180,7 +180,7 @@ def test_absurd_numbers_are_refused_before_they_take_memory(override):
 
 def test_a_network_that_no_machine_holds():
     config = config_file.load_config(f"{ROOT}/configs/digits.py:quick", {"model.channels": "16384"})
-    with pytest.raises(UserError, match=r"parameters takes .* GiB .* lower --config.model.channels=16384"):
+    with pytest.raises(UserError, match=r"parameters takes .* GiB .* lower model.channels=16384"):
         dry_run.prepare(config)
 
 

@@ -243,9 +243,8 @@ def _double(x, taps, axis):
         # Output 2m + phase takes tap `first` − 2d of the pixel m + d.
         first = phase + length // 2 - 1
         shifts = [d for d in range(-reach, reach + 1) if 0 <= first - 2 * d < length]
-        parts = (2 * taps[first - 2 * d] / sum(taps) * lax.slice_in_dim(padded, reach + d, reach + d + n, 1, axis)
-                 for d in shifts)  # fmt: skip
-        phases.append(sum(parts))
+        slices = (lax.slice_in_dim(padded, reach + d, reach + d + n, 1, axis) for d in shifts)
+        phases.append(sum(2 * taps[first - 2 * d] / sum(taps) * part for d, part in zip(shifts, slices, strict=True)))
     shape = (*x.shape[:axis], 2 * n, *x.shape[axis + 1 :])
     return jnp.stack(phases, axis=axis + 1).reshape(shape)
 

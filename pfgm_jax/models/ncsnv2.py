@@ -1,5 +1,5 @@
 """NCSNv2 ("Improved Techniques for Training Score-Based Generative Models", arXiv 2006.09011, appendix A): a RefineNet
-(arXiv 1611.06612) that is told neither noise level nor class.
+(arXiv 1611.06612) conditioned on neither noise level nor class.
 
 Two residual blocks a stage with InstanceNorm++ (arXiv 1907.05600, appendix A) and ELU, the last two stages dilated
 instead of downsampled; then a refinement of each stage by the one below. The published output is divided by σ, which

@@ -1,6 +1,7 @@
-"""What a run will do, before it does it: a config checked against its data, described, and its memory estimated."""
+"""The dry run: a config checked against its data, described, and its memory estimated."""
 
 import math
+from typing import NamedTuple
 
 import jax
 from clu import parameter_overview
@@ -11,24 +12,33 @@ from pfgm_jax import run as run_lib
 from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError, counted, printable
 from pfgm_jax.failures import out_of_memory
-from pfgm_jax.training.step import init_state, make_cadence, make_task, train_steps
+from pfgm_jax.training.step import Cadence, Task, init_state, make_cadence, make_task, train_steps
 
 WIDE = 2048  # channels of a level
 
 
+class Plan(NamedTuple):
+    """A training that is possible: its data, what they decide, what a step needs to know, the steps between events."""
+
+    dataset: data.Dataset
+    derived: dict
+    task: Task
+    cadence: Cadence
+
+
 def prepare(config, stand_in=False, dataset=None):
-    """Checks a config against its data, or `data.load`'s stand-in for them: (dataset, derived, task, cadence).
+    """The Plan of a config, which is checked against its data, or against `data.load`'s stand-in for them.
 
     A `dataset` that is loaded already is not loaded again.
     """
     config_lib.check(config)
-    parallel.check_divisible(config.train.batch, "--config.train.batch")
+    parallel.check_divisible(config.train.batch, "train.batch")
     dataset = dataset or data.load(config.data, stand_in)
     derived = run_lib.derive(config, dataset)
     task = make_task(config, derived)
     _check_network(config, task, dataset.shape)
     generator.check_sampling(run_lib.make_run(config, derived))
-    return dataset, derived, task, make_cadence(config)
+    return Plan(dataset, derived, task, make_cadence(config))
 
 
 def _check_network(config, task, shape):
@@ -43,7 +53,7 @@ def _check_network(config, task, shape):
     if need > there:
         raise UserError(
             f"a network of {counts:,} parameters takes {size(need)} for weights, average and moments, and a device has "
-            f"{size(there)}: lower --config.model.channels={config.model.channels} or model.multipliers"
+            f"{size(there)}: lower model.channels={config.model.channels} or model.multipliers"
         )
 
 
@@ -76,8 +86,9 @@ def is_resident(config, dataset):
     return pipeline.is_resident(config.data.resident, (dataset.train_images, *images.shape[1:]), images.dtype.itemsize)
 
 
-def describe(config, derived, task, state, dataset, cadence, memory=None):
+def describe(config, plan, state, memory=None):
     """The derived constants of a run in a few lines."""
+    dataset, derived, task, cadence = plan
     p, counts = task.process, sum(a.size for a in jax.tree.leaves(state.params))
     images = cadence.total * config.train.batch
     lines = [
@@ -110,7 +121,7 @@ def describe(config, derived, task, state, dataset, cadence, memory=None):
 
 
 def _variations(config):
-    """What training does to order, images and labels beside taking them as they are."""
+    """Each departure from the defaults in initial weights, order, augmentation and labels, in a few words."""
     c = config.train
     if c.init:
         yield f"from the weights of {printable(c.init)}"
@@ -126,21 +137,22 @@ def _variations(config):
 
 def dry_run(config):
     """What `train` would do, as text; nothing is written. What matters comes first, the whole config behind it."""
-    dataset, derived, task, cadence = prepare(config, stand_in=True)
+    plan = prepare(config, stand_in=True)
+    dataset, _, task, cadence = plan
     state = init_state(task, dataset.shape)
     memory = memory_estimate(task, state, dataset, cadence.per_call, is_resident(config, dataset))
-    lines = [describe(config, derived, task, state, dataset, cadence, memory)]
+    lines = [describe(config, plan, state, memory)]
     if memory > (there := parallel.device_memory()):
         lines.append(
-            f"warning    a device has {size(there)}: lower --config.train.batch or set --config.model.remat=True; "
-            "--mode=advise finds what fits"
+            f"warning    a device has {size(there)}: lower train.batch or set model.remat=True; "
+            "the mode advise finds what fits"
         )
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     return "\n".join([*lines, "", config_lib.described(config), "", overview])
 
 
 def size(n):
-    """Bytes as people say them."""
+    """A number of bytes in MiB or GiB, as text."""
     if math.isinf(n):
         return "more than the compiler can place"
     return f"{n / 2**30:.1f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"

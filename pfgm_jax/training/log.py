@@ -1,4 +1,4 @@
-"""What a run tells while it works: metrics.jsonl, TensorBoard events, a progress bar, pictures."""
+"""Run logging: metrics.jsonl, TensorBoard events, pictures, and a progress bar."""
 
 import contextlib
 import json
@@ -27,11 +27,11 @@ class Log:
         self._events = _Events(self.workdir / "tensorboard", purge=done + 1)
         # A terminal gets a live bar; a file gets a line now and then.
         interval = 0.2 if sys.stderr.isatty() else 10.0
-        self._bar = tqdm(total=images, initial=done, unit="img", unit_scale=True, mininterval=interval, desc="train",
-                         dynamic_ncols=True, smoothing=0.1)  # fmt: skip
+        options = dict(unit="img", unit_scale=True, mininterval=interval, dynamic_ncols=True, smoothing=0.1)
+        self._bar = tqdm(total=images, initial=done, desc="train", **options)
 
     def _forget_after(self, images):
-        """A resumed run repeats what came after its checkpoint: those lines would stand twice."""
+        """Drops records after `images`: a resumed run writes them again."""
         path = self.workdir / "metrics.jsonl"
         if path.exists():
             kept = [json.dumps(record) + "\n" for record in read_metrics(self.workdir) if record["images"] <= images]
@@ -55,7 +55,7 @@ class Log:
         self._events.picture(images, tag, picture)
 
     def doing(self, what="train"):
-        """Says beside the bar what goes on where no images are trained: "evaluating", "saving"."""
+        """Labels the bar with the current activity: "train", "evaluating", "saving"."""
         self._bar.set_description(what)
 
     def say(self, text):
@@ -71,11 +71,11 @@ class Log:
 class _Events:
     """A TensorBoard event file, written by the caller's thread.
 
-    tensorboardX's own writer has a thread, whose errors (a full disk) nobody hears, and which blocks the caller then.
+    tensorboardX's own writer runs in a thread: its errors (a full disk) are lost, and the caller then blocks.
     """
 
     def __init__(self, folder, purge):
-        """purge: TensorBoard forgets what earlier files say of this step and later ones."""
+        """purge: TensorBoard drops events of earlier files from this step on."""
         from tensorboardX import summary  # pulls protobuf in
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog

@@ -7,33 +7,30 @@ import os
 import pathlib
 import shlex
 import sys
-import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from pfgm_jax import parallel, plots, run_folder
-from pfgm_jax.data import Dataset, pipeline
+from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError
 from pfgm_jax.interrupt import Interrupt, Interrupted
 from pfgm_jax.storage import atomic, checkpoint
 from pfgm_jax.storage.metrics_file import evaluated, read_metrics
 from pfgm_jax.training import monitor
-from pfgm_jax.training.dry_run import describe, is_resident, prepare
+from pfgm_jax.training.dry_run import Plan, describe, is_resident, prepare
 from pfgm_jax.training.log import Log
-from pfgm_jax.training.step import Cadence, Task, TrainState, init_state, learning_rate, make_cadence, train_steps
+from pfgm_jax.training.meter import Meter
+from pfgm_jax.training.step import TrainState, init_state, learning_rate, make_cadence, train_steps
 from pfgm_jax.training.warm_start import start_from
 
 
-class Run(NamedTuple):
+class Training(NamedTuple):
     """What is fixed while a run is trained."""
 
     config: object
-    derived: dict
-    dataset: Dataset
-    task: Task
-    cadence: Cadence
+    plan: Plan
     workdir: pathlib.Path
 
 
@@ -49,13 +46,13 @@ def train(config, workdir):
       KeyboardInterrupt: after an interrupt, with the state saved.
     """
     with Interrupt("stopping before the first step: there is nothing to save") as interrupt:
-        dataset, derived, task, cadence = prepare(config)
-        run = Run(config, derived, dataset, task, cadence, pathlib.Path(workdir))
-        with run_folder.opened(workdir, config, derived) as recorded:
+        plan = prepare(config)
+        training = Training(config, plan, pathlib.Path(workdir))
+        with run_folder.opened(workdir, config, plan.derived) as recorded:
             try:
-                state = _start(run, recorded)
+                state = _start(training, recorded)
                 interrupt.defer()
-                state = _logged(run, state, interrupt)
+                state = _logged(training, state, interrupt)
             except OSError as error:
                 if not atomic.concerns(workdir, error):
                     _say_where_it_stands(workdir)
@@ -68,7 +65,7 @@ def train(config, workdir):
                 _say_where_it_stands(workdir)
                 raise
     print(how_to_sample(workdir), flush=True)
-    best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, task.batch))
+    best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, plan.task.batch))
     if best not in (None, int(state.step)):
         print(how_to_get_best(workdir, best), flush=True)
     return state
@@ -78,9 +75,9 @@ def _say_where_it_stands(workdir):
     print(f"an unexpected error stopped training; {run_folder.last_checkpoint(workdir)}", file=sys.stderr)
 
 
-def _start(run, recorded):
+def _start(training, recorded):
     """The TrainState to go on from: that of the last checkpoint, that of train.init's weights, or a random one."""
-    config, derived, dataset, task, cadence, workdir = run
+    config, (dataset, derived, task, cadence), workdir = training
     state = init_state(task, dataset.shape)
     restored = checkpoint.restore(workdir, _items(state))
     if restored is not None:
@@ -90,23 +87,23 @@ def _start(run, recorded):
         run_folder.accept_empty(workdir, first_save)
         if config.train.init:
             state = start_from(config, derived, task, state)
-    print(describe(config, derived, task, state, dataset, cadence), file=sys.stderr)
+    print(describe(config, training.plan, state), file=sys.stderr)
     if restored is not None:
         print(f"resumed    at step {int(state.step)} of {cadence.total}", file=sys.stderr)
     return state
 
 
-def _logged(run, state, interrupt):
+def _logged(training, state, interrupt):
     """`_run` with its log, and with the curves drawn however it ends."""
-    batch = run.task.batch
+    workdir, cadence, batch = training.workdir, training.plan.cadence, training.plan.task.batch
     try:
-        with contextlib.closing(Log(run.workdir, run.cadence.total * batch, int(state.step) * batch)) as log:
-            state = _run(run, state, log, interrupt)
+        with contextlib.closing(Log(workdir, cadence.total * batch, int(state.step) * batch)) as log:
+            state = _run(training, state, log, interrupt)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what counts
-            _draw_curves(run.workdir)
+            _draw_curves(workdir)
         raise
-    _draw_curves(run.workdir)
+    _draw_curves(workdir)
     return state
 
 
@@ -130,60 +127,34 @@ def _calls(step, cadence):
         step += steps
 
 
-def _run(run, state, log, interrupt):
+def _run(training, state, log, interrupt):
     """The loop of `train`: from `state` to the end, or to an interrupt."""
-    config, derived, dataset, task, cadence, _ = run
+    config, (dataset, _, task, cadence), _ = training
     step, train = int(state.step), dataset.train
     state = parallel.replicate(state)
     resident = is_resident(config, dataset)
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
     indices = pipeline.planner(task.seed, task.order, train.labels, task.batch, task.large_batch)
-    rate = learning_rate(config, derived)
-    milestones = _Milestones(run, source, log, interrupt, step)
+    milestones = _Milestones(training, source, log, interrupt, step)
     milestones(step, state, resumed=True)
-    watch = monitor.LossWatch(record["loss"] for record in read_metrics(run.workdir) if "loss" in record)
-    metrics, begun, since, waited, running = None, None, step, 0.0, None
+    report = _Report(training, log, milestones.best)
+    running = None
 
     send = lambda call: (call[1], pipeline.send(indices(*call), None if resident else train))
     with pipeline.ahead(send, _calls(step, cadence)) as batches:
         while step < cadence.total and not interrupt.asked:
-            asked = time.perf_counter()
-            length, batch = next(batches)
-            waited += time.perf_counter() - asked
-            state, new = train_steps(task, state, source, batch)
+            with report.meter.waiting():
+                length, batch = next(batches)
+            state, metrics = train_steps(task, state, source, batch)
             # One call runs while the next is under way: more would only hold their examples' memory.
             jax.block_until_ready(running)
-            running = new
+            running = metrics
             step += length
-            new = jax.tree.map(lambda a: a[0], new)
-            metrics = new if metrics is None else metrics.merge(new)
-            seen = step * task.batch
-            if begun is None:  # the first call compiles; speed is measured from its end on
-                jax.block_until_ready(new)
-                begun, since, waited = time.perf_counter(), step, 0.0
-            if cadence.due(cadence.log, step):
-                values = {name: float(value) for name, value in metrics.compute().items()} | {"lr": rate(step)}
-                if step > since:
-                    seconds = time.perf_counter() - begun
-                    values["images_per_second"] = (step - since) * task.batch / seconds
-                    values["input_wait"] = waited / seconds
-                if not math.isfinite(values["loss"]):
-                    raise UserError(
-                        f"the loss is {values['loss']} at step {step}; {run_folder.last_checkpoint(run.workdir)}. Try "
-                        "a lower optim.lr"
-                    )
-                log.scalars(seen, values)
-                log.progress(seen, values["loss"])
-                if line := watch(values["loss"]):
-                    log.say(f"{seen:>10,} images: {line}{milestones.best()}")
-                metrics, begun, since, waited = None, time.perf_counter(), step, 0.0
-            else:
-                log.progress(seen)
+            report(step, metrics)
             if milestones.due(step):
                 jax.block_until_ready(state)
-                pause = time.perf_counter()
-                milestones(step, state)
-                begun += time.perf_counter() - pause  # speed is of training alone
+                with report.meter.paused():  # speed is of training alone
+                    milestones(step, state)
 
     state = parallel.unreplicate(state)
     if interrupt.asked:
@@ -196,6 +167,41 @@ def _run(run, state, log, interrupt):
     return state
 
 
+class _Report:
+    """Averages over the device calls between two log lines: loss, gradient norm, learning rate, speed."""
+
+    def __init__(self, training, log, best):
+        """best: `() -> text`, how to get the best checkpoint."""
+        self._cadence, self._batch = training.plan.cadence, training.plan.task.batch
+        self._log, self._workdir, self._best = log, training.workdir, best
+        self._rate = learning_rate(training.config, training.plan.derived)
+        self._watch = monitor.LossWatch(record["loss"] for record in read_metrics(self._workdir) if "loss" in record)
+        self._metrics, self.meter = None, Meter(self._batch)
+
+    def __call__(self, step, metrics):
+        """Takes in the metrics of the device call that ends with `step`; UserError for a loss that is not finite."""
+        metrics = jax.tree.map(lambda a: a[0], metrics)
+        self._metrics = metrics if self._metrics is None else self._metrics.merge(metrics)
+        if not self.meter.running:
+            jax.block_until_ready(metrics)
+            self.meter.start(step)
+        images = step * self._batch
+        if not self._cadence.due(self._cadence.log, step):
+            self._log.progress(images)
+            return
+        values = {name: float(value) for name, value in self._metrics.compute().items()}
+        loss = values["loss"]
+        if not math.isfinite(loss):
+            stands = run_folder.last_checkpoint(self._workdir)
+            raise UserError(f"the loss is {loss} at step {step}; {stands}. Try a lower optim.lr")
+        self._log.scalars(images, values | {"lr": self._rate(step)} | self.meter.rates(step))
+        self._log.progress(images, loss)
+        if line := self._watch(loss):
+            self._log.say(f"{images:>10,} images: {line}{self._best()}")
+        self._metrics = None
+        self.meter.start(step)
+
+
 class _Milestones:
     """What is due at some steps, in this order: an evaluation, a checkpoint, a picture of samples.
 
@@ -203,24 +209,25 @@ class _Milestones:
     run that was stopped, or died, in between has in the end what an uninterrupted one has.
     """
 
-    def __init__(self, run, source, log, interrupt, step):
+    def __init__(self, training, source, log, interrupt, step):
         """step: the run's last checkpoint, 0 without any."""
-        self._run, self._log, self._interrupt, self._saved = run, log, interrupt, step
-        config, derived, dataset, task, _, workdir = run
+        config, (dataset, derived, task, self._cadence), workdir = training
+        self._config, self._workdir, self._batch = config, workdir, task.batch
+        self._log, self._interrupt, self._saved = log, interrupt, step
         self._evaluate = monitor.evaluation(config, task, dataset, source, log)
         self._show = monitor.picture(config, derived, workdir, dataset.train.images, log)
         self._losses = run_folder.validation_losses(workdir, task.batch)
 
     def due(self, step):
-        cadence = self._run.cadence
+        cadence = self._cadence
         return any(cadence.due(every, step) for every in (cadence.evaluate, cadence.save, cadence.sample))
 
     def __call__(self, step, state, resumed=False):
         """Makes what is due at `step` of `state` (on the devices); after a resume, what is missing of it."""
-        cadence, workdir, log = self._run.cadence, self._run.workdir, self._log
+        cadence, workdir, log = self._cadence, self._workdir, self._log
         if step == 0:
             return
-        seen = step * self._run.task.batch
+        seen = step * self._batch
         done = resumed and seen in evaluated(workdir)
         if cadence.due(cadence.evaluate, step) and not done and not self._interrupt.asked:
             log.doing("evaluating")
@@ -236,26 +243,26 @@ class _Milestones:
         log.doing()
 
     def _is_best(self, step):
-        best = run_folder.best_step(self._run.workdir, self._losses)
+        best = run_folder.best_step(self._workdir, self._losses)
         loss = self._losses.get(step, math.inf)
-        return self._run.config.train.keep_best and loss < self._losses.get(best, math.inf)
+        return self._config.train.keep_best and loss < self._losses.get(best, math.inf)
 
     def save(self, step, state):
         """A checkpoint, unless there is one."""
         if step == self._saved:
             return
         self._log.doing("saving")
-        workdir, losses = self._run.workdir, self._losses
+        workdir, losses = self._workdir, self._losses
         best = run_folder.best_step(workdir, losses)
         if losses.get(step, math.inf) < losses.get(best, math.inf):
             best = step
-        _save(self._run.config, workdir, step, state, best if self._run.config.train.keep_best else None)
+        _save(self._config, workdir, step, state, best if self._config.train.keep_best else None)
         self._saved = step
 
     def best(self):
         """How to get the best checkpoint, as the end of a line; "" where there is none."""
-        best = run_folder.best_step(self._run.workdir, self._losses)
-        return "" if best is None else f"; {how_to_get_best(self._run.workdir, best)}"
+        best = run_folder.best_step(self._workdir, self._losses)
+        return "" if best is None else f"; {how_to_get_best(self._workdir, best)}"
 
 
 def _save(config, workdir, step, state, best=None):

@@ -12,7 +12,7 @@ import numpy as np
 from pfgm_jax import generator, parallel, plots
 from pfgm_jax.errors import UserError
 from pfgm_jax.run import make_run
-from pfgm_jax.training.step import (  # fmt: skip
+from pfgm_jax.training.step import (
     choose,
     distance_to_truth,
     evaluate_losses,
@@ -39,7 +39,7 @@ def evaluation(config, task, dataset, source, log):
         chosen = np.sort(choose(task.seed, len(split), number))  # in the order of the file, which reads faster
         held.append(parallel.replicate((split.images[chosen], split.labels[chosen])))
     images = dataset.train.images
-    # The truth of a network that is not told the label, trained on balanced classes, would weigh the images.
+    # For an unconditional network trained on balanced classes, the truth would weigh the images by class.
     levels, whole = (), None
     if math.prod(images.shape) <= TRUTH_LIMIT and (task.order == "real" or task.model.num_labels):
         levels = truth_levels(task.process)
@@ -47,19 +47,19 @@ def evaluation(config, task, dataset, source, log):
         queries = truth_queries(task.seed, len(images))
 
     def evaluate(ema, seen):
-        values, told = {}, []
+        values, parts = {}, []
         if held:
             on_train, on_val = (float(evaluate_losses(task, ema, *split, batches)[0]) for split in held)
             values |= {"eval/train": on_train, "eval/val": on_val, "eval/gap": on_val - on_train}
-            told.append(f"loss {on_train:.4f} on training images, {on_val:.4f} on validation")
+            parts.append(f"loss {on_train:.4f} on training images, {on_val:.4f} on validation")
         if len(levels):
             errors = np.asarray(distance_to_truth(task, ema, *whole, queries, jnp.asarray(levels)))[0]
             values |= {f"truth/sigma={level:.2g}": error for level, error in zip(levels, errors, strict=True)}
             each = (f"{error:.3f} at σ {level:.2g}" for level, error in list(zip(levels, errors, strict=True))[::2])
-            told.append("rms error to the truth " + ", ".join(each))
-        if told:
+            parts.append("rms error to the truth " + ", ".join(each))
+        if parts:
             log.scalars(seen, values)
-            log.say(f"{seen:>10,} images: " + "; ".join(told))
+            log.say(f"{seen:>10,} images: " + "; ".join(parts))
         return values
 
     return evaluate

@@ -5,6 +5,7 @@ counting examples over all steps and devices. So one device, eight devices and a
 no iterator or random state is saved.
 """
 
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -75,11 +76,19 @@ def make_cadence(config):
     def steps(images):
         return max(1, round(images / (per_call * c.batch))) * per_call
 
-    return Cadence(per_call, *(steps(i) for i in (c.images, c.log_every, c.eval_every, c.sample_every, c.save_every)))
+    return Cadence(
+        per_call=per_call,
+        total=steps(c.images),
+        log=steps(c.log_every),
+        evaluate=steps(c.eval_every),
+        sample=steps(c.sample_every),
+        save=steps(c.save_every),
+    )
 
 
-class Task(NamedTuple):
-    """What training needs to know, fixed for a run and hashable."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a training step needs to know, fixed for a run: hashable, a static argument of compiled programs."""
 
     process: process.Process
     parametrization: object
@@ -102,20 +111,21 @@ def make_task(config, derived):
     if hasattr(model, "canonical_conv"):
         # See `layers.canonical_conv`: on a CPU this makes a step inside lax.scan 20 times faster.
         model = model.clone(canonical_conv=jax.default_backend() == "cpu")
+    c = config.train
     return Task(
-        run_lib.make_process(config, derived),
-        run_lib.make_parametrization(config, derived),
-        model,
-        make_optimizer(config, derived),
-        config.seed,
-        config.train.order,
-        config.train.batch,
-        config.train.large_batch,
-        config.train.flip,
-        config.train.augment,
-        config.train.label_dropout,
-        config.train.ema_halflife,
-        config.train.ema_ramp,
+        process=run_lib.make_process(config, derived),
+        parametrization=run_lib.make_parametrization(config, derived),
+        model=model,
+        optimizer=make_optimizer(config, derived),
+        seed=config.seed,
+        order=c.order,
+        batch=c.batch,
+        large_batch=c.large_batch,
+        flip=c.flip,
+        augment=c.augment,
+        label_dropout=c.label_dropout,
+        ema_halflife=c.ema_halflife,
+        ema_ramp=c.ema_ramp,
     )
 
 
@@ -125,6 +135,7 @@ def learning_rate(config, derived):
     # Steps are int32 inside a compiled program.
     steps, warmup = (min(n, 2**31 - 1) for n in (make_cadence(config).total, c.warmup // batch))
 
+    # Not `optax.linear_schedule`: it subtracts from the peak, so that the first rates lose digits (errors of 5e-6).
     def schedule(step):
         ramp = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
         if c.decay == "constant":
@@ -166,25 +177,26 @@ def example_losses(task, params, examples, keys, train):
       train: whether images are augmented, labels hidden and dropout on.
     """
     y, references = to_unit(examples.images), examples.references
-    told = examples.labels if task.model.num_labels else None
-    known = examples.reference_labels
+    labels = examples.labels if task.model.num_labels else None
+    reference_labels = examples.reference_labels
     noise_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     augmentation = None
     if references is not None:
         references = to_unit(references)
     if train:
-        y, told, augmentation = _vary(task, keys, y, told)
+        y, labels, augmentation = _vary(task, keys, y, labels)
         if references is not None and task.flip:  # the images and their mirror images are the data
-            references, known = jnp.concatenate([references, _mirrored(references)]), jnp.tile(known, 2)
+            references = jnp.concatenate([references, _mirrored(references)])
+            reference_labels = jnp.tile(reference_labels, 2)
     x, sigma = process.training_pairs(task.process, noise_keys, y)
     mean = y
     if references is not None:
-        # A network that is told the label learns the field of that label's images; -1 stands for any.
-        allowed = None if told is None else (told[:, None] < 0) | (told[:, None] == known)
+        # A class-conditional network learns the field of its label's images; -1 stands for all of them.
+        allowed = None if labels is None else (labels[:, None] < 0) | (labels[:, None] == reference_labels)
         mean = losses.posterior_target(task.process, x, sigma, y, references, allowed)
 
     def network(x, noise):
-        return task.model.apply({"params": params}, x, noise, told, dropout_keys if train else None, augmentation)
+        return task.model.apply({"params": params}, x, noise, labels, dropout_keys if train else None, augmentation)
 
     return losses.squared_error(task.parametrization, task.process, network, x, sigma, mean)
 
@@ -193,7 +205,7 @@ def _mirrored(images):
     return jnp.flip(images, axis=-2)
 
 
-def _vary(task, keys, y, told):
+def _vary(task, keys, y, labels):
     """(images, labels, augmentation labels or None) as a step of training sees them: each example by its own key."""
 
     def own(number):
@@ -208,8 +220,8 @@ def _vary(task, keys, y, told):
     if task.augment:
         y, augmentation = augment.augment(own(3), y, task.augment)
     if task.label_dropout:
-        told = jnp.where(coins(4, task.label_dropout), -1, told)
-    return y, told, augmentation
+        labels = jnp.where(coins(4, task.label_dropout), -1, labels)
+    return y, labels, augmentation
 
 
 def loss_and_gradient(task, params, step, examples):
@@ -237,6 +249,7 @@ def train_step(task, state, examples):
     if task.ema_ramp > 0:
         seen = state.step.astype(loss.dtype) * task.batch  # as an int32 it would pass 2³¹
         halflife = jnp.minimum(halflife, seen * task.ema_ramp)
+    # Not `optax.incremental_update`: its sum of two products moves an average that equals the parameters.
     decay = 0.5 ** (task.batch / jnp.maximum(halflife, 1e-8))
     ema = jax.tree.map(lambda e, p: p + (decay * (e - p)).astype(p.dtype), state.ema, params)
     metrics = StepMetrics.single_from_model_output(loss=loss, grad_norm=optax.global_norm(gradient))
@@ -293,12 +306,12 @@ def truth_errors(task, ema, images, labels, queries, sigmas):
     """
     first, _ = parallel.axis_slice(len(queries) * parallel.device_count())
     places = (first + jnp.arange(len(queries))).astype(jnp.uint32)
-    told = labels[queries] if task.model.num_labels else None
+    query_labels = labels[queries] if task.model.num_labels else None
     y, points = to_unit(images[queries]), to_unit(images)
     if task.flip:
         points, labels = jnp.concatenate([points, _mirrored(points)]), jnp.tile(labels, 2)
-    allowed = None if told is None else told[:, None] == labels
-    network = lambda x, noise: task.model.apply({"params": ema}, x, noise, told)
+    allowed = None if query_labels is None else query_labels[:, None] == labels
+    network = lambda x, noise: task.model.apply({"params": ema}, x, noise, query_labels)
     denoise = denoiser(task.parametrization, task.process, network)
     key = jax.random.fold_in(jax.random.key(task.seed), 4)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)

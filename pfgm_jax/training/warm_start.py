@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import generator
+from pfgm_jax import generator, models
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError, printable
 
@@ -15,9 +15,9 @@ def start_from(config, derived, task, state):
     The optimiser starts anew.
 
     Raises:
-      UserError: no such weights, or those of another network (naming what differs).
+      UserError: no such weights, or those of another network (it names the differences).
     """
-    name = f"--config.train.init={printable(config.train.init)}"
+    name = f"train.init={printable(config.train.init)}"
     try:
         other = generator.load(config.train.init)
     except UserError as error:
@@ -25,10 +25,10 @@ def start_from(config, derived, task, state):
     if different := _differences(config, derived, other):
         raise UserError(f"{name} has another network: {'; '.join(different)}")
     params = jax.tree.map(np.asarray, jax.device_get(other.params))
-    theirs, ours = (_shapes(tree) for tree in (params, state.params))
-    for path in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(path) != ours.get(path):
-            there, here = (shapes.get(path, "absent") for shapes in (theirs, ours))
+    loaded, expected = (_shapes(tree) for tree in (params, state.params))
+    for path in sorted(loaded.keys() | expected.keys()):
+        if loaded.get(path) != expected.get(path):
+            there, here = (shapes.get(path, "absent") for shapes in (loaded, expected))
             raise UserError(f"{name} has another network: {path} is {there} there and {here} here")
     params = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), params, state.params)
     return state.replace(params=params, ema=params, opt_state=jax.device_get(jax.jit(task.optimizer.init)(params)))
@@ -37,20 +37,20 @@ def start_from(config, derived, task, state):
 def _differences(config, derived, other):
     """What makes the other network another one, each as "field is THERE there and HERE here"."""
     pairs = [("images", other.derived["shape"], derived["shape"])]
-    ours, theirs = (config_lib.flatten(c) for c in (config, other.config))
+    here, there = (config_lib.flatten(c) for c in (config, other.config))
     # Neither changes the weights: dropout, and how the same numbers are computed.
     free = ("model.dropout", "model.remat", "model.dtype")
-    unused = {f"model.{key}" for key in run_lib.unused_model_fields(config)}
-    fields = [key for key in ours if key.startswith("model.") and key not in unused.union(free)]
-    if theirs["model.name"] != ours["model.name"]:
+    unused = {f"model.{key}" for key in models.unused(config.model)}
+    fields = [key for key in here if key.startswith("model.") and key not in unused.union(free)]
+    if there["model.name"] != here["model.name"]:
         fields = ["model.name"]  # the others belong to it
-    pairs += [(key, theirs[key], ours[key]) for key in fields]
+    pairs += [(key, there[key], here[key]) for key in fields]
     pairs.append(("train.augment", *("on" if c.train.augment else "off" for c in (other.config, config))))
     if config.model.conditional and other.config.model.conditional:
         pairs.append(("classes", *(printable(", ".join(d["classes"])) for d in (other.derived, derived))))
     kinds = (other.parametrization, run_lib.make_parametrization(config, derived))
     pairs.append(("parametrisation", *(type(kind).__name__ for kind in kinds)))
-    return [f"{what} is {there} there and {here} here" for what, there, here in pairs if there != here]
+    return [f"{what} is {old} there and {new} here" for what, old, new in pairs if old != new]
 
 
 def _shapes(tree):

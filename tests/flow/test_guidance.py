@@ -1,5 +1,6 @@
 """Guidance: at D = ∞ the gradient of the tilted density, at finite D an extrapolation; labels that are asked for."""
 
+import dataclasses
 import math
 
 import jax
@@ -196,7 +197,7 @@ class Told:
 def test_dropped_labels_and_their_targets(monkeypatch):
     dataset = data.load(default().data)
     config = digits.get_config("conditional,quick")
-    task = step.make_task(config, run_lib.derive(config, dataset))._replace(model=Told())
+    task = dataclasses.replace(step.make_task(config, run_lib.derive(config, dataset)), model=Told())
     images, labels = jnp.asarray(dataset.train.images[:200]), jnp.asarray(dataset.train.labels[:200])
     calls, target = [], losses.posterior_target
     monkeypatch.setattr(losses, "posterior_target", lambda *args: calls.append(args) or args[3])

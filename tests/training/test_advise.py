@@ -1,5 +1,6 @@
 """Advice: each rule on findings made up for it, the trial with made-up figures, and one plan in earnest."""
 
+import dataclasses
 import math
 import pathlib
 import types
@@ -299,7 +300,7 @@ def test_only_a_lack_of_memory_is_no_bug(monkeypatch):
 
     split = data.Split(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
     dataset = types.SimpleNamespace(train_images=2, train=split)
-    task = types.SimpleNamespace(large_batch=0, order="real", batch=8, _replace=lambda **_: task)
+    task = dataclasses.make_dataclass("Task", ["large_batch", "order", "batch"])(0, "real", 8)
     fails("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
     assert trial.estimate(task, (), dataset, 1, 8, True) == math.inf
     fails("INTERNAL: something else")

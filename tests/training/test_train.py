@@ -1,5 +1,6 @@
 """Training: independent of the number of devices, resumed bit for bit, and every objective learns."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -588,7 +589,7 @@ def test_the_network_is_told_how_its_images_were_augmented(monkeypatch):
     config = tiny(**{"train.augment": 0.5, "train.large_batch": 0})
     dataset, derived, task, _ = dry_run.prepare(config)
     assert task.model.augment_channels == 9
-    task = task._replace(model=Recorder())
+    task = dataclasses.replace(task, model=Recorder())
     examples = data.Examples(jnp.asarray(dataset.train.images[:64]), jnp.asarray(dataset.train.labels[:64]), None, None)
     shown, pairs = [], step_lib.process.training_pairs
     monkeypatch.setattr(

@@ -43,7 +43,8 @@ def advise(config, argument, overrides, workdir=None):
     say("loading the data")
     dataset = data.load(config.data, stand_in=True)
     first = possible_batch(config, dataset.train_images, parallel.device_count())
-    dataset, derived, task, cadence = dry_run.prepare(config, dataset=dataset)
+    plan = dry_run.prepare(config, dataset=dataset)
+    _, derived, task, cadence = plan
     state = init_state(task, dataset.shape)
     resident = dry_run.is_resident(config, dataset)
     found = trial.run(task, state, dataset, cadence.per_call, machine, resident, say)
@@ -51,7 +52,7 @@ def advise(config, argument, overrides, workdir=None):
     lines, hours = rules.judge(findings)
     memory = found.memory[task.batch]
     memory = None if math.isinf(memory) else memory
-    described = dry_run.describe(config, derived, task, state, dataset, cadence, memory)
+    described = dry_run.describe(config, plan, state, memory)
     return report(described, findings, [*first, *lines], hours, argument, overrides, workdir)
 
 
@@ -112,8 +113,8 @@ def report(described, found, lines, hours, argument, overrides, workdir):
         "",
     ]
     for mark, why, change in lines:
-        told = why + "".join(f"\n{_flag(key, value)}" for key, value in change.items())
-        parts += _hang(f"  {mark:8}", told)
+        text = why + "".join(f"\n{_flag(key, value)}" for key, value in change.items())
+        parts += _hang(f"  {mark:8}", text)
     return "\n".join([*parts, "", *verdict(found, lines, hours, argument, overrides, workdir)])
 
 

@@ -1,4 +1,4 @@
-"""What is said of a plan, given what was found: pure functions, `judge` at the end of them.
+"""Advice on a plan, given the findings: pure functions; `judge` puts them together.
 
 Thresholds are rules of thumb unless they name a source, and are printed as such.
 """
@@ -23,7 +23,7 @@ MANY_EPOCHS, MANY_AUGMENTED = 1_000, 4_000
 # A learning rate may be so many times EDM's under the rule √batch; small networks bear more.
 EDM_RATE, EDM_BATCH = 1e-3, 512
 LARGE_NETWORK, HIGH_RATE, HIGH_RATE_SMALL = 10_000_000, 3.0, 12.0
-BUSY = 1.5  # programs for each core, ours not yet among them
+BUSY = 1.5  # programs for each core, this one not counted
 MOST_NATS = 0.5  # of mismatch between prior and data
 FEW_IMAGES, FEW_STEPS = 100_000, 2_000  # a run of fewer is not worth proposing
 # Presets by image side: up to it, and the side that each is for, from small to large.
@@ -44,7 +44,7 @@ class Network(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All that advice is made from.
+    """What advice is derived from.
 
     checkpoint: bytes. mean_square_norm: E‖y‖² of the data, None where others stand for them. recommended: a Network, or
     None where no preset can take the images. speedup: how many times fewer operations it takes than the planned one, or
@@ -72,7 +72,7 @@ class Line(NamedTuple):
 
 def networks_for(config, derived):
     """The Networks that can take images of the data's size, from small to large; none below 16 px."""
-    shape, found = derived["shape"], []
+    shape, networks = derived["shape"], []
     side = max(shape[:2])
     for name, made_for in next(names for limit, names in NETWORKS if side <= limit).items() if side >= 16 else ():
         try:
@@ -81,8 +81,8 @@ def networks_for(config, derived):
             continue
         changed = config.copy_and_resolve_references()
         changed.model.update(fields)
-        found.append(Network(name, fields, trial.parameters(run_lib.make_model(changed, derived), shape)))
-    return found
+        networks.append(Network(name, fields, trial.parameters(run_lib.make_model(changed, derived), shape)))
+    return networks
 
 
 def recommend(networks, images, cpu):
@@ -92,7 +92,7 @@ def recommend(networks, images, cpu):
 
 
 def batch_lines(found):
-    """(lines, the batch to train with): against memory, and against luck. The batch is 0 if none fits."""
+    """(lines, the batch to train with): against memory and gradient noise. The batch is 0 if none fits."""
     tried, planned, limit = found.trial, found.config.train.batch, trial.HEADROOM * found.machine.memory
     if not tried.largest:
         smallest = min(tried.memory)
@@ -130,7 +130,7 @@ def _lighter(found):
     if found.recommended and found.recommended.parameters < found.parameters:
         return network_changes(found)
     model = found.config.model
-    able = "remat" not in run_lib.unused_model_fields(found.config)
+    able = "remat" in models.options(found.config.model.name)
     return {"model.remat": True} if able and not model.remat else {}
 
 
@@ -211,13 +211,13 @@ def process_lines(found):
 def hours_lines(found, hours):
     """The length of the run, and what would be shorter."""
     config, machine, best = found.config, found.machine, found.recommended
-    long, told = LONG_HOURS[machine.cpu], duration(hours)
+    long, length = LONG_HOURS[machine.cpu], duration(hours)
     affordable = round(config.train.images * long / hours)
     if hours <= long:
-        return [Line("ok", f"{told} of training")]
+        return [Line("ok", f"{length} of training")]
     within = f"in {long} hours this machine trains on {affordable:,} images"
     if hours <= HOPELESS_HOURS:
-        return [Line("note", f"{told} of training is long; {within}")]
+        return [Line("note", f"{length} of training is long; {within}")]
     faster = found.speedup if found.speedup and found.speedup > 1.5 else None
     options, change = [within], {}
     if affordable >= FEW_IMAGES:
@@ -230,7 +230,7 @@ def hours_lines(found, hours):
         options.append("--config.model.dtype=bfloat16 may be faster (not tried)")
     if not change:
         options.append("what would help is smaller images or another machine")
-    return [Line("STOP", f"{told} of training: " + "; ".join(options), change)]
+    return [Line("STOP", f"{length} of training: " + "; ".join(options), change)]
 
 
 def images_changes(found, images):
@@ -275,7 +275,7 @@ def judge(found):
 
 
 def duration(hours):
-    """Hours as people say them."""
+    """Hours as text, in minutes, hours or days."""
     if hours < 1:
         return counted(max(1, round(60 * hours)), "minute")
     return f"{hours:.1f} hours" if hours < 72 else f"{hours / 24:,.0f} days"

@@ -3,6 +3,7 @@
 Nothing is written but caches: the compiler's, and of data that have to be downloaded.
 """
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -39,7 +40,7 @@ class Machine(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What was found of a plan.
+    """Measurements of a plan.
 
     memory: bytes a device by the compiler's estimate, for each batch looked at; inf where it does not even compile.
     largest: the largest batch of devices × a power of two whose estimate fits, 0 if none does.
@@ -67,7 +68,7 @@ def look_at_machine(folder):
 
 def with_batch(task, batch):
     """The task with another batch, in a large batch that holds it."""
-    return task._replace(batch=batch, large_batch=max(task.large_batch, batch) if task.large_batch else 0)
+    return dataclasses.replace(task, batch=batch, large_batch=max(task.large_batch, batch) if task.large_batch else 0)
 
 
 def power_of_two(limit, devices):
@@ -153,8 +154,8 @@ def run(task, state, dataset, per_call, machine, resident, say):
     steps = per_call if small in speed and step_seconds(planned) * per_call < SECONDS / 4 else 1
     second = planned if planned > small else 2 * small
     look(second, steps)
-    largest = _largest(task, memory, small, second, limit, machine.devices, dataset.train_images,
-                       lambda batch: look(batch, steps))  # fmt: skip
+    most = power_of_two(min(dataset.train_images, MOST_IMAGES), machine.devices)
+    largest = _largest(memory, (small, second), limit, most, machine.devices, lambda batch: look(batch, steps))
     target = planned if memory[planned] <= limit else largest
     left = SECONDS - trying
     if target and target not in speed and small in speed and step_seconds(target) * steps < left:
@@ -164,13 +165,14 @@ def run(task, state, dataset, per_call, machine, resident, say):
     return Trial(memory, largest, speed, time.perf_counter() - begun - trying)
 
 
-def _largest(task, memory, small, second, limit, devices, images, fits):
-    """The largest batch that fits: from a line through the two estimates, then looked at itself."""
+def _largest(memory, estimated, limit, most, devices, fits):
+    """The largest batch up to `most` that fits, by a line through the two `estimated` and then by its own estimate."""
+    small, second = estimated
     if memory[small] > limit:
         return 0
     slope = max(1.0, (memory[second] - memory[small]) / (second - small))
     reach = small + (limit - memory[small]) / slope
-    batch = power_of_two(min(reach, images, MOST_IMAGES), devices)
+    batch = min(power_of_two(reach, devices), most)
     while batch > small and not fits(batch):
         batch //= 2
     return max(batch, power_of_two(small, devices))
@@ -181,12 +183,12 @@ def operations(model, shape):
     params = jax.eval_shape(lambda: models.init(model, shape))
     x, noise = jax.ShapeDtypeStruct((1, *shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    told = jax.ShapeDtypeStruct((1,), jnp.int32) if model.num_labels else None
+    labels = jax.ShapeDtypeStruct((1,), jnp.int32) if model.num_labels else None
 
-    def loss(params, x, noise, told, keys):
-        return jnp.mean(jnp.square(model.apply({"params": params}, x, noise, told, keys)))
+    def loss(params, x, noise, labels, keys):
+        return jnp.mean(jnp.square(model.apply({"params": params}, x, noise, labels, keys)))
 
-    analysis = jax.jit(jax.grad(loss)).lower(params, x, noise, told, keys).cost_analysis()
+    analysis = jax.jit(jax.grad(loss)).lower(params, x, noise, labels, keys).cost_analysis()
     return (analysis or {}).get("flops")
 
 

@@ -1,0 +1,45 @@
+"""The speed of training between two log lines."""
+
+import contextlib
+import time
+
+
+class Meter:
+    """Images a second, and the share of the time that was spent waiting for input, since `start`.
+
+    Until the first `start` nothing is measured: the first device call compiles.
+    """
+
+    def __init__(self, batch):
+        """batch: images in a step."""
+        self._batch, self._begun, self._step, self._waited = batch, None, 0, 0.0
+
+    @property
+    def running(self):
+        return self._begun is not None
+
+    def start(self, step):
+        """Measures from now, the end of `step`, on."""
+        self._begun, self._step, self._waited = time.perf_counter(), step, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self):
+        """Around a wait for input."""
+        begun = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begun
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Around what is no training: it does not count."""
+        begun = time.perf_counter()
+        yield
+        self._begun += time.perf_counter() - begun
+
+    def rates(self, step):
+        """{name: value} for the log at the end of `step`; {} where no step has ended since `start`."""
+        if step == self._step:
+            return {}
+        seconds = time.perf_counter() - self._begun
+        images = (step - self._step) * self._batch
+        return {"images_per_second": images / seconds, "input_wait": self._waited / seconds}
