@@ -6,7 +6,7 @@ import pathlib
 import pfgm_jax
 
 LAYERS = [
-    {"errors"},
+    {"errors", "array_types"},
     {"failures", "interrupt", "presets", "parallel", "storage"},
     {"flow", "models", "data", "plots"},
     {"sampling", "metrics"},

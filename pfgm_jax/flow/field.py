@@ -29,7 +29,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Num
 
+from pfgm_jax.array_types import Arrays, Denoiser, Levels
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow.process import GAUSSIAN_D, require_D
 
@@ -44,12 +46,21 @@ TOLERANCE = 1e-4
 class Sums(NamedTuple):
     """The field of some of the data, relative to the nearest of its points: weights are 1 at the pivot."""
 
-    pivot: jax.Array  # [B, N] nearest data point
-    weight: jax.Array  # [B] Σ w_i; 0 says that no point is in it
-    moment: jax.Array  # [B, N] Σ w_i (y_i − pivot)
+    pivot: Float[Array, "B N"]  # nearest data point
+    weight: Float[Array, "B"]  # Σ w_i; 0 says that no point is in it
+    moment: Float[Array, "B N"]  # Σ w_i (y_i − pivot)
 
 
-def posterior_mean(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=None):
+def posterior_mean(
+    x: Float[Arrays, "B *S"],
+    sigma: Levels,
+    points: Num[Arrays, "n ..."],
+    D: float,
+    *,
+    chunk: int | None = None,
+    allowed: Bool[Arrays, "B n"] | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "B *S"]:
     """Exact posterior mean E[y | x, σ] of a data set, equation (1).
 
     Args:
@@ -73,7 +84,9 @@ def posterior_mean(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=N
     return (sums.pivot + sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
-def poisson_field(x, sigma, points, D, **options):
+def poisson_field(
+    x: Float[Arrays, "B *S"], sigma: Levels, points: Num[Arrays, "n ..."], D: float, **options
+) -> tuple[Float[Array, "B *S"], Float[Array, "*_"]]:
     """The Poisson field (E_x [B, *S], E_r [B]) at (x, r = σ√D), scaled so that its r part is r (PFGM algorithm 1).
 
     It points away from the charges; field lines obey dx/dr = E_x / E_r. Arguments as for `posterior_mean`.
@@ -86,7 +99,16 @@ def poisson_field(x, sigma, points, D, **options):
     return displacement(x, sigma, points, D, **options), jnp.asarray(sigma, x.dtype) * math.sqrt(D)
 
 
-def displacement(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=None):
+def displacement(
+    x: Float[Arrays, "B *S"],
+    sigma: Levels,
+    points: Num[Arrays, "n ..."],
+    D: float,
+    *,
+    chunk: int | None = None,
+    allowed: Bool[Arrays, "B n"] | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "B *S"]:
     """x − E[y | x, σ] without cancellation, σ times the flow's velocity; arguments as for `posterior_mean`."""
     sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
     return x - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
@@ -115,7 +137,7 @@ def _total(x, sigma, points, D, chunk, allowed, axis_name):
     return sums._replace(weight=jnp.where(finite, sums.weight, jnp.nan))
 
 
-def exact_denoiser(points, D, chunk=None):
+def exact_denoiser(points: Num[Arrays, "n ..."], D: float, chunk: int | None = None) -> Denoiser:
     """The data set's own `denoise(x, sigma)`: the function that a perfect network would learn."""
     return lambda x, sigma: posterior_mean(x, sigma, points, D, chunk=chunk)
 

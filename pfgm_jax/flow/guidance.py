@@ -13,8 +13,12 @@ extrapolation of posterior means, nothing more: exact at w = 0 and w = 1, and th
 and beyond. It is for denoisers alone: PFGM's normalised field is not linear in them.
 """
 
+from jaxtyping import Array, Float
 
-def guided(denoise, guide, weight):
+from pfgm_jax.array_types import Denoiser
+
+
+def guided(denoise: Denoiser, guide: Denoiser, weight: float | Float[Array, ""]) -> Denoiser:
     """The denoiser of equation (1): `denoise` and `guide` (x [B, *S], sigma [B]) -> [B, *S], weight w a number.
 
     Written as (1 − w) guide + w denoise, which is bit for bit the guide at w = 0 and the denoiser at w = 1. A call is
