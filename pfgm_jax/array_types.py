@@ -19,7 +19,7 @@ Levels = float | Float[Arrays, ""] | Float[Arrays, "#B"]
 PRNGKey = Key[Array, ""] | UInt32[Arrays, "2"]
 PRNGKeys = Key[Array, "B"] | UInt32[Arrays, "B 2"]
 # The posterior mean E[y | x, σ].
-Denoiser = Callable[[Float[Arrays, "B *S"], Float[Arrays, "B"]], Float[Array, "B *S"]]
+Denoiser = Callable[[Float[Arrays, "B *S"], Float[Arrays, "B"]], Float[Arrays, "B *S"]]
 # Features of images; and images as they are stored, an array or what can be sliced like one.
 Features = Num[Arrays, "n d"]
 Extractor = Callable[[Shaped[Arrays, "n H W C"]], Features]

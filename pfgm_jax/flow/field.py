@@ -111,7 +111,7 @@ def displacement(
 ) -> Float[Array, "B *S"]:
     """x − E[y | x, σ] without cancellation, σ times the flow's velocity; arguments as for `posterior_mean`."""
     sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
-    return x - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
+    return jnp.asarray(x) - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
 def _total(x, sigma, points, D, chunk, allowed, axis_name):

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pfgm_jax.array_types import Arrays, Denoiser
+from pfgm_jax.array_types import Arrays, Denoiser, Levels
 from pfgm_jax.flow.process import Process
 
 
@@ -90,7 +90,7 @@ class Epsilon:
 
     def inputs(
         self, process: Process, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
-    ) -> tuple[Float[Arrays, "B *S"], Float[Array, "B"]]:
+    ) -> tuple[Float[Arrays, "B *S"], Levels]:
         t = process.time(sigma)
         return _per_image(process.scale(t), x) * x, self.time_scale * t + self.time_shift
 

@@ -17,6 +17,7 @@ everything below works in σ and the unscaled variable x = x_t / s(t). Along a f
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -98,7 +99,7 @@ class UniformTime:
             t = jax.random.randint(key_t, (), self.low, self.high + 1)
         else:
             t = jax.random.uniform(key_t, (), y.dtype, self.low, self.high)
-        sigma = process.sigma(t).astype(y.dtype)
+        sigma = jnp.asarray(process.sigma(t), y.dtype)
         return kernel_draw(process, key_noise, y, sigma), sigma
 
 
@@ -125,7 +126,7 @@ class Process:
     t_min: float
     t_max: float
     training_law: Callable
-    schedule: object = schedule.Identity()
+    schedule: Any = schedule.Identity()
     max_norm: float = math.inf
 
     def __post_init__(self):
@@ -267,7 +268,7 @@ def kernel_draw(
     process: Process, key: PRNGKey, y: Float[Arrays, "*S"], sigma: float | Float[Arrays, ""]
 ) -> Float[Array, "*S"]:
     """One draw x ~ p(x | y, σ) around one image y [*S], sigma []."""
-    return y + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
+    return jnp.asarray(y) + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
 
 
 def perturb(

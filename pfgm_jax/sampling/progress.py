@@ -10,13 +10,16 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
+
+from pfgm_jax.array_types import Denoiser
 
 MARKS = 64  # levels at most that a solve is told of
 _listeners = []  # of the solve under way: compiled programs outlive it
 
 
-def tell(denoise, levels):
+def tell(denoise: Denoiser, levels: Float[np.ndarray, "n"] | None) -> Denoiser:
     """`denoise` with the same values, that tells the listener of calls at some of a solver's noise levels [n].
 
     Args:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Array, Bool, Float, Int
 
 
 class SolveStats(NamedTuple):
@@ -22,12 +22,21 @@ class SolveStats(NamedTuple):
       trajectory: [T, B, *S] states at those levels, unscaled, from the prior to the data.
     """
 
-    nfe: jax.Array
-    sample_nfe: jax.Array
-    steps: jax.Array
-    rejected: jax.Array
-    completed: jax.Array
-    finite: jax.Array
-    sigma: jax.Array
-    sigmas: jax.Array
-    trajectory: jax.Array
+    nfe: Int[Array, ""]
+    sample_nfe: Int[Array, "B"]
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+    completed: Bool[Array, ""]
+    finite: Bool[Array, ""]
+    sigma: Float[Array, ""]
+    sigmas: Float[Array, "T"]
+    trajectory: Float[Array, "T B *S"]
+
+
+class Output(NamedTuple):
+    """What every solver is asked for beside its steps: see `single_step.euler`."""
+
+    last_denoise: bool = True
+    frames: int = 0
+    framed: int | None = None
+    axis_name: str | None = None
