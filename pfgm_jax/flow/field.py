@@ -24,6 +24,7 @@ sharding it over devices are the same sum, and memory does not grow with the dat
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Num
 
+from pfgm_jax import parallel
 from pfgm_jax.array_types import Arrays, Denoiser, Levels
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow.process import GAUSSIAN_D, require_D
@@ -41,6 +43,10 @@ NEAREST = 32
 # More do where the others' rounding may move the displacement by more than this part of d_m: by a bound in which all
 # errors add up, at the longest distances. What was measured is a hundred times less.
 TOLERANCE = 1e-4
+# Bytes that points may take at a time where nobody says how many, and floats for each pair of a point and a query
+# (measured, in its most expensive branch: about 8).
+MEMORY = 2**30
+WORKSPACE = 12
 
 
 class Sums(NamedTuple):
@@ -59,6 +65,7 @@ def posterior_mean(
     *,
     chunk: int | None = None,
     allowed: Bool[Arrays, "B n"] | None = None,
+    prepare: Callable | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, "B *S"]:
     """Exact posterior mean E[y | x, σ] of a data set, equation (1).
@@ -71,6 +78,8 @@ def posterior_mean(
       chunk: stream over the data, this many points at a time; None takes them whole.
       allowed: [B, n] which points count for which query (such as those of its label); None is all. Every query needs
         at least one.
+      prepare: what makes points of a part of `points`, such as `data.to_unit` of uint8 images, so that no more than a
+        chunk of them is ever held as floats; None leaves them.
       axis_name: mapped axis over whose devices the data are spread; queries are the same on each.
 
     Returns:
@@ -80,7 +89,7 @@ def posterior_mean(
       UserError: shapes that do not match, chunk < 1, or a D that float32 does not hold (`process.require_D`).
     """
     # Not x − displacement, which would round at the size of x: far from the data that is more than the mean itself.
-    sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
+    sums = _total(x, sigma, Data(points, allowed, prepare, chunk), D, axis_name)
     return (sums.pivot + sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
@@ -107,29 +116,46 @@ def displacement(
     *,
     chunk: int | None = None,
     allowed: Bool[Arrays, "B n"] | None = None,
+    prepare: Callable | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, "B *S"]:
     """x − E[y | x, σ] without cancellation, σ times the flow's velocity; arguments as for `posterior_mean`."""
-    sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
+    sums = _total(x, sigma, Data(points, allowed, prepare, chunk), D, axis_name)
     return jnp.asarray(x) - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
-def _total(x, sigma, points, D, chunk, allowed, axis_name):
-    """`Sums` of all points, whole or streamed, over all devices of the axis."""
+class Data(NamedTuple):
+    """The points and how they are read: arguments of `posterior_mean`."""
+
+    points: Arrays
+    allowed: Arrays | None
+    prepare: Callable | None
+    chunk: int | None
+
+    def rows(self, dtype, start=None, count=0):
+        """Points [n, N], or `count` of them from `start` on."""
+        points = self.points if start is None else lax.dynamic_slice_in_dim(self.points, start, count)
+        points = points if self.prepare is None else self.prepare(points)
+        return points.reshape(len(points), -1).astype(dtype)
+
+
+def _total(x, sigma, data, D, axis_name):
+    """`Sums` of all points of a Data, whole or streamed, over all devices of the axis."""
+    points, allowed = data.points, data.allowed
     if x.shape[1:] != points.shape[1:] or not len(points):
         raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
     require_D(D)
     x, points = jnp.asarray(x), jnp.asarray(points)
-    allowed = None if allowed is None else jnp.asarray(allowed)
-    flat, data = x.reshape(len(x), -1), points.reshape(len(points), -1).astype(x.dtype)
+    data = data._replace(points=points, allowed=None if allowed is None else jnp.asarray(allowed))
+    flat = x.reshape(len(x), -1)
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
     # Comparisons with NaN and inf choose some point and forget them.
     finite = jnp.isfinite(sigma) & jnp.all(jnp.isfinite(flat), axis=1)
     flat, sigma = jnp.where(finite[:, None], flat, 0), jnp.where(finite, sigma, 1)
-    if chunk is None:
-        sums = _sums(flat, sigma, data, D, allowed)
+    if data.chunk is None:
+        sums = _sums(flat, sigma, data.rows(x.dtype), D, data.allowed)
     else:
-        sums = _streamed(flat, sigma, data, D, allowed, chunk)
+        sums = _streamed(flat, sigma, data, D)
     if axis_name is not None:
         parts = lax.all_gather(sums, axis_name)
         first, rest = jax.tree.map(lambda a: a[0], parts), jax.tree.map(lambda a: a[1:], parts)
@@ -138,8 +164,27 @@ def _total(x, sigma, points, D, chunk, allowed, axis_name):
 
 
 def exact_denoiser(points: Num[Arrays, "n ..."], D: float, chunk: int | None = None) -> Denoiser:
-    """The data set's own `denoise(x, sigma)`: the function that a perfect network would learn."""
-    return lambda x, sigma: posterior_mean(x, sigma, points, D, chunk=chunk)
+    """The data set's own `denoise(x, sigma)`: the function that a perfect network would learn.
+
+    chunk: as for `posterior_mean`; None takes the points whole where that needs no more than MEMORY, and else streams.
+    """
+
+    def denoise(x, sigma):
+        size = chunk or fitting_chunk(len(x), points.shape)
+        return posterior_mean(x, sigma, points, D, chunk=size)
+
+    return denoise
+
+
+def fitting_chunk(B: int, shape: tuple[int, ...]) -> int | None:
+    """How many of the points of `shape` [n, *S] B queries can take at a time, None for all: a number, fixed at tracing.
+
+    A point takes its N floats and, for every query, WORKSPACE floats. A chunk is a power of two, so that it changes
+    rarely; it depends on the machine only where that has less than MEMORY to give.
+    """
+    per_point = 4 * (math.prod(shape[1:]) + WORKSPACE * B)
+    points = max(NEAREST, int(min(MEMORY, parallel.device_memory() / 4)) // per_point)
+    return None if shape[0] <= points else 2 ** (points.bit_length() - 1)
 
 
 def _relative_weight(delta, nearest_squared, sigma, N, D):
@@ -324,10 +369,10 @@ def _merge(x, sigma, D, a, b):
     return Sums(near.pivot, near.weight + factor * far.weight, near.moment + factor[:, None] * moved)
 
 
-def _streamed(x, sigma, data, D, allowed, chunk):
-    if chunk < 1:
-        raise UserError(f"chunk must be at least 1, got {chunk}")
-    n, chunk = len(data), min(chunk, len(data))
+def _streamed(x, sigma, data, D):
+    if data.chunk < 1:
+        raise UserError(f"chunk must be at least 1, got {data.chunk}")
+    n, chunk = len(data.points), min(data.chunk, len(data.points))
     empty = Sums(jnp.zeros_like(x), jnp.zeros_like(sigma), jnp.zeros_like(x))
 
     def add_chunk(sums, begin):
@@ -335,9 +380,9 @@ def _streamed(x, sigma, data, D, allowed, chunk):
         # was seen.
         start = jnp.minimum(begin, n - chunk)
         mask = jnp.broadcast_to(start + jnp.arange(chunk) >= begin, (len(x), chunk))
-        if allowed is not None:
-            mask &= lax.dynamic_slice_in_dim(allowed, start, chunk, axis=1)
-        part = _sums(x, sigma, lax.dynamic_slice_in_dim(data, start, chunk), D, mask)
+        if data.allowed is not None:
+            mask &= lax.dynamic_slice_in_dim(data.allowed, start, chunk, axis=1)
+        part = _sums(x, sigma, data.rows(x.dtype, start, chunk), D, mask)
         return _merge(x, sigma, D, sums, part), None
 
     return lax.scan(add_chunk, empty, jnp.arange(0, n, chunk))[0]

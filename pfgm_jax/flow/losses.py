@@ -26,12 +26,13 @@ def posterior_target(
 
     Args:
       x: [B, *S] perturbed images. sigma: [B]. y: [B, *S] their clean images.
-      references: [R, *S], holding y among them, or None for the clean image.
+      references: [R, *S], holding y among them, or None for the clean image; streamed where they are many.
       allowed: [B, R] references of an example's own label, for a network that is told the label.
     """
     if references is None:
         return y
-    return field.posterior_mean(x, sigma, references, process.D, allowed=allowed)
+    chunk = field.fitting_chunk(len(x), references.shape)
+    return field.posterior_mean(x, sigma, references, process.D, chunk=chunk, allowed=allowed)
 
 
 def squared_error(

@@ -147,7 +147,7 @@ def classifier(dataset, seed: int = 0, steps: int | None = None, flip: bool = Fa
         confusion = arrays.pop("confusion")
         return Classifier(traverse_util.unflatten_dict(arrays, sep="/"), dataset.classes, confusion, protocol)
     told = f"classifier of {dataset.name}"
-    params = fit(*gather(train), dataset.num_classes, steps, seed, flip=flip, progress=told)
+    params = fit(*gather(train), dataset.num_classes, steps, seed, flip, told)
     confusion = confusion_of(params, *gather(test), dataset.num_classes)
     array_cache.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
     return Classifier(params, dataset.classes, confusion, protocol)
@@ -204,7 +204,6 @@ def fit(
     num_classes: int,
     steps: int,
     seed: int = 0,
-    *,
     flip: bool = False,
     progress: str | None = None,
 ) -> Any:

@@ -113,7 +113,7 @@ def usefulness(
         confusions = []
         for seed in range(seeds):
             progress = f"{arm}, seed {seed + 1} of {seeds}"
-            params = classifier.fit(seen, classes, dataset.num_classes, steps, seed, flip=flip, progress=progress)
+            params = classifier.fit(seen, classes, dataset.num_classes, steps, seed, flip, progress)
             confusions.append(classifier.confusion_of(params, test_images, test_labels, dataset.num_classes))
         found[arm] = Arm(np.bincount(classes, minlength=dataset.num_classes), np.stack(confusions))
     protocol = (
