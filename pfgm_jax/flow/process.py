@@ -225,7 +225,17 @@ def ddpm(steps: int = 1000, kind: str = "linear") -> Process:
     return Process("ddpm", math.inf, 1, steps, UniformTime(1, steps), schedule.Discrete(steps, kind))
 
 
-def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, max_norm=None):
+def pfgm(
+    M: int,
+    N: int,
+    *,
+    z_min: float = 1e-3,
+    sigma: float = 0.01,
+    tau: float = 0.03,
+    restrict_M: bool = True,
+    z_max: float | None = None,
+    max_norm: float | None = None,
+) -> Process:
     """PFGM (arXiv 2209.11178): D = 1 and σ = z.
 
     z_max = √(2/π) σ (1+τ)^M and max_norm = √N σ (1+τ)^M, the mean |ε_z| and ‖ε_x‖ at m = M, unless given.

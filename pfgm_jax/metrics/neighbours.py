@@ -63,7 +63,7 @@ def neighbour_radius(real: Num[Arrays, "n d"], k: int) -> Float[np.ndarray, "n"]
 
 
 def ball_counts(
-    real: Num[Arrays, "n d"], fake: Arrays, k: int = 5, radius: Float[Arrays, "n"] | None = None
+    real: Num[Arrays, "n d"], fake: Arrays | list, k: int = 5, radius: Float[Arrays, "n"] | None = None
 ) -> Int[np.ndarray, "n"]:
     """How many points of `fake` [m, d] lie in the ball B_i of each point of `real` [n, d]: int [n].
 
@@ -98,7 +98,7 @@ def precision_recall(real: Num[Arrays, "n d"], fake: Num[Arrays, "m d"], k: int 
 
 
 def density_coverage(
-    real: Num[Arrays, "n d"], fake: Arrays, k: int = 5, radius: Float[Arrays, "n"] | None = None
+    real: Num[Arrays, "n d"], fake: Arrays | list, k: int = 5, radius: Float[Arrays, "n"] | None = None
 ) -> tuple[float, float]:
     """Density and coverage of `fake` [m, d] with respect to `real` [n, d]: two floats; radius as above."""
     counts = ball_counts(real, fake, k, radius)
@@ -136,7 +136,7 @@ def expected_coverage(counts: Int[Arrays, "N"] | list[int], total: int, n: int) 
     return float((1 - empty[np.asarray(counts)]).mean())
 
 
-def nearest_distance(fake: Arrays, real: Num[Arrays, "n d"]) -> Float[np.ndarray, "m"]:
+def nearest_distance(fake: Arrays | list, real: Num[Arrays, "n d"]) -> Float[np.ndarray, "m"]:
     """Distance of each point of `fake` [m, d] to the nearest of `real` [n, d], [m]; exactly 0 for a copy."""
     fake, real = as_features(fake), as_features(real)
     nearest = np.empty(len(fake), dtype=int)

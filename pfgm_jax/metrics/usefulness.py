@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Num
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import classifier
@@ -125,11 +125,11 @@ def usefulness(
 
 
 def joined(
-    real: UInt8[np.ndarray, "n h w C"],
+    real: Num[np.ndarray, "n *S"],
     real_labels: Int[np.ndarray, "n"],
-    more: UInt8[np.ndarray, "m h w C"],
+    more: Num[np.ndarray, "m *S"],
     more_labels: Int[np.ndarray, "m"],
-) -> tuple[UInt8[np.ndarray, "N h w C"], Int[np.ndarray, "N"]]:
+) -> tuple[Num[np.ndarray, "N *S"], Int[np.ndarray, "N"]]:
     """(images, labels) of the real ones and, of every class, as many of `more` as it lacks to the largest class.
 
     Where `more` has fewer, those that it has, again and again; none where it has none.
