@@ -4,18 +4,21 @@ import math
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from pfgm_jax import config as config_lib
 from pfgm_jax import models, run_folder, run_record, sampling
 from pfgm_jax import run as run_lib
+from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.class_labels import class_labels
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.flow import process
-from pfgm_jax.sampling import arguments, batches
+from pfgm_jax.sampling import SolveStats, arguments, batches
 from pfgm_jax.storage import atomic, checkpoint, safetensors
 
 # Weights that come with the package, each a folder as `--mode=export` writes it.
@@ -100,7 +103,7 @@ class Generator:
         self.model = run_lib.make_model(config, derived)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """(H, W, C) of an image."""
         return tuple(self.derived["shape"])
 
@@ -127,7 +130,7 @@ class Generator:
             return "imported"
         return f"EMA weights after {self.step * self.config.train.batch:,} images"
 
-    def denoise(self, x, sigma, labels=None):
+    def denoise(self, x: Any, sigma: Any, labels: Any = None) -> Float[Arrays, "B H W C"]:
         """The network's posterior mean E[y | x, σ], [B, H, W, C].
 
         Args:
@@ -140,7 +143,7 @@ class Generator:
         """
         return self.denoiser(labels)(x, sigma)
 
-    def denoiser(self, labels=None, guidance=1.0, guide=None):
+    def denoiser(self, labels: Any = None, guidance: Any = 1.0, guide: Any = None) -> Denoiser:
         """`denoise(x, sigma)` with guidance as in `sample`; arguments and labels as for `denoise`."""
         by = self.guide(guidance, guide)
         classes = len(self.derived["classes"]) if self.config.model.conditional else 0
@@ -157,7 +160,7 @@ class Generator:
 
         return denoise
 
-    def labels(self, key=None, n=None, labels=None):
+    def labels(self, key: Any = None, n: Any = None, labels: Any = None) -> Int[np.ndarray, "n"]:
         """The classes [n] that `sample` would tell the network for these arguments, −1 if it is told none."""
         key, n = self._key(key), self._count(n)
         return told_labels(self.config, self.derived, n, key, labels)
@@ -175,7 +178,7 @@ class Generator:
         arguments.require_key(key)
         return key
 
-    def guide(self, guidance=None, guide=None):
+    def guide(self, guidance: Any = None, guide: Any = None) -> batches.Guide | None:
         """The Guide that `sample` would use for these arguments, or None.
 
         Raises:
@@ -200,8 +203,20 @@ class Generator:
             raise UserError(f"the guide is told classes that this network does not know: {names}")
         return batches.Guide(weak.network, weak.params, told, weight)
 
-    def sample(self, key=None, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, first=0,
-               framed=None, progress=True, **options):  # fmt: skip
+    def sample(
+        self,
+        key: Any = None,
+        n: Any = None,
+        labels: Any = None,
+        solver: str | None = None,
+        D: Any = None,
+        guidance: Any = None,
+        guide: Any = None,
+        first: Any = 0,
+        framed: Any = None,
+        progress: bool = True,
+        **options,
+    ) -> tuple[UInt8[np.ndarray, "n H W C"] | Float[np.ndarray, "n H W C"], SolveStats]:
         """Draws n images.
 
         Sample i depends on (key, i): asking for more keeps the first ones, up to what a batch shares: the step control
@@ -237,10 +252,22 @@ class Generator:
             data.
         """
         x, stats = self.sample_unit(key, n, labels, solver, D, guidance, guide, first, framed, progress, **options)
-        return to_images(self.derived, x), stats
+        return np.asarray(to_images(self.derived, x)), stats
 
-    def sample_unit(self, key=None, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, first=0,
-                    framed=None, progress=True, **options):  # fmt: skip
+    def sample_unit(
+        self,
+        key: Any = None,
+        n: Any = None,
+        labels: Any = None,
+        solver: str | None = None,
+        D: Any = None,
+        guidance: Any = None,
+        guide: Any = None,
+        first: Any = 0,
+        framed: Any = None,
+        progress: bool = True,
+        **options,
+    ) -> tuple[Float[np.ndarray, "n H W C"], SolveStats]:
         """As `sample`, but float images in the unit scale [-1, 1], not clipped."""
         if key is None and not self._seed_said:
             self._seed_said = True
@@ -290,7 +317,7 @@ def _numbered(workdir, config, step):
     return best
 
 
-def load(workdir, step=None):
+def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
 
     `pretrained:NAME` opens the weights called NAME that come with the package.
@@ -309,7 +336,7 @@ def load(workdir, step=None):
         run_lib.check_derived(derived)
         model = run_lib.make_model(config, derived)
     except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(error)}") from None
+        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
     like = jax.eval_shape(lambda: models.init(model, derived["shape"]))
     exported = pathlib.Path(workdir, safetensors.EXPORTED)
     if os.path.lexists(exported):
