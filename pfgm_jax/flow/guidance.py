@@ -3,7 +3,7 @@
     denoise'(x, σ) = guide(x, σ) + w (denoise(x, σ) − guide(x, σ))                                                (1)
 
 w = 0 is the guide, w = 1 the denoiser itself, and w > 1 goes on in the direction in which it differs from the guide.
-With the network that is not told the label as the guide, (1) is classifier-free guidance (arXiv 2207.12598, whose
+With the same network without its label as the guide, (1) is classifier-free guidance (arXiv 2207.12598, whose
 weight is w − 1); with a weaker network (smaller, or trained for less long), autoguidance (arXiv 2406.02507).
 
 At D = ∞ a denoiser is a score, (denoise(x, σ) − x)/σ² = ∇ log p_σ(x), and (1) is the gradient of the tilted log density

@@ -27,7 +27,7 @@ def posterior_target(
     Args:
       x: [B, *S] perturbed images. sigma: [B]. y: [B, *S] their clean images.
       references: [R, *S], holding y among them, or None for the clean image; streamed where they are many.
-      allowed: [B, R] references of an example's own label, for a network that is told the label.
+      allowed: [B, R] references of an example's own label, for a class-conditional network.
     """
     if references is None:
         return y

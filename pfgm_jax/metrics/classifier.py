@@ -80,7 +80,7 @@ class Classifier:
       classes: their names.
       confusion: int [K, K], true class by predicted class, over images that it was not trained on; zeros if there are
         none.
-      name: what to print beside figures that were made with it.
+      name: what to print beside figures computed with it.
       fingerprint: SHA-256 of its weights. about: what else belongs to a protocol.
       distances: what a Fréchet and a kernel distance of these features are called.
     """
@@ -91,8 +91,8 @@ class Classifier:
         self.params, self.classes, self.confusion = params, classes, confusion
         digest = array_cache.digest(traverse_util.flatten_dict(params, sep="/"))
         self.fingerprint = hashlib.sha256(f"{VERSION}".encode() + digest.tobytes()).hexdigest()
-        found = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
-        self.name = f"{protocol}, test accuracy {found}"
+        accuracy = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
+        self.name = f"{protocol}, test accuracy {accuracy}"
         self.about = f", SHA-256 of the weights {self.fingerprint}"
 
     @property
@@ -146,8 +146,8 @@ def classifier(dataset, seed: int = 0, steps: int | None = None, flip: bool = Fa
         arrays = array_cache.load(path)
         confusion = arrays.pop("confusion")
         return Classifier(traverse_util.unflatten_dict(arrays, sep="/"), dataset.classes, confusion, protocol)
-    told = f"classifier of {dataset.name}"
-    params = fit(*gather(train), dataset.num_classes, steps, seed, flip, told)
+    progress = f"classifier of {dataset.name}"
+    params = fit(*gather(train), dataset.num_classes, steps, seed, flip, progress)
     confusion = confusion_of(params, *gather(test), dataset.num_classes)
     array_cache.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
     return Classifier(params, dataset.classes, confusion, protocol)
@@ -289,17 +289,17 @@ def apply(params: Any, num_classes: int, images: Any) -> tuple[Float[np.ndarray,
     """Logits [n, K] and features [n, 128], float32, of uint8 images [n, H, W, C] of any size."""
     if images.dtype != np.uint8 or len(images.shape) != 4:
         raise ValueError(f"images must be uint8 [n, H, W, C], not {images.dtype} {images.shape}")
-    read, found = _reader(num_classes), []
+    read, parts = _reader(num_classes), []
     n = len(images)
     size = min(EXAMINED, n)
     for start in range(0, n, size or 1):
         part = shrink(images[start : start + size])
         padded = np.zeros((size, *part.shape[1:]), np.uint8)
         padded[: len(part)] = part
-        found.append([np.asarray(x)[: len(part)] for x in read(params, padded)])
-    if not found:
+        parts.append([np.asarray(x)[: len(part)] for x in read(params, padded)])
+    if not parts:
         return np.zeros((0, num_classes), np.float32), np.zeros((0, WIDTHS[-1]), np.float32)
-    logits, features = (np.concatenate(x) for x in zip(*found, strict=True))
+    logits, features = (np.concatenate(x) for x in zip(*parts, strict=True))
     return logits, features
 
 

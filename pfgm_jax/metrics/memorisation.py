@@ -135,9 +135,9 @@ def memorisation(
     both = np.concatenate([samples, held_out])
     distance, nearest, viewed = np.full(n + m, np.inf), np.full(n + m, -1), np.zeros(n + m, int)
     for i, view in enumerate(views):
-        found, which = neighbours(features_of(view(both)), blocks)
-        nearer = found < distance
-        distance[nearer], nearest[nearer], viewed[nearer] = found[nearer], which[nearer], i
+        view_distance, which = neighbours(features_of(view(both)), blocks)
+        nearer = view_distance < distance
+        distance[nearer], nearest[nearer], viewed[nearer] = view_distance[nearer], which[nearer], i
     d, d_held_out, nearest = distance[:n], distance[n:], nearest[:n]
 
     order = max(1, (m + 1) // 100)
@@ -153,7 +153,7 @@ def memorisation(
     first = np.argsort(d, kind="stable")[:k]
     shown = np.concatenate([views[viewed[i]](samples[i : i + 1]) for i in first])
     other_distance, other = neighbours(features_of(shown), lambda: [(0, features_of(held_out))])
-    counted = lambda found, all_: f"{found}" if found == all_ else f"{found} of {all_}, drawn at random,"
+    counted = lambda used, total: f"{used}" if used == total else f"{used} of {total}, drawn at random,"
     moved = f", moved by up to {shift} px or not" if shift else ""
     return Memorisation(
         share=count / n,
@@ -210,10 +210,10 @@ def neighbours(
                 squares[inside, at[inside]] = np.inf
             j = squares.argmin(axis=1)
             # Computed anew, as the expansion loses the digits near 0.
-            found = np.linalg.norm(queries[rows] - points[j], axis=1)
-            found[np.isinf(squares[np.arange(len(j)), j])] = np.inf
-            nearer = found < best[rows]
-            best[rows], which[rows] = np.where(nearer, found, best[rows]), np.where(nearer, start + j, which[rows])
+            distance = np.linalg.norm(queries[rows] - points[j], axis=1)
+            distance[np.isinf(squares[np.arange(len(j)), j])] = np.inf
+            nearer = distance < best[rows]
+            best[rows], which[rows] = np.where(nearer, distance, best[rows]), np.where(nearer, start + j, which[rows])
     return best, which
 
 

@@ -29,7 +29,7 @@ BLOCK_ELEMENTS = 2**22  # distances held at once: 32 MiB of float64
 TIE_SLACK = 1e-9
 
 
-def squared_distances(a: Arrays, b: Arrays) -> Iterator[tuple[slice, Float[np.ndarray, "rows m"]]]:
+def squared_distances(a: Arrays | list, b: Arrays | list) -> Iterator[tuple[slice, Float[np.ndarray, "rows m"]]]:
     """Yield (rows, distances): a slice of `a` [n, d], and its squared distances to `b` [m, d] as [rows, m].
 
     Memory stays near BLOCK_ELEMENTS values; |a - b|^2 is expanded to use one matrix product per block.

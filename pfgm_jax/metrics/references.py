@@ -59,9 +59,9 @@ def reference(dataset, split: str, extractor: Any) -> Reference:
     rows = max(2, CHUNK_BYTES // math.prod(images.shape[1:]))
     statistics, parts, chosen = [], [], kept_indices(len(images))
     for start in range(0, len(images), rows):
-        made = extractor(images[start : start + rows])
-        statistics.append(frechet.statistics(made))
-        parts.append(made[chosen[(chosen >= start) & (chosen < start + rows)] - start])
+        features = extractor(images[start : start + rows])
+        statistics.append(frechet.statistics(features))
+        parts.append(features[chosen[(chosen >= start) & (chosen < start + rows)] - start])
     statistics, features = functools.reduce(frechet.merge, statistics), np.concatenate(parts)
     _save(path, statistics, features, name)
     return Reference(name, statistics, features)

@@ -1,7 +1,7 @@
 """What synthetic images are good for: how well a classifier does on real test images when it is trained on them.
 
     real        the training images
-    synthetic   synthetic images and the labels that they were asked for (Ravuri and Vinyals 2019, arXiv 1905.10887:
+    synthetic   synthetic images and the labels that were requested (Ravuri and Vinyals 2019, arXiv 1905.10887:
                 "classification accuracy score")
     filled      the training images, and synthetic ones of each class up to the largest class's number
     repeated    the training images, those of each class repeated up to the largest class's number: what the balance
@@ -84,7 +84,7 @@ def usefulness(
     test = dataset.test if len(dataset.test) else dataset.val
     labels = np.asarray(labels)
     if not len(test):
-        raise UserError(f"{dataset.name} has neither test nor validation images: write --config.data.test=0.2")
+        raise UserError(f"{dataset.name} has neither test nor validation images: write data.test=0.2")
     if images.shape[1:] != dataset.shape or images.dtype != np.uint8:
         raise UserError(
             f"synthetic images are {images.shape[1:]}, {images.dtype}, those of {dataset.name} {dataset.shape}"
@@ -107,7 +107,7 @@ def usefulness(
         "filled": lambda: joined(real, real_labels, fake, labels),
         "repeated": lambda: joined(real, real_labels, real, real_labels),
     }
-    found = {}
+    results = {}
     for arm in arms:
         seen, classes = sets[arm]()
         confusions = []
@@ -115,13 +115,13 @@ def usefulness(
             progress = f"{arm}, seed {seed + 1} of {seeds}"
             params = classifier.fit(seen, classes, dataset.num_classes, steps, seed, flip, progress)
             confusions.append(classifier.confusion_of(params, test_images, test_labels, dataset.num_classes))
-        found[arm] = Arm(np.bincount(classes, minlength=dataset.num_classes), np.stack(confusions))
+        results[arm] = Arm(np.bincount(classes, minlength=dataset.num_classes), np.stack(confusions))
     protocol = (
         f"{len(test_labels)} test images of {dataset.name} {'×'.join(map(str, dataset.shape))}; classifier "
         f"v{classifier.VERSION}, {steps} steps of {classifier.BATCH} for every row{', mirrored' if flip else ''}; "
         f"mean ± standard error over {seeds} seeds"
     )
-    return Usefulness(found, dataset.classes, protocol)
+    return Usefulness(results, dataset.classes, protocol)
 
 
 def joined(

@@ -85,7 +85,7 @@ def state_labels(labels: Any, B: int, classes: int) -> Int[Array, "B"] | None:
       classes: number of classes, 0 for a network without labels.
 
     Raises:
-      UserError: labels of another length or type, out of range, or for a network that is not told any.
+      UserError: labels of another length or type, out of range, or for a network without labels.
     """
     if labels is None:
         return None

@@ -14,7 +14,7 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.flow import guidance, parametrization, process
 from pfgm_jax.sampling import progress
 
-# A solve of more seconds than this, as far as can be told before it is compiled, shows its steps.
+# A solve of more seconds than this, as far as can be estimated before it is compiled, shows its steps.
 LONG = 20.0
 # Floating-point operations a second that networks get out of a core of a CPU and out of another device, by the order.
 RATES = {"cpu": 1e10, "other": 1e13}
@@ -63,7 +63,7 @@ class Program(NamedTuple):
 class Wanted(NamedTuple):
     """Which samples: n of them, sample i from (key, first + i), told labels [n], −1 for none.
 
-    framed: how many of the first have their states kept, if the solver is asked for frames; None for all.
+    framed: how many of the first have their states kept, if the solver keeps frames; None for all.
     """
 
     key: jax.Array

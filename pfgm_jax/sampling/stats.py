@@ -18,7 +18,7 @@ class SolveStats(NamedTuple):
         refusing ever smaller steps, and would also stop so at a jump that its tolerance does not let it cross.
       sigma: [] the level where it stopped: the last one if `completed`, the one of the first NaN or inf if not
         `finite`, else how far the step limit let it come.
-      sigmas: [T] noise levels of the trajectory, T = 0 where none was asked for.
+      sigmas: [T] noise levels of the trajectory, T = 0 where none was requested.
       trajectory: [T, B, *S] states at those levels, unscaled, from the prior to the data.
     """
 
@@ -34,7 +34,7 @@ class SolveStats(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What every solver is asked for beside its steps: see `single_step.euler`."""
+    """What a solver returns beside its steps, and the axis of its batch: see `single_step.euler`."""
 
     last_denoise: bool = True
     frames: int = 0

@@ -177,7 +177,7 @@ def test_logits_leave_out_the_bias_or_say_what_to_do(narrow):
     features = np.ones((2, 4))
     layer = {"kernel": np.arange(12.0).reshape(4, 3), "bias": np.full(3, 9.0)}
     np.testing.assert_array_equal(inception.logits({"output": layer}, features), features @ layer["kernel"])
-    with pytest.raises(UserError, match="no class layer.*--config.evaluate.inception=FILE"):
+    with pytest.raises(UserError, match="no class layer.*evaluate.inception=FILE"):
         inception.logits(narrow.params, features)
 
 
@@ -256,7 +256,7 @@ def test_what_is_not_the_published_file_is_refused(files, monkeypatch):
 def test_without_a_network_one_line_says_what_to_do(files, monkeypatch):
     failed = types.SimpleNamespace(returncode=1, stderr="WARNING: retrying\nERROR: no route\n")
     monkeypatch.setattr(inception_weights.subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=r"\(ERROR: no route\).*--config.evaluate.inception=FILE") as caught:
+    with pytest.raises(UserError, match=r"\(ERROR: no route\).*evaluate.inception=FILE") as caught:
         inception_weights.load()
     assert "\n" not in str(caught.value)
 
