@@ -46,8 +46,8 @@ class Guide(NamedTuple):
 class Program(NamedTuple):
     """What a compiled program depends on beside the size of its batch: hashable.
 
-    options: of the solver, as sorted pairs. framed: how many first samples of a device have their states kept. telling:
-    whether it tells its progress.
+    options: of the solver, as sorted pairs. framed: how many first samples of a device have their states kept.
+    reporting: whether it reports its progress.
     """
 
     network: Network
@@ -57,7 +57,7 @@ class Program(NamedTuple):
     options: tuple
     shape: tuple
     framed: int | None = None
-    telling: bool = False
+    reporting: bool = False
 
 
 class Wanted(NamedTuple):
@@ -87,14 +87,14 @@ def compiled(program, size):
     SolveStats)`.
     """
     del size  # a function of each size's own, so that those that are compiled are known
-    network, guide, flow, solver, options, shape, framed, telling = program
+    network, guide, flow, solver, options, shape, framed, reporting = program
     levels = sampling.levels_of(solver, flow, dict(options)) if "grid" in sampling.find(solver)[1] else None
 
     def per_device(keys, labels, guide_labels, params, guide_params, weight):
         x = process.prior(flow, keys, shape)
         denoise = guided_denoiser(network, guide, params, labels, guide_params, guide_labels, weight)
-        if telling:
-            denoise = progress.tell(denoise, levels)
+        if reporting:
+            denoise = progress.report(denoise, levels)
         solver_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
         options_ = dict(options, keys=solver_keys, axis_name=parallel.AXIS, framed=framed)
         x, stats = sampling.SOLVERS[solver](flow, denoise, x, **options_)
@@ -131,17 +131,17 @@ def draw(program, wanted, params, guide=None, most=256, shown=True):
     devices, options = parallel.device_count(), dict(program.options)
     size = batch_size(wanted.n, most, program.solver, options, devices)
     framed = min(wanted.framed, size // devices) if options.get("frames") and wanted.framed is not None else None
-    program = program._replace(framed=framed, telling=shown and seconds(program, size) > LONG)
+    program = program._replace(framed=framed, reporting=shown and seconds(program, size) > LONG)
     levels = sampling.levels_of(program.solver, program.flow, options)
     bar = progress.Bar(
         f"{program.solver}, {size} at once",
         -(-wanted.n // size),
         levels,
-        shown and (program.telling or size < wanted.n),
+        shown and (program.reporting or size < wanted.n),
     )
     known, parts = compiled.cache_info().misses, []
     run = compiled(program, size)
-    if program.telling and compiled.cache_info().misses > known:
+    if program.reporting and compiled.cache_info().misses > known:
         bar.say(f"compiling {program.solver} for {size} samples at once")
     with bar.listening():
         for start in range(0, wanted.n, size):

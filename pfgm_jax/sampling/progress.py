@@ -19,7 +19,7 @@ MARKS = 64  # levels at most that are reported of a solve
 _listeners = []  # of the solve under way: compiled programs outlive it
 
 
-def tell(denoise: Denoiser, levels: Float[np.ndarray, "n"] | None) -> Denoiser:
+def report(denoise: Denoiser, levels: Float[np.ndarray, "n"] | None) -> Denoiser:
     """`denoise` with the same values, that reports its calls at some of a solver's noise levels [n] to the listener.
 
     Args:
