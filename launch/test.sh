@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a fresh machine to tested: environment, install, style, tests. Arguments go to pytest.
+# From a fresh machine to tested: environment, install, style, types, tests. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
@@ -8,6 +8,9 @@ prepare "[test]"
 say "style"
 ruff check .
 ruff format --check .
+
+say "types"
+pyrefly check
 
 say "tests"
 # A worker a core; the tests of a file share what they train.

@@ -5,9 +5,11 @@ import math
 import os
 import pathlib
 import sys
+from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from pfgm_jax import config as config_lib
 from pfgm_jax import inference, models, run_folder, run_record
@@ -74,7 +76,7 @@ class Generator:
         return Generator(run_lib.make_run(config, self.derived), self.params, self.step, self.source)
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """(H, W, C) of an image."""
         return tuple(self.derived["shape"])
 
@@ -109,7 +111,7 @@ class Generator:
             return "imported"
         return f"EMA weights after {self.step * self.config.train.batch:,} images"
 
-    def denoise(self, x, sigma, labels=None):
+    def denoise(self, x: Any, sigma: Any, labels: Any = None) -> Float[Arrays, "B H W C"]:
         """The network's posterior mean E[y | x, σ], [B, H, W, C].
 
         Args:
@@ -122,7 +124,7 @@ class Generator:
         """
         return self.denoiser(labels)(x, sigma)
 
-    def denoiser(self, labels=None, guidance=1.0, guide=None):
+    def denoiser(self, labels: Any = None, guidance: Any = 1.0, guide: Any = None) -> Denoiser:
         """`denoise(x, sigma)` with guidance as in `sample`; arguments and labels as for `denoise`."""
         guide = self.guide(guidance, guide)
 
@@ -151,7 +153,7 @@ class Generator:
         arguments.require_key(key)
         return key
 
-    def guide(self, guidance=None, guide=None):
+    def guide(self, guidance: Any = None, guide: Any = None) -> batches.Guide | None:
         """The Guide that `sample` would use for these arguments, or None.
 
         Raises:
@@ -362,7 +364,7 @@ def _numbered(workdir, config, step):
     return best
 
 
-def load(workdir, step=None):
+def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
 
     `pretrained:NAME` opens the weights called NAME that come with the package.

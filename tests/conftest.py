@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import sys
 
+import jaxtyping
 import pytest
 
 # Tests compile far more than they compute: the optimisation of machine code would take most of their time, and the CPU
@@ -21,6 +22,10 @@ os.environ["PFGM_JAX_CACHE"] = os.path.join(os.path.dirname(__file__), "../.pyte
 # Tests that train the same network share its programs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "../.pytest_cache/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+# Rooms whose annotations, shapes among them, are checked at every call: before anything of the package is imported.
+CHECKED = ["flow", "sampling", "metrics", "generator"]
+jaxtyping.install_import_hook([f"pfgm_jax.{room}" for room in CHECKED], "checked.types")
 
 
 @pytest.fixture

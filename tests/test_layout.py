@@ -3,10 +3,16 @@
 import ast
 import pathlib
 
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+
 import pfgm_jax
+from pfgm_jax.flow import process
 
 LAYERS = [
-    {"errors"},
+    {"errors", "array_types"},
     {"failures", "interrupt", "presets", "parallel", "storage"},
     {"flow", "models", "data", "plots"},
     {"sampling", "metrics"},
@@ -48,6 +54,12 @@ def test_every_room_has_a_level():
     files = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]  # not the weights
     rooms = {p.stem for p in files if not p.name.startswith("__")}
     assert rooms == set().union(*LAYERS)
+
+
+def test_shapes_are_checked_in_tests():
+    x = np.zeros((2, 3), np.float32)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        process.perturb(process.edm(), jax.random.split(jax.random.key(0), 2), x, np.ones(3, np.float32))
 
 
 def test_only_parallel_knows_devices():

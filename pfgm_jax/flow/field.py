@@ -5,51 +5,43 @@ For charges y_1 … y_n the posterior mean is softmax attention over the data,
     E[y | x, σ] = Σ w_i y_i / Σ w_i,     log w_i = −((N + D)/2) log(d_i² + D σ²),   d_i = ‖x − y_i‖,                (1)
 
 (D = ∞: log w_i = −d_i²/(2σ²)), and the Poisson field at (x, r = σ√D), with the normalisation of PFGM's algorithm 1, is
-(x − E[y | x, σ], r). Computed as written, (1) is 5 % to 100 % off in float32 at large D. Four things keep its digits:
-
-  1. only differences δ_i = d_i² − d_m² to the nearest point m enter:
-     log w_i − log w_m = −((N+D)/2) log1p(δ_i / (d_m² + D σ²));
-  2. δ_i comes from ‖y_i‖² − 2 x·y_i (one matrix product; ‖x‖² would only cancel), but for the nearest 32 points, where
-     that form cancels too, it is recomputed as (y_m − y_i)·((x − y_i) + (x − y_m));
-  3. the mean is accumulated relative to y_m: the near points add w_i (y_i − y_m), exactly 0 for a copy of y_m, the far
-     ones Σ w_i y_i − (Σ w_i) y_m, a matrix product again;
-  4. where more points lie so near that the rounding of the products could show (copies of an image, or nearly so), they
-     too are treated as near, as many as it takes. Other data do not pay for it.
-
-At draws of the kernel x − E[y | x, σ] is then within 1e-6 of its norm, with hundreds of copies of a point as without,
-down to σ = 1e-4. Where it is shorter than the distance d_m, as between points, the error is relative to d_m.
+(x − E[y | x, σ], r).
 
 A partial result (pivot y_m, Σ w, Σ w (y − y_m)) merges associatively with another: streaming over the data and
 sharding it over devices are the same sum, and memory does not grow with the data set.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Num
 
+from pfgm_jax import parallel
+from pfgm_jax.array_types import Arrays, Denoiser, Levels
 from pfgm_jax.errors import UserError
+from pfgm_jax.flow import kernel_sums
 from pfgm_jax.flow.process import GAUSSIAN_D, require_D
 
-# How many of the nearest points always get exact differences; in float32 only points within about σ of each other need
-# them. It is also the size of the blocks in which more points get them.
-NEAREST = 32
-# More do where the others' rounding may move the displacement by more than this part of d_m: by a bound in which all
-# errors add up, at the longest distances. What was measured is a hundred times less.
-TOLERANCE = 1e-4
+# Bytes that points may take at a time where nobody says how many, and floats for each pair of a point and a query
+# (measured: 4.5).
+MEMORY = 2**30
+WORKSPACE = 12
 
 
-class Sums(NamedTuple):
-    """The field of some of the data, relative to the nearest of its points: weights are 1 at the pivot."""
-
-    pivot: jax.Array  # [B, N] nearest data point
-    weight: jax.Array  # [B] Σ w_i; 0 says that no point is in it
-    moment: jax.Array  # [B, N] Σ w_i (y_i − pivot)
-
-
-def posterior_mean(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=None):
+def posterior_mean(
+    x: Float[Arrays, "B *S"],
+    sigma: Levels,
+    points: Num[Arrays, "n ..."],
+    D: float,
+    *,
+    chunk: int | None = None,
+    allowed: Bool[Arrays, "B n"] | None = None,
+    prepare: Callable | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "B *S"]:
     """Exact posterior mean E[y | x, σ] of a data set, equation (1).
 
     Args:
@@ -60,6 +52,8 @@ def posterior_mean(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=N
       chunk: stream over the data, this many points at a time; None takes them whole.
       allowed: [B, n] which points count for which query (such as those of its label); None is all. Every query needs
         at least one.
+      prepare: what makes points of a part of `points`, such as `data.to_unit` of uint8 images, so that no more than a
+        chunk of them is ever held as floats; None leaves them.
       axis_name: mapped axis over whose devices the data are spread; queries are the same on each.
 
     Returns:
@@ -69,11 +63,13 @@ def posterior_mean(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=N
       UserError: shapes that do not match, chunk < 1, or a D that float32 does not hold (`process.require_D`).
     """
     # Not x − displacement, which would round at the size of x: far from the data that is more than the mean itself.
-    sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
+    sums = _total(x, sigma, kernel_sums.Data(points, allowed, prepare, chunk), D, axis_name)
     return (sums.pivot + sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
-def poisson_field(x, sigma, points, D, **options):
+def poisson_field(
+    x: Float[Arrays, "B *S"], sigma: Levels, points: Num[Arrays, "n ..."], D: float, **options
+) -> tuple[Float[Array, "B *S"], Float[Array, "*_"]]:
     """The Poisson field (E_x [B, *S], E_r [B]) at (x, r = σ√D), scaled so that its r part is r (PFGM algorithm 1).
 
     It points away from the charges; field lines obey dx/dr = E_x / E_r. Arguments as for `posterior_mean`.
@@ -86,236 +82,65 @@ def poisson_field(x, sigma, points, D, **options):
     return displacement(x, sigma, points, D, **options), jnp.asarray(sigma, x.dtype) * math.sqrt(D)
 
 
-def displacement(x, sigma, points, D, *, chunk=None, allowed=None, axis_name=None):
+def displacement(
+    x: Float[Arrays, "B *S"],
+    sigma: Levels,
+    points: Num[Arrays, "n ..."],
+    D: float,
+    *,
+    chunk: int | None = None,
+    allowed: Bool[Arrays, "B n"] | None = None,
+    prepare: Callable | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "B *S"]:
     """x − E[y | x, σ] without cancellation, σ times the flow's velocity; arguments as for `posterior_mean`."""
-    sums = _total(x, sigma, points, D, chunk, allowed, axis_name)
-    return x - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
+    sums = _total(x, sigma, kernel_sums.Data(points, allowed, prepare, chunk), D, axis_name)
+    return jnp.asarray(x) - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
-def _total(x, sigma, points, D, chunk, allowed, axis_name):
-    """`Sums` of all points, whole or streamed, over all devices of the axis."""
+def _total(x, sigma, data, D, axis_name):
+    """`Sums` of all points of a Data, whole or streamed, over all devices of the axis."""
+    points, allowed = data.points, data.allowed
     if x.shape[1:] != points.shape[1:] or not len(points):
         raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
     require_D(D)
     x, points = jnp.asarray(x), jnp.asarray(points)
-    allowed = None if allowed is None else jnp.asarray(allowed)
-    flat, data = x.reshape(len(x), -1), points.reshape(len(points), -1).astype(x.dtype)
+    data = data._replace(points=points, allowed=None if allowed is None else jnp.asarray(allowed))
+    flat = x.reshape(len(x), -1)
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
     # Comparisons with NaN and inf choose some point and forget them.
     finite = jnp.isfinite(sigma) & jnp.all(jnp.isfinite(flat), axis=1)
     flat, sigma = jnp.where(finite[:, None], flat, 0), jnp.where(finite, sigma, 1)
-    if chunk is None:
-        sums = _sums(flat, sigma, data, D, allowed)
+    if data.chunk is None:
+        sums = kernel_sums.sums_of(flat, sigma, data.rows(x.dtype), D, data.allowed)
     else:
-        sums = _streamed(flat, sigma, data, D, allowed, chunk)
+        sums = kernel_sums.streamed(flat, sigma, data, D)
     if axis_name is not None:
         parts = lax.all_gather(sums, axis_name)
         first, rest = jax.tree.map(lambda a: a[0], parts), jax.tree.map(lambda a: a[1:], parts)
-        sums, _ = lax.scan(lambda a, b: (_merge(flat, sigma, D, a, b), None), first, rest)
+        sums, _ = lax.scan(lambda a, b: (kernel_sums.merge(flat, sigma, D, a, b), None), first, rest)
     return sums._replace(weight=jnp.where(finite, sums.weight, jnp.nan))
 
 
-def exact_denoiser(points, D, chunk=None):
-    """The data set's own `denoise(x, sigma)`: the function that a perfect network would learn."""
-    return lambda x, sigma: posterior_mean(x, sigma, points, D, chunk=chunk)
+def exact_denoiser(points: Num[Arrays, "n ..."], D: float, chunk: int | None = None) -> Denoiser:
+    """The data set's own `denoise(x, sigma)`: the function that a perfect network would learn.
 
-
-def _relative_weight(delta, nearest_squared, sigma, N, D):
-    """w(d² = nearest + δ) / w(d² = nearest), the kernel's ratio for squared distances that differ by δ."""
-    if D >= GAUSSIAN_D:
-        return jnp.exp(-delta / (2 * sigma**2))
-    return jnp.exp(-(N + D) / 2 * jnp.log1p(delta / (nearest_squared + D * sigma**2)))
-
-
-def _difference(x, y, pivot):
-    """‖x − y‖² − ‖x − pivot‖² for rows [B, N], without cancellation when y is close to the pivot."""
-    return jnp.sum((pivot - y) * ((x - y) + (x - pivot)), axis=1)
-
-
-def _sums(x, sigma, data, D, allowed=None):
-    """`Sums` of the points at hand, with exact differences at the nearest and at as many more as accuracy asks for."""
-    squared = jnp.sum(jnp.square(data), axis=1)
-    rough = squared - 2 * _product(x, data.T)
-    if allowed is not None:
-        rough = jnp.where(allowed, rough, jnp.inf)
-    _, near = lax.top_k(-rough, min(NEAREST, len(data)))
-    sums, delta, nearest_squared = _sums_around(x, sigma, data, D, allowed, rough, near)
-    if len(data) <= NEAREST:
-        return sums
-
-    rows = jnp.arange(len(x))[:, None]
-    doubt = _doubt(*lax.stop_gradient((x, sigma, jnp.max(squared), delta, nearest_squared, sums.weight)), D)
-    doubt = doubt.at[rows, near].set(0)
-    if allowed is not None:
-        doubt = jnp.where(allowed, doubt, 0)
-
-    @jax.checkpoint  # derivatives keep nothing of it but its arguments
-    def with_more():
-        places = jnp.broadcast_to(jnp.arange(len(data)), doubt.shape)
-        falling, order = lax.sort((-doubt.at[rows, near].set(jnp.inf), places), num_keys=1)
-        left_out = -lax.cumsum(falling, axis=1, reverse=True)
-        count = _largest(jnp.sum(left_out > TOLERANCE, axis=1))
-        return _sums_around(x, sigma, data, D, allowed, rough, order, count)[0]
-
-    return lax.cond(_largest(jnp.sum(doubt, axis=1)) > TOLERANCE, with_more, lambda: sums)
-
-
-def _doubt(x, sigma, largest_squared, delta, nearest_squared, weight, D):
-    """What each point may add to the displacement's error with δ from the product, [B, n] in parts of max(d_m, σ).
-
-    Its weight is off by the slope of log w times the error of δ, at most by all that it could be were δ smaller by the
-    largest error (the 2 and 16 are about the root mean square and the largest of those measured for N up to 12 288, in
-    units of `rounding`), and what it weighs lies at most d_m + d_i from the pivot. The moment's product is rounded at
-    the size of the points.
+    chunk: as for `posterior_mean`; None takes the points whole where that needs no more than MEMORY, and else streams.
     """
-    N, eps = x.shape[1], jnp.finfo(x.dtype).eps
-    rounding = eps * (largest_squared + jnp.sqrt(largest_squared * jnp.mean(jnp.square(x), axis=1)))
-    lowest = jnp.maximum(delta - 16 * rounding[:, None], 0)
-    could = _relative_weight(lowest, nearest_squared[:, None], sigma[:, None], N, D)
-    slope = 1 / (2 * sigma**2) if D >= GAUSSIAN_D else (N + D) / 2 / (nearest_squared + D * sigma**2)
-    distance = jnp.sqrt(nearest_squared)
-    scale = weight * jnp.maximum(distance, sigma)
-    of_weight = jnp.minimum(2 * slope * rounding, 1) / scale
-    of_product = 10 * eps * jnp.sqrt(largest_squared) / scale
-    reach = 2 * distance[:, None] + jnp.sqrt(jnp.maximum(delta, 0))
-    return could * (of_weight[:, None] * reach + of_product[:, None])
+
+    def denoise(x, sigma):
+        size = chunk or fitting_chunk(len(x), points.shape)
+        return posterior_mean(x, sigma, points, D, chunk=size)
+
+    return denoise
 
 
-def _sums_around(x, sigma, data, D, allowed, rough, order, count=None):
-    """The sums with exact differences at the first `count` (None: all) of each query's points, `order` [B, K].
+def fitting_chunk(B: int, shape: tuple[int, ...]) -> int | None:
+    """How many of the points of `shape` [n, *S] B queries can take at a time, None for all: a number, fixed at tracing.
 
-    rough [B, n] is ‖y_i‖² − 2 x·y_i, inf where not allowed. Returns (Sums, δ [B, n], ‖x − pivot‖² [B]).
+    A point takes its N floats and, for every query, WORKSPACE floats. A chunk is a power of two, so that it changes
+    rarely; it depends on the machine only where that has less than MEMORY to give.
     """
-    delta, is_exact, nearest = _differences(x, data, allowed, rough, order, count)
-    pivot = data[nearest]
-    nearest_squared = jnp.sum(jnp.square(x - pivot), axis=1)
-    if allowed is not None:
-        delta = jnp.where(allowed, delta, 0)  # at δ = ∞ the weight is 0, but its reverse-mode derivative is not finite
-    weights = _relative_weight(jnp.maximum(delta, 0), nearest_squared[:, None], sigma[:, None], x.shape[1], D)
-    if allowed is not None:
-        weights = jnp.where(allowed, weights, 0)
-    far = jnp.where(is_exact, 0, weights)
-    moment = _product(far, data) - jnp.sum(far, axis=1, keepdims=True) * pivot
-    moment = _add_near(moment, data, pivot, jnp.where(is_exact, weights, 0), order, count)
-    return Sums(pivot, jnp.sum(weights, axis=1), moment), delta, nearest_squared
-
-
-def _differences(x, data, allowed, rough, order, count):
-    """δ [B, n], where it is exact [B, n], and the nearest point [B]."""
-    rows = jnp.arange(len(x))[:, None]
-    first = data[order[:, 0]]
-
-    # One neighbour of every query at a time: [B, N] of memory in place of [B, C, N], and none kept for derivatives.
-    @jax.checkpoint
-    def of_block(columns):
-        return lax.map(lambda column: _difference(x, data[column], first), columns.T).T
-
-    def none(columns):
-        return jnp.full(columns.shape, jnp.inf, x.dtype)
-
-    def step(carry, columns, _, needed):
-        delta, is_exact, least, nearest = carry
-        exact = needed(of_block, none, columns)
-        if allowed is not None:
-            exact = jnp.where(allowed[rows, columns], exact, jnp.inf)
-        known, lowest = exact < jnp.inf, jnp.min(exact, axis=1)
-        delta = delta.at[rows, columns].set(jnp.where(known, exact, delta[rows, columns]))
-        lowest_column = columns[rows[:, 0], jnp.argmin(exact, axis=1)]
-        nearest = jnp.where(lowest < least, lowest_column, nearest)
-        return delta, is_exact.at[rows, columns].set(known), jnp.minimum(least, lowest), nearest
-
-    start = (
-        rough - rough[rows, order[:, :1]],
-        jnp.zeros(rough.shape, bool),
-        jnp.full(len(x), jnp.inf, x.dtype),
-        order[:, 0],
-    )
-    delta, is_exact, least, nearest = _over_blocks(step, start, order, count)
-    return delta - least[:, None], is_exact, nearest
-
-
-def _add_near(moment, data, pivot, weights, order, count):
-    """moment + Σ w_i (y_i − pivot) over the first `count` points of `order`."""
-    rows = jnp.arange(len(pivot))[:, None]
-
-    @jax.checkpoint
-    def of_block(moment, columns, weights):
-        def add(moment, column_weight):
-            column, weight = column_weight
-            return moment + weight[:, None] * (data[column] - pivot), None
-
-        return lax.scan(add, moment, (columns.T, weights.T))[0]
-
-    def step(moment, columns, is_new, needed):
-        return needed(
-            of_block, lambda moment, *_: moment, moment, columns, jnp.where(is_new, weights[rows, columns], 0)
-        )
-
-    return _over_blocks(step, moment, order, count)
-
-
-def _over_blocks(step, carry, order, count):
-    """Folds `step(carry, columns [B, C], is_new [C], needed)` over `order` [B, K] in blocks of C = 32, or K if less.
-
-    `needed(function, otherwise, *arguments)` calls `otherwise` for blocks that begin at `count` or later (None: never).
-    The last block starts early, to be as long as the others; `is_new` leaves out what was seen.
-    """
-    K = order.shape[1]
-    C = min(NEAREST, K)
-
-    def one_block(carry, begin):
-        start = jnp.minimum(begin, K - C)
-        columns = lax.dynamic_slice_in_dim(order, start, C, axis=1)
-
-        def needed(function, otherwise, *arguments):
-            return function(*arguments) if count is None else lax.cond(begin < count, function, otherwise, *arguments)
-
-        return step(carry, columns, start + jnp.arange(C) >= begin, needed), None
-
-    return lax.scan(one_block, carry, jnp.arange(0, K, C))[0]
-
-
-@jax.custom_batching.custom_vmap
-def _largest(values):
-    """The largest value, also over an axis of `vmap`: a branch taken for it stays a branch there."""
-    return jnp.max(values)
-
-
-@_largest.def_vmap
-def _largest_of_all(axis_size, in_batched, values):
-    return _largest(values), False
-
-
-def _product(a, b):
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-def _merge(x, sigma, D, a, b):
-    """The sums of two disjoint sets of points from the sums of each; associative."""
-    difference = _difference(x, b.pivot, a.pivot)
-    b_is_nearer = (a.weight == 0) | ((b.weight > 0) & (difference < 0))
-    choose = lambda p, q: jnp.where(b_is_nearer.reshape((-1,) + (1,) * (p.ndim - 1)), q, p)
-    near, far = jax.tree.map(choose, a, b), jax.tree.map(choose, b, a)
-    nearest_squared = jnp.sum(jnp.square(x - near.pivot), axis=1)
-    factor = _relative_weight(jnp.abs(difference), nearest_squared, sigma, x.shape[1], D)
-    moved = far.moment + far.weight[:, None] * (far.pivot - near.pivot)
-    return Sums(near.pivot, near.weight + factor * far.weight, near.moment + factor[:, None] * moved)
-
-
-def _streamed(x, sigma, data, D, allowed, chunk):
-    if chunk < 1:
-        raise UserError(f"chunk must be at least 1, got {chunk}")
-    n, chunk = len(data), min(chunk, len(data))
-    empty = Sums(jnp.zeros_like(x), jnp.zeros_like(sigma), jnp.zeros_like(x))
-
-    def add_chunk(sums, begin):
-        # The last chunk starts early instead of being padded (a padded copy would double the memory) and masks what
-        # was seen.
-        start = jnp.minimum(begin, n - chunk)
-        mask = jnp.broadcast_to(start + jnp.arange(chunk) >= begin, (len(x), chunk))
-        if allowed is not None:
-            mask &= lax.dynamic_slice_in_dim(allowed, start, chunk, axis=1)
-        part = _sums(x, sigma, lax.dynamic_slice_in_dim(data, start, chunk), D, mask)
-        return _merge(x, sigma, D, sums, part), None
-
-    return lax.scan(add_chunk, empty, jnp.arange(0, n, chunk))[0]
+    per_point = 4 * (math.prod(shape[1:]) + WORKSPACE * B)
+    points = max(kernel_sums.NEAREST, int(min(MEMORY, parallel.device_memory() / 4)) // per_point)
+    return None if shape[0] <= points else 2 ** (points.bit_length() - 1)

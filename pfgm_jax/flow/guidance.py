@@ -3,7 +3,7 @@
     denoise'(x, σ) = guide(x, σ) + w (denoise(x, σ) − guide(x, σ))                                                (1)
 
 w = 0 is the guide, w = 1 the denoiser itself, and w > 1 goes on in the direction in which it differs from the guide.
-With the network that is not told the label as the guide, (1) is classifier-free guidance (arXiv 2207.12598, whose
+With the same network without its label as the guide, (1) is classifier-free guidance (arXiv 2207.12598, whose
 weight is w − 1); with a weaker network (smaller, or trained for less long), autoguidance (arXiv 2406.02507).
 
 At D = ∞ a denoiser is a score, (denoise(x, σ) − x)/σ² = ∇ log p_σ(x), and (1) is the gradient of the tilted log density
@@ -13,8 +13,12 @@ extrapolation of posterior means, nothing more: exact at w = 0 and w = 1, and th
 and beyond. It is for denoisers alone: PFGM's normalised field is not linear in them.
 """
 
+from jaxtyping import Array, Float
 
-def guided(denoise, guide, weight):
+from pfgm_jax.array_types import Denoiser
+
+
+def guided(denoise: Denoiser, guide: Denoiser, weight: float | Float[Array, ""]) -> Denoiser:
     """The denoiser of equation (1): `denoise` and `guide` (x [B, *S], sigma [B]) -> [B, *S], weight w a number.
 
     Written as (1 − w) guide + w denoise, which is bit for bit the guide at w = 0 and the denoiser at w = 1. A call is

@@ -1,11 +1,23 @@
 """The one training loss: regression on a parametrisation's target, from the clean image or the large-batch mean."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
+from pfgm_jax.array_types import Arrays
 from pfgm_jax.flow import field
+from pfgm_jax.flow.process import Process
 
 
-def posterior_target(process, x, sigma, y, references=None, allowed=None):
+def posterior_target(
+    process: Process,
+    x: Float[Arrays, "B *S"],
+    sigma: Float[Arrays, "B"],
+    y: Float[Arrays, "B *S"],
+    references: Float[Arrays, "R *S"] | None = None,
+    allowed: Bool[Arrays, "B R"] | None = None,
+) -> Float[Arrays, "B *S"]:
     """What stands for E[y | x, σ] in the target.
 
     The clean image y is an unbiased stand-in (denoising). The posterior mean over a large batch of references is the
@@ -14,15 +26,23 @@ def posterior_target(process, x, sigma, y, references=None, allowed=None):
 
     Args:
       x: [B, *S] perturbed images. sigma: [B]. y: [B, *S] their clean images.
-      references: [R, *S], holding y among them, or None for the clean image.
-      allowed: [B, R] references of an example's own label, for a network that is told the label.
+      references: [R, *S], holding y among them, or None for the clean image; streamed where they are many.
+      allowed: [B, R] references of an example's own label, for a class-conditional network.
     """
     if references is None:
         return y
-    return field.posterior_mean(x, sigma, references, process.D, allowed=allowed)
+    chunk = field.fitting_chunk(len(x), references.shape)
+    return field.posterior_mean(x, sigma, references, process.D, chunk=chunk, allowed=allowed)
 
 
-def squared_error(parametrization, process, network, x, sigma, posterior_mean):
+def squared_error(
+    parametrization,
+    process: Process,
+    network: Callable,
+    x: Float[Arrays, "B *S"],
+    sigma: Float[Arrays, "B"],
+    posterior_mean: Float[Arrays, "B *S"],
+) -> Float[Array, "B"]:
     """Weighted squared error per example, [B].
 
     Args:

@@ -12,8 +12,13 @@ and a weight on the squared error, averaged over the outputs. No solver and no l
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from pfgm_jax.array_types import Arrays, Denoiser, Levels
+from pfgm_jax.flow.process import Process
 
 
 def _per_image(a, like):
@@ -31,7 +36,9 @@ class EDM:
     sigma_data: float = 0.5
     extra_channels = 0
 
-    def inputs(self, process, x, sigma):
+    def inputs(
+        self, process: Process, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
+    ) -> tuple[Float[Arrays, "B *S"], Float[Array, "B"]]:
         c_in = 1 / jnp.sqrt(sigma**2 + self.sigma_data**2)
         return _per_image(c_in, x) * x, jnp.log(sigma) / 4
 
@@ -39,18 +46,30 @@ class EDM:
         total = sigma**2 + self.sigma_data**2
         return _per_image(self.sigma_data**2 / total, x), _per_image(sigma * self.sigma_data / jnp.sqrt(total), x)
 
-    def target(self, process, x, sigma, posterior_mean):
+    def target(
+        self,
+        process: Process,
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+        posterior_mean: Float[Arrays, "B *S"],
+    ) -> Float[Array, "B *T"]:
         c_skip, c_out = self._skip_and_out(sigma, x)
         return (posterior_mean - c_skip * x) / c_out
 
-    def outputs(self, raw):
+    def outputs(self, raw: Float[Arrays, "B *R"]) -> Float[Arrays, "B *T"]:
         return raw
 
-    def to_denoiser(self, process, output, x, sigma):
+    def to_denoiser(
+        self,
+        process: Process,
+        output: Float[Arrays, "B *T"],
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+    ) -> Float[Array, "B *S"]:
         c_skip, c_out = self._skip_and_out(sigma, x)
         return c_skip * x + c_out * output
 
-    def weight(self, x):
+    def weight(self, x: Float[Arrays, "B *S"]) -> float:
         return 1.0
 
 
@@ -69,20 +88,34 @@ class Epsilon:
     time_shift: float = 0.0
     extra_channels = 0
 
-    def inputs(self, process, x, sigma):
+    def inputs(
+        self, process: Process, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
+    ) -> tuple[Float[Arrays, "B *S"], Levels]:
         t = process.time(sigma)
         return _per_image(process.scale(t), x) * x, self.time_scale * t + self.time_shift
 
-    def target(self, process, x, sigma, posterior_mean):
+    def target(
+        self,
+        process: Process,
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+        posterior_mean: Float[Arrays, "B *S"],
+    ) -> Float[Array, "B *T"]:
         return (x - posterior_mean) / _per_image(sigma, x)
 
-    def outputs(self, raw):
+    def outputs(self, raw: Float[Arrays, "B *R"]) -> Float[Arrays, "B *T"]:
         return raw
 
-    def to_denoiser(self, process, output, x, sigma):
+    def to_denoiser(
+        self,
+        process: Process,
+        output: Float[Arrays, "B *T"],
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+    ) -> Float[Array, "B *S"]:
         return x - _per_image(sigma, x) * output
 
-    def weight(self, x):
+    def weight(self, x: Float[Arrays, "B *S"]) -> float:
         return 1.0
 
 
@@ -96,19 +129,33 @@ class Score:
 
     extra_channels = 0
 
-    def inputs(self, process, x, sigma):
+    def inputs(
+        self, process: Process, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
+    ) -> tuple[Float[Arrays, "B *S"], Float[Array, "B"]]:
         return x, jnp.log(sigma / 2)
 
-    def target(self, process, x, sigma, posterior_mean):
+    def target(
+        self,
+        process: Process,
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+        posterior_mean: Float[Arrays, "B *S"],
+    ) -> Float[Array, "B *T"]:
         return (posterior_mean - x) / _per_image(sigma, x)
 
-    def outputs(self, raw):
+    def outputs(self, raw: Float[Arrays, "B *R"]) -> Float[Arrays, "B *T"]:
         return raw
 
-    def to_denoiser(self, process, output, x, sigma):
+    def to_denoiser(
+        self,
+        process: Process,
+        output: Float[Arrays, "B *T"],
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+    ) -> Float[Array, "B *S"]:
         return x + _per_image(sigma, x) * output
 
-    def weight(self, x):
+    def weight(self, x: Float[Arrays, "B *S"]) -> float:
         return math.prod(x.shape[1:]) / 2
 
 
@@ -137,19 +184,33 @@ class PoissonField:
     def _radius(self, process, sigma):
         return sigma * math.sqrt(process.D)
 
-    def inputs(self, process, x, sigma):
+    def inputs(
+        self, process: Process, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
+    ) -> tuple[Float[Arrays, "B *S"], Float[Array, "B"]]:
         return x, self._radius(process, sigma)
 
-    def target(self, process, x, sigma, posterior_mean):
+    def target(
+        self,
+        process: Process,
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+        posterior_mean: Float[Arrays, "B *S"],
+    ) -> Float[Array, "B *T"]:
         B, N = len(x), math.prod(x.shape[1:])
         E = jnp.concatenate([(x - posterior_mean).reshape(B, N), self._radius(process, sigma).reshape(B, 1)], axis=1)
         return -math.sqrt(N) * E / (jnp.linalg.norm(E, axis=1, keepdims=True) + self.gamma)
 
-    def outputs(self, raw):
+    def outputs(self, raw: Float[Arrays, "B *R"]) -> Float[Arrays, "B *T"]:
         v_x = raw[..., :-1].reshape(len(raw), -1)
         return jnp.concatenate([v_x, jnp.mean(raw[..., -1:], axis=(1, 2))], axis=1)
 
-    def to_denoiser(self, process, output, x, sigma):
+    def to_denoiser(
+        self,
+        process: Process,
+        output: Float[Arrays, "B *T"],
+        x: Float[Arrays, "B *S"],
+        sigma: Float[Arrays, "B"],
+    ) -> Float[Array, "B *S"]:
         N, r = math.prod(x.shape[1:]), self._radius(process, sigma)
         v_x, v_r = output[:, :-1].reshape(x.shape), output[:, -1]
         # A network's ‖v_x‖ may pass √N and its v_r may pass 0; both are kept where the formulas have a meaning.
@@ -159,11 +220,11 @@ class PoissonField:
         by_ratio = -r / jnp.minimum(v_r, -1e-5)
         return x + _per_image(jnp.where(r < self.near, by_norm, by_ratio), x) * v_x
 
-    def weight(self, x):
+    def weight(self, x: Float[Arrays, "B *S"]) -> float:
         return (math.prod(x.shape[1:]) + 1) / 2
 
 
-def denoiser(parametrization, process, network):
+def denoiser(parametrization, process: Process, network: Callable) -> Denoiser:
     """Wraps `network(x, noise) -> raw` as the contract `denoise(x [B, *S], sigma [B]) -> [B, *S]`."""
 
     def denoise(x, sigma):

@@ -17,11 +17,14 @@ everything below works in σ and the unscaled variable x = x_t / s(t). Along a f
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 from scipy.special import betaln, gammaln
 
+from pfgm_jax.array_types import Arrays, Numbers, PRNGKey, PRNGKeys
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import schedule
 
@@ -40,7 +43,9 @@ class LogNormal:
     P_std: float = 1.2
     from_kernel = True
 
-    def __call__(self, process, key, y):
+    def __call__(
+        self, process: "Process", key: PRNGKey, y: Float[Arrays, "*S"]
+    ) -> tuple[Float[Array, "*S"], Float[Array, ""]]:
         key_sigma, key_noise = jax.random.split(key)
         sigma = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key_sigma, (), y.dtype))
         return kernel_draw(process, key_noise, y, sigma), sigma
@@ -63,7 +68,9 @@ class GeometricShell:
     restrict_M: bool = True
     from_kernel = False
 
-    def __call__(self, process, key, y):
+    def __call__(
+        self, process: "Process", key: PRNGKey, y: Float[Arrays, "*S"]
+    ) -> tuple[Float[Array, "*S"], Float[Array, ""]]:
         key_m, key_x, key_z, key_u = jax.random.split(key, 4)
         noise_z = jnp.abs(self.sigma * jax.random.normal(key_z, (), y.dtype))
         m = self.M * jax.random.uniform(key_m, (), y.dtype)
@@ -84,13 +91,15 @@ class UniformTime:
     high: float
     from_kernel = True
 
-    def __call__(self, process, key, y):
+    def __call__(
+        self, process: "Process", key: PRNGKey, y: Float[Arrays, "*S"]
+    ) -> tuple[Float[Array, "*S"], Float[Array, ""]]:
         key_t, key_noise = jax.random.split(key)
         if process.schedule.discrete:
             t = jax.random.randint(key_t, (), self.low, self.high + 1)
         else:
             t = jax.random.uniform(key_t, (), y.dtype, self.low, self.high)
-        sigma = process.sigma(t).astype(y.dtype)
+        sigma = jnp.asarray(process.sigma(t), y.dtype)
         return kernel_draw(process, key_noise, y, sigma), sigma
 
 
@@ -117,7 +126,7 @@ class Process:
     t_min: float
     t_max: float
     training_law: Callable
-    schedule: object = schedule.Identity()
+    schedule: Any = schedule.Identity()
     max_norm: float = math.inf
 
     def __post_init__(self):
@@ -128,24 +137,24 @@ class Process:
                 f"σ {self.sigma_min} to {self.sigma_max}"
             )
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> Numbers:
         """σ(t)."""
         return self.schedule.sigma(t)
 
-    def scale(self, t):
+    def scale(self, t: Numbers) -> Numbers:
         """s(t)."""
         return self.schedule.scale(t)
 
-    def time(self, sigma):
+    def time(self, sigma: Numbers) -> Numbers:
         """t(σ), the inverse of `sigma`."""
         return self.schedule.time(sigma)
 
     @property
-    def sigma_min(self):
+    def sigma_min(self) -> float:
         return self._number(self.t_min)
 
     @property
-    def sigma_max(self):
+    def sigma_max(self) -> float:
         return self._number(self.t_max)
 
     def _number(self, t):
@@ -153,17 +162,17 @@ class Process:
             return float(self.sigma(t))
 
     @property
-    def is_gaussian(self):
+    def is_gaussian(self) -> bool:
         return self.D >= GAUSSIAN_D
 
 
-def require_D(D):
+def require_D(D: float) -> None:
     """Refuses a D that is no number, not positive, or so small that float32 does not hold the kernel's draws."""
     if not D >= SMALLEST_D:
         raise UserError(f"D must be a number from {SMALLEST_D} on or inf (float32 does not hold less), got {D}")
 
 
-def with_D(process, D):
+def with_D(process: Process, D: float) -> Process:
     """The process with another D and the same σ, to sample at D' what was trained at D (arXiv 2302.04265, section 4).
 
     The flow in σ is the same at every D, so D' changes the prior, and at D' = ∞ admits the samplers that draw noise.
@@ -174,17 +183,19 @@ def with_D(process, D):
     return dataclasses.replace(process, name=f"{process.name}, sampled", D=float(D), max_norm=math.inf)
 
 
-def edm(sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
+def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, P_mean: float = -1.2, P_std: float = 1.2) -> Process:
     """EDM (arXiv 2206.00364): the Gaussian kernel, σ(t) = t."""
     return Process("edm", math.inf, sigma_min, sigma_max, LogNormal(P_mean, P_std))
 
 
-def pfgmpp(D, sigma_min=0.002, sigma_max=80.0, P_mean=-1.2, P_std=1.2):
+def pfgmpp(
+    D: float, sigma_min: float = 0.002, sigma_max: float = 80.0, P_mean: float = -1.2, P_std: float = 1.2
+) -> Process:
     """PFGM++ (arXiv 2302.04265) with EDM's σ through r = σ√D (its section 4): D = 1 is PFGM's field, D = inf is EDM."""
     return Process("pfgmpp", float(D), sigma_min, sigma_max, LogNormal(P_mean, P_std))
 
 
-def ve(sigma_min=0.02, sigma_max=100.0, t_min=1e-5):
+def ve(sigma_min: float = 0.02, sigma_max: float = 100.0, t_min: float = 1e-5) -> Process:
     """Variance-exploding SDE (arXiv 2011.13456, eq. 31): σ from σ_min to σ_max, geometric in t ~ U[t_min, 1].
 
     The published σ of 0.01 to 50 are for images in [0, 1]; in [−1, 1] they are twice that. σ_max is to be the largest
@@ -193,17 +204,17 @@ def ve(sigma_min=0.02, sigma_max=100.0, t_min=1e-5):
     return Process("ve", math.inf, t_min, 1.0, UniformTime(t_min, 1.0), schedule.Geometric(sigma_min, sigma_max))
 
 
-def vp(beta_min=0.1, beta_max=20.0, t_min=1e-3):
+def vp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Process:
     """Variance-preserving SDE (arXiv 2011.13456, eq. 32): trained on t ~ U[1e-5, 1], sampled down to t_min."""
     return Process("vp", math.inf, t_min, 1.0, UniformTime(1e-5, 1.0), schedule.VP(beta_min, beta_max))
 
 
-def subvp(beta_min=0.1, beta_max=20.0, t_min=1e-3):
+def subvp(beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3) -> Process:
     """Sub-VP SDE (arXiv 2011.13456, eq. 33): trained on t ~ U[1e-5, 1], sampled down to t_min."""
     return Process("subvp", math.inf, t_min, 1.0, UniformTime(1e-5, 1.0), schedule.SubVP(beta_min, beta_max))
 
 
-def ddpm(steps=1000, kind="linear"):
+def ddpm(steps: int = 1000, kind: str = "linear") -> Process:
     """DDPM (arXiv 2006.11239) on its grid of T = `steps` levels; `kind` "linear" or "cosine" (arXiv 2102.09672).
 
     Raises:
@@ -214,7 +225,17 @@ def ddpm(steps=1000, kind="linear"):
     return Process("ddpm", math.inf, 1, steps, UniformTime(1, steps), schedule.Discrete(steps, kind))
 
 
-def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, max_norm=None):
+def pfgm(
+    M: int,
+    N: int,
+    *,
+    z_min: float = 1e-3,
+    sigma: float = 0.01,
+    tau: float = 0.03,
+    restrict_M: bool = True,
+    z_max: float | None = None,
+    max_norm: float | None = None,
+) -> Process:
     """PFGM (arXiv 2209.11178): D = 1 and σ = z.
 
     z_max = √(2/π) σ (1+τ)^M and max_norm = √N σ (1+τ)^M, the mean |ε_z| and ‖ε_x‖ at m = M, unless given.
@@ -234,12 +255,12 @@ def pfgm(M, N, z_min=1e-3, sigma=0.01, tau=0.03, restrict_M=True, z_max=None, ma
     )
 
 
-def pfgm_M(data_norm, N, sigma=0.01, tau=0.03):
+def pfgm_M(data_norm: float, N: int, sigma: float = 0.01, tau: float = 0.03) -> int:
     """PFGM's M = ⌊0.75 ln(R² / (2 √N σ²)) / ln(1+τ)⌋ + 1, R the mean norm of the data (published script)."""
     return math.floor(0.75 * math.log(data_norm**2 / (2 * math.sqrt(N) * sigma**2)) / math.log1p(tau)) + 1
 
 
-def kernel_noise(key, shape, D, dtype=None):
+def kernel_noise(key: PRNGKey, shape: tuple[int, ...], D: float, dtype=None) -> Float[Array, "*S"]:
     """One draw of the kernel at σ = 1, y = 0: equation (2).
 
     The radius factor √(D/χ²_D) is shared by all pixels; it is computed from a log-gamma draw, which neither
@@ -253,12 +274,16 @@ def kernel_noise(key, shape, D, dtype=None):
     return noise * jnp.exp(0.5 * (math.log(D / 2) - log_half_chi2))
 
 
-def kernel_draw(process, key, y, sigma):
+def kernel_draw(
+    process: Process, key: PRNGKey, y: Float[Arrays, "*S"], sigma: float | Float[Arrays, ""]
+) -> Float[Array, "*S"]:
     """One draw x ~ p(x | y, σ) around one image y [*S], sigma []."""
-    return y + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
+    return jnp.asarray(y) + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
 
 
-def perturb(process, keys, y, sigma):
+def perturb(
+    process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
+) -> Float[Array, "B *S"]:
     """Draws x ~ p(x | y, σ), the kernel around each image.
 
     Args:
@@ -272,12 +297,14 @@ def perturb(process, keys, y, sigma):
     return jax.vmap(kernel_draw, (None, 0, 0, 0))(process, keys, y, jnp.asarray(sigma, y.dtype))
 
 
-def training_pairs(process, keys, y):
+def training_pairs(
+    process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"]
+) -> tuple[Float[Array, "B *S"], Float[Array, "B"]]:
     """Draws (x [B, *S], sigma [B]) for images y [B, *S] from the process's own training law; keys [B]."""
     return jax.vmap(lambda key, y: process.training_law(process, key, y))(keys, y)
 
 
-def prior(process, keys, shape, dtype=None):
+def prior(process: Process, keys: PRNGKeys, shape: tuple[int, ...], dtype=None) -> Float[Array, "B *S"]:
     """Draws x at σ_max: the kernel centred at 0, its radius clipped to [1, max_norm] where the process clips it.
 
     Args:
@@ -298,7 +325,7 @@ def prior(process, keys, shape, dtype=None):
     return jax.vmap(one_example)(keys)
 
 
-def log_prior(process, x):
+def log_prior(process: Process, x: Float[Arrays, "B *S"]) -> Float[Array, "B"]:
     """Log density in nats of the (unclipped) prior at x [B, *S], unscaled; returns [B].
 
     log Γ((N+D)/2) − log Γ(D/2) − (N/2) log(π r²) − ((N+D)/2) log(1 + ‖x‖²/r²) with r = σ_max √D. The gamma functions do

@@ -18,6 +18,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from pfgm_jax.array_types import Numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
@@ -25,13 +27,13 @@ class Identity:
 
     discrete = False
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> Numbers:
         return t
 
-    def scale(self, t):
+    def scale(self, t: Numbers) -> Numbers:
         return jnp.ones_like(t)
 
-    def time(self, sigma):
+    def time(self, sigma: Numbers) -> Numbers:
         return sigma
 
 
@@ -43,13 +45,13 @@ class Geometric:
     sigma_max: float
     discrete = False
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> Numbers:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
-    def scale(self, t):
+    def scale(self, t: Numbers) -> Numbers:
         return jnp.ones_like(t)
 
-    def time(self, sigma):
+    def time(self, sigma: Numbers) -> Numbers:
         return jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
 
@@ -61,11 +63,11 @@ class LinearBeta:
     beta_max: float
     discrete = False
 
-    def integral(self, t):
+    def integral(self, t: Numbers) -> Numbers:
         """B(t)."""
         return self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2
 
-    def scale(self, t):
+    def scale(self, t: Numbers) -> Numbers:
         return jnp.exp(-self.integral(t) / 2)
 
     def _inverse_integral(self, B):
@@ -77,10 +79,10 @@ class LinearBeta:
 class VP(LinearBeta):
     """Variance preserving: equation (1)."""
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> Numbers:
         return jnp.sqrt(jnp.expm1(self.integral(t)))
 
-    def time(self, sigma):
+    def time(self, sigma: Numbers) -> Numbers:
         return self._inverse_integral(jnp.log1p(sigma**2))
 
 
@@ -88,10 +90,10 @@ class VP(LinearBeta):
 class SubVP(LinearBeta):
     """Sub-variance preserving: equation (2)."""
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> Numbers:
         return 2 * jnp.sinh(self.integral(t) / 2)
 
-    def time(self, sigma):
+    def time(self, sigma: Numbers) -> Numbers:
         return self._inverse_integral(2 * jnp.arcsinh(sigma / 2))
 
 
@@ -123,12 +125,12 @@ class Discrete:
     kind: str
     discrete = True
 
-    def sigma(self, t):
+    def sigma(self, t: Numbers) -> Numbers:
         t = jnp.asarray(t, jnp.result_type(float))
         return jnp.exp(jnp.interp(t, np.arange(1, self.steps + 1), _log_sigmas(self.steps, self.kind)))
 
-    def scale(self, t):
+    def scale(self, t: Numbers) -> Numbers:
         return 1 / jnp.sqrt(1 + self.sigma(t) ** 2)
 
-    def time(self, sigma):
+    def time(self, sigma: Numbers) -> Numbers:
         return jnp.interp(jnp.log(sigma), _log_sigmas(self.steps, self.kind), np.arange(1.0, self.steps + 1))

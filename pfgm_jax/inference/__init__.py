@@ -1,7 +1,7 @@
 """What is asked of a denoiser besides samples: likelihoods, latents, and an exact way there and back.
 
 `likelihood.log_likelihood(process, denoise, x, key)` and `reversible.follow(denoise, pair, rows)` take any denoiser, an
-exact field as well as a network; `upwards.Upwards(process)` makes an encoder of every solver of the flow. `encode`,
+exact field as well as a network; `upwards.upwards(process)` makes an encoder of every solver of the flow. `encode`,
 `decode` and `log_likelihood` do it with a network for any number of images, on all devices. docs/inference.md has the
 mathematics.
 """
@@ -18,14 +18,14 @@ from pfgm_jax.inference.latents import (
 )
 from pfgm_jax.inference.latents import load as load_latents
 from pfgm_jax.inference.likelihood import LEVELS_PER_UNIT, Likelihood, bits_per_dim, dequantised
-from pfgm_jax.inference.upwards import Upwards
+from pfgm_jax.inference.upwards import upwards
 
 __all__ = [
     "FLOW_SOLVERS",
     "LEVELS_PER_UNIT",
     "Latents",
     "Likelihood",
-    "Upwards",
+    "upwards",
     "Weighted",
     "between",
     "bits_per_dim",

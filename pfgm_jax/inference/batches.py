@@ -12,7 +12,7 @@ from pfgm_jax import parallel, sampling
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.inference import likelihood, reversible
 from pfgm_jax.inference.latents import Latents
-from pfgm_jax.inference.upwards import Upwards
+from pfgm_jax.inference.upwards import upwards
 
 # Of the reversible solver, on each device: a network's last bits depend on the shape of its batch, so that encoding and
 # decoding need the same, however many images there are.
@@ -45,9 +45,9 @@ def over_batches(program, arrays, size, what, progress=True):
 
 
 @functools.lru_cache(maxsize=32)
-def solved(network, solver, options, upwards):
+def solved(network, solver, options, up):
     """The mapped `(x, labels, params) -> (x, completed, nfe)` of a solver of the flow, up to σ_max or down to σ_min."""
-    flow = Upwards(network.process) if upwards else network.process
+    flow = upwards(network.process) if up else network.process
 
     def per_device(x, labels, params):
         x, stats = sampling.SOLVERS[solver](

@@ -24,7 +24,7 @@ import numpy as np
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow.process import log_prior
-from pfgm_jax.inference.upwards import Upwards
+from pfgm_jax.inference.upwards import upwards
 from pfgm_jax.sampling.adaptive import rk45
 
 EXACT = 0  # as a number of trace vectors: the whole trace
@@ -98,7 +98,7 @@ def log_likelihood(process, denoise, x, key=None, *, vectors=1, rtol=1e-5, atol=
         return jnp.concatenate([mean.reshape(B, N), integral + trace / math.sqrt(N)], axis=1)
 
     start = jnp.concatenate([x.reshape(B, N), jnp.zeros((B, traces), x.dtype)], axis=1)
-    state, stats = rk45(Upwards(process), augmented, start, rtol=rtol, atol=atol, fixed_steps=steps,
+    state, stats = rk45(upwards(process), augmented, start, rtol=rtol, atol=atol, fixed_steps=steps,
                         max_steps=max_steps, last_denoise=False, axis_name=axis_name)  # fmt: skip
     latents, integrals = state[:, :N].reshape(B, *shape), math.sqrt(N) * state[:, N:]
     growth = N * math.log(process.sigma_max / process.sigma_min)

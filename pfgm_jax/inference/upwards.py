@@ -5,25 +5,18 @@ import dataclasses
 from pfgm_jax.flow.process import Process
 
 
-@dataclasses.dataclass(frozen=True)
-class Upwards:
+class Upwards(Process):
     """A process with its ends exchanged: `sigma_max` is the level near the data, where a solver of the flow starts.
 
     The flow is an ordinary differential equation, which every deterministic solver follows either way. Grids run
     backwards, level for level, so that n steps up visit the same levels as n steps down.
     """
 
-    process: Process
+    def __post_init__(self):
+        """Nothing to check: the process was, the other way round."""
 
-    sigma_max = property(lambda self: self.process.sigma_min)
-    sigma_min = property(lambda self: self.process.sigma_max)
-    t_max = property(lambda self: self.process.t_min)
-    t_min = property(lambda self: self.process.t_max)
-    D = property(lambda self: self.process.D)
-    name = property(lambda self: self.process.name)
-    schedule = property(lambda self: self.process.schedule)
-    is_gaussian = property(lambda self: self.process.is_gaussian)
 
-    def sigma(self, t):
-        """σ(t)."""
-        return self.process.sigma(t)
+def upwards(process: Process) -> Upwards:
+    """The process with its ends exchanged."""
+    fields = {field.name: getattr(process, field.name) for field in dataclasses.fields(process)}
+    return Upwards(**fields | {"t_min": process.t_max, "t_max": process.t_min})

@@ -11,6 +11,7 @@ same classifier: `name` says which it was, with its accuracy on test images.
 
 import functools
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,8 +20,10 @@ import numpy as np
 import optax
 from flax import traverse_util
 from jax import lax
+from jaxtyping import Array, Float, Int, Num, UInt8
 from tqdm import tqdm
 
+from pfgm_jax.array_types import Arrays, PRNGKey
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.data.shuffle import epoch_order
@@ -75,7 +78,7 @@ class Classifier:
       classes: their names.
       confusion: int [K, K], true class by predicted class, over images that it was not trained on; zeros if there are
         none.
-      name: what to print beside figures that were made with it.
+      name: what to print beside figures computed with it.
       fingerprint: SHA-256 of its weights. about: what else belongs to a protocol.
       distances: what a Fréchet and a kernel distance of these features are called.
     """
@@ -86,32 +89,32 @@ class Classifier:
         self.params, self.classes, self.confusion = params, classes, confusion
         digest = array_cache.digest(traverse_util.flatten_dict(params, sep="/"))
         self.fingerprint = digests.sha256(f"{VERSION}", digest)
-        found = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
-        self.name = f"{protocol}, test accuracy {found}"
+        accuracy = f"{self.accuracy:.2%}" if confusion.any() else "not known, as there are no test images"
+        self.name = f"{protocol}, test accuracy {accuracy}"
         self.about = f", SHA-256 of the weights {self.fingerprint}"
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> float:
         """Share of the test images whose class it finds."""
         return float(np.trace(self.confusion) / max(1, self.confusion.sum()))
 
     @property
-    def recall(self):
+    def recall(self) -> Float[np.ndarray, "K"]:
         """Share found of each class's test images, [K]; NaN for a class without any."""
         return recall(self.confusion)
 
-    def features(self, images):
+    def features(self, images: Any) -> Float[np.ndarray, "n 128"]:
         """Features [n, 128], float32, of uint8 images [n, H, W, C], an array or what can be sliced like one."""
         return apply(self.params, len(self.classes), images)[1]
 
     __call__ = features
 
-    def predict(self, images):
+    def predict(self, images: Any) -> Int[np.ndarray, "n"]:
         """Classes int [n] of uint8 images [n, H, W, C]."""
         return apply(self.params, len(self.classes), images)[0].argmax(axis=1)
 
 
-def classifier(dataset, seed=0, steps=None, flip=False):
+def classifier(dataset, seed: int = 0, steps: int | None = None, flip: bool = False) -> Classifier:
     """The Classifier of a Dataset, trained on its training images; from the cache if it was made before.
 
     It is tested on the test split, or on the validation split where that is empty.
@@ -141,7 +144,8 @@ def classifier(dataset, seed=0, steps=None, flip=False):
         arrays = array_cache.load(path)
         confusion = arrays.pop("confusion")
         return Classifier(traverse_util.unflatten_dict(arrays, sep="/"), dataset.classes, confusion, protocol)
-    params = fit(*gather(train), dataset.num_classes, steps, seed, flip, f"classifier of {dataset.name}")
+    progress = f"classifier of {dataset.name}"
+    params = fit(*gather(train), dataset.num_classes, steps, seed, flip, progress)
     confusion = confusion_of(params, *gather(test), dataset.num_classes)
     array_cache.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
     return Classifier(params, dataset.classes, confusion, protocol)
@@ -158,13 +162,13 @@ def check(dataset):
         )
 
 
-def steps_for(n, steps=None):
+def steps_for(n: int, steps: int | None = None) -> int:
     """Optimiser steps for n training images, or `steps` if given, as a multiple of SCANNED."""
     steps = min(MOST_STEPS, max(LEAST_STEPS, EPOCHS * n // BATCH)) if steps is None else steps
     return -(-steps // SCANNED) * SCANNED
 
 
-def gather(split):
+def gather(split) -> tuple[UInt8[np.ndarray, "m h w C"], Int[np.ndarray, "m"]]:
     """A Split's (images uint8 [m, h, w, C] after `shrink`, labels [m]); of more than MOST_IMAGES, so many are drawn."""
     n = len(split)
     if n <= MOST_IMAGES:
@@ -173,7 +177,7 @@ def gather(split):
     return shrink(split.images, chosen), split.labels[chosen]
 
 
-def shrink(images, indices=None):
+def shrink(images: Any, indices: Int[np.ndarray, "m"] | None = None) -> UInt8[np.ndarray, "m h w C"]:
     """uint8 [n, H, W, C], or those at `indices`, halved (means over 2 x 2 pixels) until no side exceeds SIDE.
 
     images: an array or what can be sliced like one; small images come back as they are.
@@ -186,13 +190,21 @@ def shrink(images, indices=None):
 
 
 def _halved(images):
-    x = jnp.asarray(images, jnp.float32)
-    while max(x.shape[1:3]) > SIDE:
+    x: Any = jnp.asarray(images, jnp.float32)
+    while max(np.shape(x)[1:3]) > SIDE:
         x = layers.downsample(x)
     return np.asarray(jnp.round(x).astype(jnp.uint8))
 
 
-def fit(images, labels, num_classes, steps, seed=0, flip=False, progress=None):
+def fit(
+    images: UInt8[np.ndarray, "n h w C"],
+    labels: Int[np.ndarray, "n"],
+    num_classes: int,
+    steps: int,
+    seed: int = 0,
+    flip: bool = False,
+    progress: str | None = None,
+) -> Any:
     """Trained parameters of `Network`.
 
     AdamW at a rate that warms up and then falls along a cosine, on `shifted` images.
@@ -208,7 +220,7 @@ def fit(images, labels, num_classes, steps, seed=0, flip=False, progress=None):
     params = jax.jit(network.init)(init_key, jnp.zeros((1, height, width, channels)))["params"]
     state = params, _optimiser().init(params)
     rates = optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, max(1, int(WARM_UP * steps)), steps)
-    train = _trainer(network, flip)
+    train = _trainer(network, flip)  # pyrefly: ignore[bad-argument-type]  # flax makes networks hashable
     every = 0.2 if sys.stderr.isatty() else 10.0  # a terminal gets a live bar, a file a line now and then
     bar = tqdm(total=steps, desc=progress, unit="step", delay=5, mininterval=every, disable=progress is None)
     for start in range(0, steps, SCANNED):
@@ -247,7 +259,7 @@ def _trainer(network, flip):
     return jax.jit(lambda state, *batches: lax.scan(step, state, batches)[0])
 
 
-def shifted(key, images, flip):
+def shifted(key: PRNGKey, images: Num[Arrays, "B h w C"], flip: bool) -> Num[Array, "B h w C"]:
     """Each image [B, h, w, C] moved by its own whole pixels, up to an eighth of a side, and mirrored or not.
 
     Images below SHIFTED_FROM stay in place.
@@ -271,31 +283,32 @@ def _reader(num_classes):
     return jax.jit(lambda params, images: Network(num_classes).apply({"params": params}, to_unit(images)))
 
 
-def apply(params, num_classes, images):
+def apply(params: Any, num_classes: int, images: Any) -> tuple[Float[np.ndarray, "n K"], Float[np.ndarray, "n 128"]]:
     """Logits [n, K] and features [n, 128], float32, of uint8 images [n, H, W, C] of any size."""
     if images.dtype != np.uint8 or len(images.shape) != 4:
         raise ValueError(f"images must be uint8 [n, H, W, C], not {images.dtype} {images.shape}")
-    read, found = _reader(num_classes), []
+    read, parts = _reader(num_classes), []
     n = len(images)
     size = min(EXAMINED, n)
     for start in range(0, n, size or 1):
         part = shrink(images[start : start + size])
         padded = np.zeros((size, *part.shape[1:]), np.uint8)
         padded[: len(part)] = part
-        found.append([np.asarray(x)[: len(part)] for x in read(params, padded)])
-    if not found:
+        parts.append([np.asarray(x)[: len(part)] for x in read(params, padded)])
+    if not parts:
         return np.zeros((0, num_classes), np.float32), np.zeros((0, WIDTHS[-1]), np.float32)
-    return tuple(np.concatenate(x) for x in zip(*found, strict=True))
+    logits, features = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return logits, features
 
 
-def confusion_of(params, images, labels, num_classes):
+def confusion_of(params: Any, images: Any, labels: Int[Arrays, "n"], num_classes: int) -> Int[np.ndarray, "K K"]:
     """Counts int [K, K] of images by true class and by predicted class."""
     counts = np.zeros((num_classes, num_classes), np.int64)
     np.add.at(counts, (labels, apply(params, num_classes, images)[0].argmax(axis=1)), 1)
     return counts
 
 
-def recall(confusion):
+def recall(confusion: Int[np.ndarray, "K K"]) -> Float[np.ndarray, "K"]:
     """Share found of each class [K] from `confusion_of`; NaN for a class without images."""
     total = confusion.sum(axis=1)
     return np.where(total > 0, np.diag(confusion) / np.maximum(total, 1), np.nan)

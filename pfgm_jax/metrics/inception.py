@@ -12,15 +12,18 @@ files that have it, "output" {"kernel" [2048, 1008], "bias"}.
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Num
 from scipy.special import logsumexp
 from tqdm import tqdm
 
 from pfgm_jax import parallel
+from pfgm_jax.array_types import Arrays
 from pfgm_jax.errors import UserError
 from pfgm_jax.storage import digests
 
@@ -31,7 +34,7 @@ BATCH_CPU, BATCH = 16, 128
 _PRECISION = lax.Precision.HIGHEST  # TF32 or bfloat16 passes would shift features by 1e-3
 
 
-def bilinear_matrix(size):
+def bilinear_matrix(size: int) -> Float[np.ndarray, "299 size"]:
     """Weights [299, size] of TensorFlow's first bilinear resize along one axis, float32: coordinate i size / 299."""
     at = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
     low = np.minimum(at.astype(int), size - 1)
@@ -42,7 +45,7 @@ def bilinear_matrix(size):
     return matrix
 
 
-def resize(images):
+def resize(images: Num[Arrays, "B H W C"]) -> Float[Array, "B 299 299 D"]:
     """uint8 [B, H, W, C] -> float32 [B, 299, 299, 3] of values 0 to 255; grey is repeated to three channels."""
     _, height, width, channels = images.shape
     rows, columns = bilinear_matrix(height), bilinear_matrix(width)
@@ -51,18 +54,18 @@ def resize(images):
     return jnp.broadcast_to(x, (*x.shape[:3], 3)) if channels == 1 else x
 
 
-def max_pool(x, stride=2, padding="VALID"):
+def max_pool(x: Float[Arrays, "B H W C"], stride: int = 2, padding: str = "VALID") -> Float[Array, "B h w C"]:
     """3 x 3 maximum."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
-def mean_pool(x):
+def mean_pool(x: Float[Arrays, "B H W C"]) -> Float[Array, "B H W C"]:
     """3 x 3 mean, stride 1, of the positions inside the image: 4 at corners, 6 at edges."""
     total = lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
-def network(params, x):
+def network(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B d"]:
     """Features [B, 2048] of x [B, 299, 299, 3] in [-1, 1)."""
 
     def conv(x, name, stride=1, padding="SAME"):
@@ -133,18 +136,18 @@ class Inception:
 
     distances = ("fid", "kid")
 
-    def __init__(self, params, name):
+    def __init__(self, params: dict, name: str):
         self.params, self.name, self.fingerprint = params, name, fingerprint(params)
         self.about = f", resized to 299 px bilinearly as in that graph, SHA-256 of the weights {self.fingerprint}"
         self._copies = None
 
-    def own(self, features):
+    def own(self, features: Float[Arrays, "n d"]) -> dict[str, float]:
         """Figures of features that need no reference: the Inception score, where the weights have the class layer."""
         if "output" not in self.params:
             return {}
         return {"is": inception_score(logits(self.params, features), min(10, len(features)))[0]}
 
-    def __call__(self, images, batch=None):
+    def __call__(self, images: Any, batch: int | None = None) -> Float[np.ndarray, "n d"]:
         """Features [n, 2048], float32, of uint8 images [n, H, W, 1 or 3] of any size; shows its progress if it is long.
 
         Args:
@@ -171,7 +174,7 @@ class Inception:
         return np.concatenate(features)
 
 
-def fingerprint(params):
+def fingerprint(params: dict) -> str:
     """SHA-256 of the weights of all layers but "output", as hexadecimal text."""
     parts = []
     for name in sorted(params.keys() - {"output"}):
@@ -181,7 +184,7 @@ def fingerprint(params):
     return digests.sha256(*parts)
 
 
-def logits(params, features):
+def logits(params: dict, features: Num[Arrays, "n d"]) -> Float[np.ndarray, "n K"]:
     """Class logits [n, 1008], float64, of features [n, 2048]: the last layer without its bias, as for published scores.
 
     Raises:
@@ -195,7 +198,7 @@ def logits(params, features):
     return np.asarray(features, np.float64) @ np.asarray(params["output"]["kernel"], np.float64)
 
 
-def inception_score(logits, splits=10):
+def inception_score(logits: Num[Arrays, "n K"], splits: int = 10) -> tuple[float, float]:
     """exp E KL(p(c|x) || p(c)) of logits [n, classes] (Salimans et al. 2016, arXiv 1606.03498): mean, std over splits.
 
     The splits are consecutive parts of the samples, as published, and p(c) is each one's own mean. Raises ValueError

@@ -38,7 +38,7 @@ ELSEWHERE = "give a file with the weights as evaluate.inception=FILE (.pt, .pth,
 EPSILON = 1e-3  # of batch norm
 
 
-def load(path=""):
+def load(path: str | pathlib.Path = "") -> inception.Inception:
     """The network as an `inception.Inception`.
 
     Args:
@@ -47,10 +47,10 @@ def load(path=""):
     Raises:
       UserError: no such file, a file of another network, or no connection to the index.
     """
+    cached = atomic.cache_root() / "inception" / "inception-2015-12-05.safetensors"
     if path:
         params = _read(atomic.expanded(path))
     else:
-        cached = atomic.cache_root() / "inception" / "inception-2015-12-05.safetensors"
         params = _read(cached) if cached.exists() else fetch(cached)
     network = inception.Inception(params, NAME)
     if network.fingerprint != STANDARD:
@@ -114,7 +114,7 @@ def _read(path):
     """Parameters from a file: one that `safetensors.save` wrote, or one of PyTorch's."""
     tree = torch_files.read(path)
     if isinstance(tree, dict) and "conv/kernel" in tree:
-        params = {}
+        params: dict = {}
         for name, array in tree.items():
             layer, _, part = name.rpartition("/")
             params.setdefault(layer, {})[part] = array
@@ -127,7 +127,7 @@ def _read(path):
     return params
 
 
-def convert(state):
+def convert(state: dict) -> dict:
     """{layer: {"kernel", "bias"}}, float32, of a state_dict with either kind of names."""
     state = {_our_name(name): np.asarray(value, np.float64) for name, value in state.items()}
     params = {}

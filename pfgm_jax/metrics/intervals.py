@@ -14,7 +14,8 @@ training run would give. With normal features, intervals at 95 % were seen to ho
 least for a kernel distance of few samples with outliers, and for coverage by fewer samples than there are real images.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import t as student
@@ -43,11 +44,13 @@ class Difference(NamedTuple):
     resolved: bool
 
     def __str__(self):
-        found = f"{self.difference.value:+.4g} [{self.difference.low:+.4g}, {self.difference.high:+.4g}]"
-        return found if self.resolved else f"not resolved: {found}"
+        text = f"{self.difference.value:+.4g} [{self.difference.low:+.4g}, {self.difference.high:+.4g}]"
+        return text if self.resolved else f"not resolved: {text}"
 
 
-def estimate(metric, samples, replicates=REPLICATES, level=0.95, seed=0):
+def estimate(
+    metric: Callable, samples: Any, replicates: int = REPLICATES, level: float = 0.95, seed: int = 0
+) -> dict[str, Estimate]:
     """Every figure of `metric(samples)` with its interval: {name: Estimate}.
 
     Args:
@@ -63,7 +66,16 @@ def estimate(metric, samples, replicates=REPLICATES, level=0.95, seed=0):
     }
 
 
-def compare(metric, a, b, paired=False, replicates=REPLICATES, level=0.95, seed=0):
+def compare(
+    metric: Callable,
+    a: Any,
+    b: Any,
+    paired: bool = False,
+    *,
+    replicates: int = REPLICATES,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Difference]:
     """Every figure of two models' samples and their difference: {name: Difference}.
 
     Both are measured against the reference inside `metric`, so that its chance is common to both.

@@ -7,12 +7,16 @@ This estimator of the squared maximum mean discrepancy has no bias at any n, so 
 may come out negative.
 """
 
-import numpy as np
+from collections.abc import Callable
 
+import numpy as np
+from jaxtyping import Float, Num
+
+from pfgm_jax.array_types import Arrays
 from pfgm_jax.metrics.neighbours import BLOCK_ELEMENTS, as_features
 
 
-def kernel(a, b):
+def kernel(a: Float[Arrays, "n d"], b: Float[Arrays, "m d"]) -> Float[Arrays, "n m"]:
     """k of every pair of rows of a [n, d] and b [m, d]: [n, m]."""
     return (a @ b.T / a.shape[1] + 1) ** 3
 
@@ -31,7 +35,7 @@ def _within(a):
     return (_total(a, a) - itself.sum()) / (len(a) * (len(a) - 1))
 
 
-def against(real):
+def against(real: Num[Arrays, "n d"]) -> Callable[[Num[Arrays, "m d"]], dict[str, float]]:
     """`fake -> {"kid": value}` for reference features [n, d], whose own mean is computed once."""
     real = as_features(real)
     within = _within(real)
@@ -45,12 +49,14 @@ def against(real):
     return metric
 
 
-def kid(real, fake):
+def kid(real: Arrays, fake: Arrays) -> float:
     """The unbiased estimate from all features of both sets."""
     return against(real)(fake)["kid"]
 
 
-def kid_subsets(real, fake, subsets=100, size=1000, seed=0):
+def kid_subsets(
+    real: Num[Arrays, "n d"], fake: Num[Arrays, "m d"], subsets: int = 100, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """(mean, std) over random subsets, as KID is published; of `size` images or all of the smaller set.
 
     The std is the spread of a figure of that many images. It is no error of the mean, nor is std / sqrt(subsets), since

@@ -20,12 +20,15 @@ find few copies. And the shares of classes count: if samples have more of a clas
 number rises without a copy. So look at the picture.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Num, UInt8
 from scipy.stats import betabinom, binomtest
 
 from pfgm_jax import plots
+from pfgm_jax.array_types import Arrays
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.metrics.classifier import SIDE, shrink
 from pfgm_jax.metrics.neighbours import as_features, squared_distances
@@ -38,11 +41,11 @@ BLOCK = 4096  # training images whose features are in memory together
 class Closest(NamedTuple):
     """The samples nearest to training images: uint8 [k, H, W, C] and distances [k]; seen as they are nearest."""
 
-    samples: np.ndarray
-    train: np.ndarray
-    held_out: np.ndarray
-    train_distance: np.ndarray
-    held_out_distance: np.ndarray
+    samples: UInt8[np.ndarray, "k H W C"]
+    train: UInt8[np.ndarray, "k H W C"]
+    held_out: UInt8[np.ndarray, "k H W C"]
+    train_distance: Float[np.ndarray, "k"]
+    held_out_distance: Float[np.ndarray, "k"]
 
 
 class Memorisation(NamedTuple):
@@ -66,9 +69,9 @@ class Memorisation(NamedTuple):
     count: int
     crowded: int
     identical: int
-    distances: np.ndarray
-    nearest: np.ndarray
-    held_out_distances: np.ndarray
+    distances: Float[np.ndarray, "n"]
+    nearest: Int[np.ndarray, "n"]
+    held_out_distances: Float[np.ndarray, "m"]
     held_out_copies: int
     train_copies: int
     closest: Closest
@@ -84,7 +87,18 @@ class Pixels:
         return to_unit(shrink(images)).reshape(len(images), -1)
 
 
-def memorisation(samples, train, held_out, extractor=None, train_features=None, mirror=False, shift=0, k=10, seed=0):
+def memorisation(
+    samples: Any,
+    train: Any,
+    held_out: Any,
+    extractor: Any = None,
+    train_features: Num[Arrays, "N d"] | None = None,
+    *,
+    mirror: bool = False,
+    shift: int = 0,
+    k: int = 10,
+    seed: int = 0,
+) -> Memorisation:
     """The Memorisation of samples.
 
     Args:
@@ -122,9 +136,9 @@ def memorisation(samples, train, held_out, extractor=None, train_features=None, 
     both = np.concatenate([samples, held_out])
     distance, nearest, viewed = np.full(n + m, np.inf), np.full(n + m, -1), np.zeros(n + m, int)
     for i, view in enumerate(views):
-        found, which = neighbours(features_of(view(both)), blocks)
-        nearer = found < distance
-        distance[nearer], nearest[nearer], viewed[nearer] = found[nearer], which[nearer], i
+        view_distance, which = neighbours(features_of(view(both)), blocks)
+        nearer = view_distance < distance
+        distance[nearer], nearest[nearer], viewed[nearer] = view_distance[nearer], which[nearer], i
     d, d_held_out, nearest = distance[:n], distance[n:], nearest[:n]
 
     order = max(1, (m + 1) // 100)
@@ -140,7 +154,7 @@ def memorisation(samples, train, held_out, extractor=None, train_features=None, 
     first = np.argsort(d, kind="stable")[:k]
     shown = np.concatenate([views[viewed[i]](samples[i : i + 1]) for i in first])
     other_distance, other = neighbours(features_of(shown), lambda: [(0, features_of(held_out))])
-    counted = lambda found, all_: f"{found}" if found == all_ else f"{found} of {all_}, drawn at random,"
+    counted = lambda used, total: f"{used}" if used == total else f"{used} of {total}, drawn at random,"
     moved = f", moved by up to {shift} px or not" if shift else ""
     return Memorisation(
         share=count / n,
@@ -179,7 +193,9 @@ def _views(mirror, shift):
     return [moved(i, j, step) for step in ((1, -1) if mirror else (1,)) for i in offsets for j in offsets]
 
 
-def neighbours(queries, blocks, exclude=None):
+def neighbours(
+    queries: Float[np.ndarray, "n d"], blocks: Callable, exclude: Int[np.ndarray, "n"] | None = None
+) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
     """Distance to the nearest point and which it is, float [n] and int [n], of queries [n, d].
 
     Args:
@@ -195,14 +211,14 @@ def neighbours(queries, blocks, exclude=None):
                 squares[inside, at[inside]] = np.inf
             j = squares.argmin(axis=1)
             # Computed anew, as the expansion loses the digits near 0.
-            found = np.linalg.norm(queries[rows] - points[j], axis=1)
-            found[np.isinf(squares[np.arange(len(j)), j])] = np.inf
-            nearer = found < best[rows]
-            best[rows], which[rows] = np.where(nearer, found, best[rows]), np.where(nearer, start + j, which[rows])
+            distance = np.linalg.norm(queries[rows] - points[j], axis=1)
+            distance[np.isinf(squares[np.arange(len(j)), j])] = np.inf
+            nearer = distance < best[rows]
+            best[rows], which[rows] = np.where(nearer, distance, best[rows]), np.where(nearer, start + j, which[rows])
     return best, which
 
 
-def text(result):
+def text(result: Memorisation) -> str:
     """A few lines for the terminal."""
     r = result
     lines = [
@@ -223,7 +239,8 @@ def plot(result, path):
 
     closest, columns = result.closest, len(result.closest.samples)
     figure = Figure(figsize=(max(7, 1.05 * columns + 1.3), 7.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.6, 3])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3.6, 3])
+    top, bottom = parts
     rows = [
         ("closest\nsamples", closest.samples, None),
         ("nearest\ntraining\nimage", closest.train, closest.train_distance),

@@ -15,7 +15,13 @@ and (Naeem et al. 2020, arXiv 2002.09797)
 Published figures have k = 3 for the first two and k = 5 for the others.
 """
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+from pfgm_jax.array_types import Arrays
 
 BLOCK_ELEMENTS = 2**22  # distances held at once: 32 MiB of float64
 # Balls are closed (the authors' code has open ones). The slack puts a fake that *is* some point's k-th
@@ -23,7 +29,7 @@ BLOCK_ELEMENTS = 2**22  # distances held at once: 32 MiB of float64
 TIE_SLACK = 1e-9
 
 
-def squared_distances(a, b):
+def squared_distances(a: Arrays | list, b: Arrays | list) -> Iterator[tuple[slice, Float[np.ndarray, "rows m"]]]:
     """Yield (rows, distances): a slice of `a` [n, d], and its squared distances to `b` [m, d] as [rows, m].
 
     Memory stays near BLOCK_ELEMENTS values; |a - b|^2 is expanded to use one matrix product per block.
@@ -42,7 +48,7 @@ def squared_distances(a, b):
         yield slice(start, start + len(block)), np.maximum(distances, 0)
 
 
-def neighbour_radius(real, k):
+def neighbour_radius(real: Num[Arrays, "n d"], k: int) -> Float[np.ndarray, "n"]:
     """Distance of each point of `real` [n, d] to its k-th nearest other point, [n].
 
     Raises ValueError unless 1 <= k < n.
@@ -56,7 +62,9 @@ def neighbour_radius(real, k):
     return radius
 
 
-def ball_counts(real, fake, k=5, radius=None):
+def ball_counts(
+    real: Num[Arrays, "n d"], fake: Arrays | list, k: int = 5, radius: Float[Arrays, "n"] | None = None
+) -> Int[np.ndarray, "n"]:
     """How many points of `fake` [m, d] lie in the ball B_i of each point of `real` [n, d]: int [n].
 
     `radius` [n] is `neighbour_radius(real, k)`, if that is known.
@@ -68,7 +76,9 @@ def ball_counts(real, fake, k=5, radius=None):
     return counts
 
 
-def covered(real, fake, k=3, radius=None):
+def covered(
+    real: Num[Arrays, "n d"], fake: Num[Arrays, "m d"], k: int = 3, radius: Float[Arrays, "n"] | None = None
+) -> Bool[np.ndarray, "m"]:
     """Which points of `fake` [m, d] lie in the ball B_i of some point of `real` [n, d]: bool [m]; radius as above."""
     limit = _limit(real, k, radius)
     inside = np.empty(len(fake), dtype=bool)
@@ -82,18 +92,22 @@ def _limit(real, k, radius):
     return ((neighbour_radius(real, k) if radius is None else radius) * (1 + TIE_SLACK)) ** 2
 
 
-def precision_recall(real, fake, k=3):
+def precision_recall(real: Num[Arrays, "n d"], fake: Num[Arrays, "m d"], k: int = 3) -> tuple[float, float]:
     """Precision and recall of `fake` [m, d] with respect to `real` [n, d]: two floats."""
     return float(covered(real, fake, k).mean()), float(covered(fake, real, k).mean())
 
 
-def density_coverage(real, fake, k=5, radius=None):
+def density_coverage(
+    real: Num[Arrays, "n d"], fake: Arrays | list, k: int = 5, radius: Float[Arrays, "n"] | None = None
+) -> tuple[float, float]:
     """Density and coverage of `fake` [m, d] with respect to `real` [n, d]: two floats; radius as above."""
     counts = ball_counts(real, fake, k, radius)
     return float(counts.sum() / (k * len(fake))), float((counts > 0).mean())
 
 
-def against(real, k=3, density_k=5):
+def against(
+    real: Num[Arrays, "n d"], k: int = 3, density_k: int = 5
+) -> Callable[[Num[Arrays, "m d"]], dict[str, float]]:
     """`fake -> {"precision", "recall", "density", "coverage"}` for reference features, whose radii are found once.
 
     k is that of the first two, density_k of the others.
@@ -108,7 +122,7 @@ def against(real, k=3, density_k=5):
     return metric
 
 
-def expected_coverage(counts, total, n):
+def expected_coverage(counts: Int[Arrays, "N"] | list[int], total: int, n: int) -> float:
     """Coverage expected of n fakes drawn without replacement from the `total` fakes that gave `counts` [N].
 
     A ball with c of the fakes stays empty with the hypergeometric chance C(total-c, n) / C(total, n), so no
@@ -122,7 +136,7 @@ def expected_coverage(counts, total, n):
     return float((1 - empty[np.asarray(counts)]).mean())
 
 
-def nearest_distance(fake, real):
+def nearest_distance(fake: Arrays | list, real: Num[Arrays, "n d"]) -> Float[np.ndarray, "m"]:
     """Distance of each point of `fake` [m, d] to the nearest of `real` [n, d], [m]; exactly 0 for a copy."""
     fake, real = as_features(fake), as_features(real)
     nearest = np.empty(len(fake), dtype=int)
@@ -131,7 +145,7 @@ def nearest_distance(fake, real):
     return np.linalg.norm(fake - real[nearest], axis=1)  # recomputed: the expansion loses the digits near 0
 
 
-def as_features(x):
+def as_features(x: Any) -> Float[np.ndarray, "n d"]:
     """`x` as float64; ValueError unless it is a finite, non-empty matrix [n, d]."""
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or 0 in x.shape or not np.isfinite(x).all():

@@ -14,6 +14,7 @@ No single figure is enough: `controls` makes sets of bad images, each of which f
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -48,16 +49,16 @@ class Score:
     copies: float
 
     @property
-    def failed(self):
+    def failed(self) -> list[str]:
         """Names of the criteria that are not met; NaN meets none."""
         return [name for name, (low, high) in CRITERIA.items() if not low <= getattr(self, name) <= high]
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         """Whether every criterion is met."""
         return not self.failed
 
-    def failures(self):
+    def failures(self) -> list[str]:
         """One line for each criterion that is not met; an empty list when the samples pass."""
         return [f"{_words(name)} {getattr(self, name):.4g}, not {range_text(name)}" for name in self.failed]
 
@@ -91,7 +92,7 @@ class PixelScorer:
             "confidence, density, coverage and distance relative to held-out images at the same n"
         )
 
-    def score(self, samples):
+    def score(self, samples: Any) -> Score:
         """Score of uint8 samples [n, H, W, C].
 
         Only coverage depends on n by itself; its held-out value is the expectation over random subsets of n
@@ -155,7 +156,7 @@ def controls(train_images, train_labels, held_out_images, held_out_labels, seed=
     return {name: to_uint8(pixels).reshape(n, *shape) for name, pixels in sets.items()}
 
 
-def table(rows):
+def table(rows: dict[str, Score]) -> str:
     """Text table of {name: Score} for the terminal: one line a row, accepted ranges under the titles."""
     columns = ["confidence", "density", "coverage", "distance"]
     classes = f"{CRITERIA['smallest_class'][0]:.0%} to {CRITERIA['largest_class'][1]:.0%}"
@@ -181,7 +182,7 @@ def _words(name):
     return name.replace("_", " ")
 
 
-def range_text(name):
+def range_text(name: str) -> str:
     """The accepted range of a criterion in words: ">= 0.93", "0.8 to 1.4", "<= 0.02"."""
     low, high = CRITERIA[name]
     if high in (1.0, np.inf):

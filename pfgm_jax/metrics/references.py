@@ -2,10 +2,14 @@
 
 import functools
 import math
-from typing import NamedTuple
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int, Num
 
+from pfgm_jax.array_types import Arrays
 from pfgm_jax.data.download import cache_dir
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.metrics import frechet
@@ -21,17 +25,17 @@ class Reference(NamedTuple):
 
     name: str
     statistics: frechet.Statistics
-    features: np.ndarray
+    features: Num[np.ndarray, "n d"]
 
 
-def kept_indices(total):
+def kept_indices(total: int) -> Int[np.ndarray, "n"]:
     """Indices of the images whose features a Reference keeps, of `total`: all, or KEPT at random, the same always."""
     if total <= KEPT:
         return np.arange(total)
     return np.sort(np.random.default_rng(0).choice(total, KEPT, replace=False))
 
 
-def reference(dataset, split, extractor):
+def reference(dataset, split: str, extractor: Any) -> Reference:
     """The Reference of a split ("train", "val" or "test") of a Dataset; from the cache if it was made before.
 
     Args:
@@ -53,15 +57,15 @@ def reference(dataset, split, extractor):
     rows = max(2, CHUNK_BYTES // math.prod(images.shape[1:]))
     statistics, parts, chosen = [], [], kept_indices(len(images))
     for start in range(0, len(images), rows):
-        made = extractor(images[start : start + rows])
-        statistics.append(frechet.statistics(made))
-        parts.append(made[chosen[(chosen >= start) & (chosen < start + rows)] - start])
+        features = extractor(images[start : start + rows])
+        statistics.append(frechet.statistics(features))
+        parts.append(features[chosen[(chosen >= start) & (chosen < start + rows)] - start])
     statistics, features = functools.reduce(frechet.merge, statistics), np.concatenate(parts)
     _save(path, statistics, features, name)
     return Reference(name, statistics, features)
 
 
-def cached_at(dataset, split, extractor):
+def cached_at(dataset, split: str, extractor: Any) -> pathlib.Path:
     """The file of the cache that holds what `reference` gives for these arguments, once it is made."""
     images = getattr(dataset, split).images
     content = array_cache.content(images)
@@ -71,7 +75,13 @@ def cached_at(dataset, split, extractor):
     return folder / f"{dataset.name}-{images.shape[1]}-{split}-{key[:16]}.safetensors"
 
 
-def per_class(metric, real, real_labels, fake, fake_labels):
+def per_class(
+    metric: Callable,
+    real: Num[Arrays, "n d"],
+    real_labels: Int[Arrays, "n"] | Sequence[int],
+    fake: Num[Arrays, "m d"],
+    fake_labels: Int[Arrays, "m"] | Sequence[int],
+) -> dict[int, Any]:
     """{class: metric(real, fake)} of each class's features alone, such as `frechet.fid` or `kernel.kid`.
 
     Classes without two images on each side are left out. A Fréchet distance depends on n: classes of different sizes
@@ -82,7 +92,9 @@ def per_class(metric, real, real_labels, fake, fake_labels):
     return {c: metric(real[real_labels == c], fake[fake_labels == c]) for c, count in counts.items() if count >= 2}
 
 
-def real_floor(against, train, n, test=None, seed=0):
+def real_floor(
+    against: Callable, train: Num[Arrays, "N d"], n: int, test: Num[Arrays, "M d"] | None = None, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """What real images reach against real ones, at n samples: {"train": figures, "test": figures}, the lower limit.
 
     "train" are n random training images against the other ones, "test" n random test images (at most all) against all

@@ -1,7 +1,7 @@
 """What synthetic images are good for: how well a classifier does on real test images when it is trained on them.
 
     real        the training images
-    synthetic   synthetic images and the labels that they were asked for (Ravuri and Vinyals 2019, arXiv 1905.10887:
+    synthetic   synthetic images and the labels that were requested (Ravuri and Vinyals 2019, arXiv 1905.10887:
                 "classification accuracy score")
     filled      the training images, and synthetic ones of each class up to the largest class's number
     repeated    the training images, those of each class repeated up to the largest class's number: what the balance
@@ -12,9 +12,11 @@ same test images; they differ in nothing but what is seen. The error is that of 
 order, shifts): it holds neither the chance of the test set nor that of another sampling run.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import classifier
@@ -30,21 +32,21 @@ class Arm(NamedTuple):
     confusions: int [seeds, K, K], test images by true and by predicted class.
     """
 
-    counts: np.ndarray
-    confusions: np.ndarray
+    counts: Int[np.ndarray, "K"]
+    confusions: Int[np.ndarray, "seeds K K"]
 
     @property
-    def recall(self):
+    def recall(self) -> Float[np.ndarray, "seeds K"]:
         """Share found of each class's test images, [seeds, K]; NaN for a class without any."""
         return np.stack([classifier.recall(confusion) for confusion in self.confusions])
 
     @property
-    def accuracy(self):
+    def accuracy(self) -> Float[np.ndarray, "seeds"]:
         """Share of all test images whose class is found, [seeds]."""
         return np.trace(self.confusions, axis1=1, axis2=2) / self.confusions.sum(axis=(1, 2))
 
     @property
-    def balanced(self):
+    def balanced(self) -> Float[np.ndarray, "seeds"]:
         """Balanced accuracy [seeds]: the mean recall of the classes."""
         return np.nanmean(self.recall, axis=1)
 
@@ -57,7 +59,16 @@ class Usefulness(NamedTuple):
     protocol: str
 
 
-def usefulness(dataset, images, labels, seeds=3, steps=None, flip=False, arms=ARMS):
+def usefulness(
+    dataset,
+    images: Any,
+    labels: Any,
+    seeds: int = 3,
+    steps: int | None = None,
+    *,
+    flip: bool = False,
+    arms: Sequence[str] = ARMS,
+) -> Usefulness:
     """The Usefulness of synthetic images for the classes of a Dataset.
 
     Args:
@@ -97,7 +108,7 @@ def usefulness(dataset, images, labels, seeds=3, steps=None, flip=False, arms=AR
         "filled": lambda: joined(real, real_labels, fake, labels),
         "repeated": lambda: joined(real, real_labels, real, real_labels),
     }
-    found = {}
+    results = {}
     for arm in arms:
         seen, classes = sets[arm]()
         confusions = []
@@ -105,16 +116,21 @@ def usefulness(dataset, images, labels, seeds=3, steps=None, flip=False, arms=AR
             progress = f"{arm}, seed {seed + 1} of {seeds}"
             params = classifier.fit(seen, classes, dataset.num_classes, steps, seed, flip, progress)
             confusions.append(classifier.confusion_of(params, test_images, test_labels, dataset.num_classes))
-        found[arm] = Arm(np.bincount(classes, minlength=dataset.num_classes), np.stack(confusions))
+        results[arm] = Arm(np.bincount(classes, minlength=dataset.num_classes), np.stack(confusions))
     protocol = (
         f"{len(test_labels)} test images of {dataset.name} {'×'.join(map(str, dataset.shape))}; classifier "
         f"v{classifier.VERSION}, {steps} steps of {classifier.BATCH} for every row{', mirrored' if flip else ''}; "
         f"mean ± standard error over {seeds} seeds"
     )
-    return Usefulness(found, dataset.classes, protocol)
+    return Usefulness(results, dataset.classes, protocol)
 
 
-def joined(real, real_labels, more, more_labels):
+def joined(
+    real: Num[np.ndarray, "n *S"],
+    real_labels: Int[np.ndarray, "n"],
+    more: Num[np.ndarray, "m *S"],
+    more_labels: Int[np.ndarray, "m"],
+) -> tuple[Num[np.ndarray, "N *S"], Int[np.ndarray, "N"]]:
     """(images, labels) of the real ones and, of every class, as many of `more` as it lacks to the largest class.
 
     Where `more` has fewer, those that it has, again and again; none where it has none.
@@ -130,7 +146,7 @@ def joined(real, real_labels, more, more_labels):
     return np.concatenate([real, more[chosen]]), np.concatenate([real_labels, more_labels[chosen]])
 
 
-def table(result):
+def table(result: Usefulness) -> str:
     """Text of a Usefulness: accuracies by arm, then recall by class, rarest in training first."""
     figure = lambda values: f"{np.mean(values):.3f} ± {np.std(values, ddof=1) / np.sqrt(len(values)):.3f}"
     rows = [["trained on", "images", "accuracy", "balanced accuracy"]]

@@ -2,12 +2,16 @@
 
 import inspect
 import numbers
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.adaptive import rk45, tsit5
 from pfgm_jax.sampling.grids import GRIDS, levels
 from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m
@@ -15,7 +19,7 @@ from pfgm_jax.sampling.single_step import euler, heun
 from pfgm_jax.sampling.stats import SolveStats
 from pfgm_jax.sampling.stochastic import ancestral, ddim, euler_maruyama, predictor_corrector
 
-SOLVERS = {
+SOLVERS: dict[str, Callable] = {
     solver.__name__: solver
     for solver in (rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, ancestral, euler_maruyama, predictor_corrector)
 }
@@ -38,7 +42,7 @@ _PLUMBING = {"keys", "axis_name", "framed"}
 _MOST = 1_000_000
 
 
-def find(name):
+def find(name: str) -> tuple[Callable, dict[str, Any]]:
     """The solver called `name` and its options with their defaults: (function, {option: default}).
 
     Raises:
@@ -52,16 +56,16 @@ def find(name):
     }
 
 
-def option_kinds():
+def option_kinds() -> dict[str, type]:
     """{option: type} of everything that some solver can be told, but for the number of frames."""
-    defaults = {}
+    defaults: dict[str, Any] = {}
     for name in SOLVERS:
         defaults |= {option: value for option, value in find(name)[1].items() if defaults.get(option) is None}
     del defaults["frames"]
     return {option: str if value is None else type(value) for option, value in defaults.items()}
 
 
-def check_options(name, options):
+def check_options(name: str, options: dict[str, Any]) -> None:
     """Raises UserError for an unknown solver, an option that it does not take, or a value of another type."""
     _, taken = find(name)
     kinds = option_kinds() | {"frames": int}
@@ -79,7 +83,7 @@ def check_options(name, options):
 def _check_kind(asks, value, kind):
     """Raises UserError unless an option's value is of its kind, NumPy's numbers included."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if kind is int and not (whole and abs(value) <= _MOST):
+    if kind is int and not (whole and -_MOST <= int(value) <= _MOST):
         raise UserError(f"{asks} a whole number up to {_MOST:,}, got {value!r}")
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if kind is float and not real:
@@ -90,7 +94,7 @@ def _check_kind(asks, value, kind):
         raise UserError(f"{asks} a word, got {value!r}")
 
 
-def levels_of(name, process, options):
+def levels_of(name: str, process: Process, options: dict[str, Any]) -> Float[np.ndarray, "n"]:
     """The descending levels [n + 1] that n steps of a solver visit; a hundred of ln σ where it chooses its own."""
     taken = find(name)[1] | options
     if "grid" in taken:
@@ -98,7 +102,7 @@ def levels_of(name, process, options):
     return np.geomspace(process.sigma_max, process.sigma_min, 101)
 
 
-def shares_steps(name, options):
+def shares_steps(name: str, options: dict[str, Any]) -> bool:
     """Whether samples of one batch depend on each other: by a step size or a norm that they share."""
     taken = find(name)[1] | options
     if "per_sample" in taken:
@@ -106,7 +110,7 @@ def shares_steps(name, options):
     return taken.get("corrector_steps", 0) > 0
 
 
-def check(name, process, options):
+def check(name: str, process: Process, options: dict[str, Any]) -> None:
     """Raises UserError if the solver called `name` is not defined for the process, or not with these options.
 
     The solver is traced on an empty denoiser, which costs little and finds whatever it would refuse.

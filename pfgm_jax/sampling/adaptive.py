@@ -2,14 +2,19 @@
 
 import functools
 import math
+from typing import NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
+from jaxtyping import Array, Float
 
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
 from pfgm_jax.errors import UserError
-from pfgm_jax.sampling.stats import SolveStats
+from pfgm_jax.flow.process import Process
+from pfgm_jax.sampling.stats import Output, SolveStats
 
 # A step of Dopri5 or Tsit5 takes six evaluations, its seventh stage being the next step's first (FSAL); the very first
 # stage is one more.
@@ -25,8 +30,22 @@ _SLACK = 3.0
 _SMALLEST_STEP = 1e-6
 
 
-def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=False, fixed_steps=0, max_steps=1000,
-         last_denoise=True, frames=0, framed=None, axis_name=None):  # fmt: skip
+def rk45(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    per_sample: bool = False,
+    fixed_steps: int = 0,
+    max_steps: int = 1000,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """Dormand-Prince 5(4), the solver of PFGM and of score-based probability flows, with error control.
 
     Args:
@@ -54,63 +73,68 @@ def rk45(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=Fal
       UserError: a tolerance or limit that is not positive.
     """
     del keys
-    solver = diffrax.Dopri5()
-    return _solve(
-        solver,
-        process,
-        denoise,
-        x,
-        rtol,
-        atol,
-        per_sample,
-        fixed_steps,
-        max_steps,
-        last_denoise,
-        frames,
-        framed,
-        axis_name,
-    )
+    control = Control(rtol, atol, per_sample, fixed_steps, max_steps)
+    return _solve(diffrax.Dopri5(), control, process, denoise, x, Output(last_denoise, frames, framed, axis_name))
 
 
-def tsit5(process, denoise, x, *, keys=None, rtol=1e-4, atol=1e-4, per_sample=False, fixed_steps=0, max_steps=1000,
-          last_denoise=True, frames=0, framed=None, axis_name=None):  # fmt: skip
+def tsit5(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    rtol: float = 1e-4,
+    atol: float = 1e-4,
+    per_sample: bool = False,
+    fixed_steps: int = 0,
+    max_steps: int = 1000,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """Tsitouras 5(4), as many evaluations a step and often a smaller error: arguments, returns and errors of `rk45`."""
     del keys
-    solver = diffrax.Tsit5()
-    return _solve(
-        solver,
-        process,
-        denoise,
-        x,
-        rtol,
-        atol,
-        per_sample,
-        fixed_steps,
-        max_steps,
-        last_denoise,
-        frames,
-        framed,
-        axis_name,
-    )
+    control = Control(rtol, atol, per_sample, fixed_steps, max_steps)
+    return _solve(diffrax.Tsit5(), control, process, denoise, x, Output(last_denoise, frames, framed, axis_name))
 
 
-def _solve(
-    solver, process, denoise, x, rtol, atol, per_sample, fixed_steps, max_steps, last_denoise, frames, framed, axis_name
-):
-    if not (rtol > 0 and atol > 0 and max_steps >= 1 and fixed_steps >= 0):
-        raise UserError(
-            f"an adaptive solver needs rtol > 0, atol > 0, max_steps >= 1 and fixed_steps >= 0, "
-            f"got {rtol}, {atol}, {max_steps} and {fixed_steps}"
+class Control(NamedTuple):
+    """How steps are chosen: see `rk45`. UserError for values that make none."""
+
+    rtol: float
+    atol: float
+    per_sample: bool
+    fixed_steps: int
+    max_steps: int
+
+    def check(self):
+        if not (self.rtol > 0 and self.atol > 0 and self.max_steps >= 1 and self.fixed_steps >= 0):
+            raise UserError(
+                f"an adaptive solver needs rtol > 0, atol > 0, max_steps >= 1 and fixed_steps >= 0, "
+                f"got {self.rtol}, {self.atol}, {self.max_steps} and {self.fixed_steps}"
+            )
+
+    def stepper(self, first, axis_name):
+        """(diffrax's controller, the first step in ln σ, the limit on steps); `first`, of equal steps, has the direction."""
+        if self.fixed_steps:
+            return _EqualSteps(None if self.per_sample else axis_name), first, self.fixed_steps + 1
+        # A batch waits for its slowest sample. Some proportional control (PI) refuses fewer steps of that one.
+        coefficients = dict(pcoeff=0.2, icoeff=0.8) if self.per_sample else {}
+        control = diffrax.PIDController(
+            rtol=self.rtol,
+            atol=self.atol,
+            norm=functools.partial(self.norm, axis_name),
+            dtmin=_SMALLEST_STEP,
+            force_dtmin=False,
+            **coefficients,
         )
-    start, end = math.log(process.sigma_max), math.log(process.sigma_min)
-    times = jnp.linspace(start, end, frames, dtype=x.dtype)
+        return control, math.copysign(_FIRST_STEP, first), self.max_steps
 
-    def velocity(log_sigma, x, _):
-        return x - denoise(x, jnp.full(x.shape[:1], jnp.exp(log_sigma), x.dtype))
-
-    def norm(error):
+    def norm(self, axis_name, error):
+        """Root mean square of the error, over the batch on all devices where it shares its steps."""
         mean_square = jnp.mean(jnp.square(error))
-        if per_sample:
+        if self.per_sample:
             mean_square = mean_square / _SLACK**2
         elif axis_name is not None:
             mean_square = lax.pmean(mean_square, axis_name)
@@ -119,16 +143,19 @@ def _solve(
         # A square root has no finite slope at 0, where diffrax starts; the guard keeps derivatives of the solve finite.
         return jnp.where(mean_square > 0, jnp.sqrt(jnp.where(mean_square > 0, mean_square, 1)), 0)
 
-    if fixed_steps:
-        control = _EqualSteps(None if per_sample else axis_name)
-        first, limit = (end - start) / fixed_steps, fixed_steps + 1
-    else:
-        # A batch waits for its slowest sample. Some proportional control (PI) refuses fewer steps of that one.
-        coefficients = dict(pcoeff=0.2, icoeff=0.8) if per_sample else {}
-        control = diffrax.PIDController(
-            rtol=rtol, atol=atol, norm=norm, dtmin=_SMALLEST_STEP, force_dtmin=False, **coefficients
-        )
-        first, limit = math.copysign(_FIRST_STEP, end - start), max_steps
+
+def _solve(solver, control, process, denoise, x, output):
+    """(samples, SolveStats) of `rk45`, by one of diffrax's solvers, a Control and an Output."""
+    control.check()
+    last_denoise, frames, framed, axis_name = output
+    per_sample = control.per_sample
+    start, end = math.log(process.sigma_max), math.log(process.sigma_min)
+    stepper, first, limit = control.stepper((end - start) / max(control.fixed_steps, 1), axis_name)
+    times = jnp.linspace(start, end, frames, dtype=x.dtype)
+
+    def velocity(log_sigma, x, _):
+        return x - denoise(x, jnp.full(x.shape[:1], jnp.exp(log_sigma), x.dtype))
+
     kept = lambda t, x, args: x if per_sample else x[:framed]
     saved = [diffrax.SubSaveAt(t1=True)] + ([diffrax.SubSaveAt(ts=times, fn=kept)] if frames else [])
 
@@ -138,9 +165,16 @@ def _solve(
         # Without a first stage given, diffrax computes it again in every step until it has accepted one.
         first_stage = (jnp.asarray(False), velocity(span[0], x, None))
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(velocity), solver, *span, x, solver_state=first_stage,
-            stepsize_controller=control, saveat=diffrax.SaveAt(subs=saved), max_steps=limit, throw=False,
-        )  # fmt: skip
+            diffrax.ODETerm(velocity),
+            solver,
+            *span,
+            x,
+            solver_state=first_stage,
+            stepsize_controller=stepper,
+            saveat=diffrax.SaveAt(subs=saved),
+            max_steps=limit,
+            throw=False,
+        )
 
     if per_sample:
         one = _batched(denoise, x)
@@ -176,7 +210,10 @@ class _EqualSteps(diffrax.ConstantStepSize):
 
     axis_name: str | None
 
-    def adapt_step_size(self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state):
+    # Its first value is an array here, as the step may be refused.
+    def adapt_step_size(  # pyrefly: ignore[bad-override]
+        self, t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
+    ):
         _, t0_next, t1_next, jump, controller_state, result = super().adapt_step_size(
             t0, t1, y0, y1_candidate, args, y_error, error_order, controller_state
         )
@@ -205,6 +242,6 @@ def _batched(denoise, x):
             a if b else jnp.broadcast_to(a, (axis_size, *a.shape))
             for a, b in zip((x, sigma), in_batched[1:], strict=True)
         )
-        return jax.core.eval_jaxpr(traced.jaxpr, held, x, sigma)[0], True
+        return core.jaxpr_as_fun(core.ClosedJaxpr(traced.jaxpr, held))(x, sigma)[0], True
 
     return functools.partial(one, traced.consts)

@@ -2,17 +2,19 @@
 
 import math
 import numbers
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from pfgm_jax import parallel
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.errors import UserError
 
 
-def whole(name, value, least):
+def whole(name: str, value: Any, least: int) -> int:
     """A whole number of at least `least` as an int; True, 4.0 and "4" are none."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise UserError(f"{name} must be a whole number, such as {name}={max(4, least)}, got {value!r}")
@@ -21,14 +23,14 @@ def whole(name, value, least):
     return int(value)
 
 
-def number(name, value):
+def number(name: str, value: Any) -> float:
     """A real number as a float."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise UserError(f"{name} must be a number, got {value!r}")
     return float(value)
 
 
-def require_memory(name, n, shape):
+def require_memory(name: str, n: int, shape: tuple[int, ...]) -> None:
     """Raises UserError where n samples of `shape`, float32, are more than this machine's memory holds."""
     size, free = 4 * n * math.prod(shape), parallel.host_memory()
     if size > free:
@@ -36,7 +38,7 @@ def require_memory(name, n, shape):
         raise UserError(f"{name}={n} is out of reach: samples of {by} would take {needed}")
 
 
-def require_key(key):
+def require_key(key: Any) -> None:
     """Raises UserError unless `key` is one PRNG key, new or old."""
     of_keys = isinstance(key, jax.Array | np.ndarray)
     new = of_keys and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
@@ -46,7 +48,7 @@ def require_key(key):
         raise UserError(f"key must be a PRNG key, such as jax.random.key(0), got {got}; a number of samples is n=4")
 
 
-def states(x, shape):
+def states(x: Any, shape: tuple[int, ...]) -> Float[Array, "B *S"]:
     """x [B, *shape] of floats as an array.
 
     Raises:
@@ -82,7 +84,7 @@ def images(images, shape):
     return np.asarray(to_unit(images), np.float32)
 
 
-def noise_levels(sigma, x):
+def noise_levels(sigma: Any, x: Float[Array, "B *S"]) -> Float[Array, "B"]:
     """sigma, a number or [B], as [B] in the type of the states x [B, …].
 
     Raises:
@@ -96,14 +98,14 @@ def noise_levels(sigma, x):
     return jnp.broadcast_to(sigma, x.shape[:1]).astype(x.dtype)
 
 
-def state_labels(labels, B, classes):
+def state_labels(labels: Any, B: int, classes: int) -> Int[Array, "B"] | None:
     """Labels, a whole number or [B], as [B]; −1 stands for none. None stays None.
 
     Args:
       classes: number of classes, 0 for a network without labels.
 
     Raises:
-      UserError: labels of another length or type, out of range, or for a network that is not told any.
+      UserError: labels of another length or type, out of range, or for a network without labels.
     """
     if labels is None:
         return None

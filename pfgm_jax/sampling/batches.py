@@ -2,8 +2,9 @@
 
 import functools
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.flow import guidance, parametrization, process
 from pfgm_jax.sampling import progress
 
-# A solve of more seconds than this, as far as can be told before it is compiled, shows its steps.
+# A solve of more seconds than this, as far as can be estimated before it is compiled, shows its steps.
 LONG = 20.0
 # Floating-point operations a second that networks get out of a core of a CPU and out of another device, by the order.
 RATES = {"cpu": 1e10, "other": 1e13}
@@ -24,8 +25,8 @@ class Network(NamedTuple):
     """What makes denoisers of weights, hashable."""
 
     process: process.Process
-    parametrization: object
-    model: object
+    parametrization: Any
+    model: nn.Module
 
     def denoiser(self, params, labels):
         """`denoise(x, sigma)` with these weights, told these labels [B], −1 or None for none."""
@@ -45,8 +46,8 @@ class Guide(NamedTuple):
 class Program(NamedTuple):
     """What a compiled program depends on beside the size of its batch: hashable.
 
-    options: of the solver, as sorted pairs. framed: how many first samples of a device have their states kept. telling:
-    whether it tells its progress.
+    options: of the solver, as sorted pairs. framed: how many first samples of a device have their states kept.
+    reporting: whether it reports its progress.
     """
 
     network: Network
@@ -56,13 +57,13 @@ class Program(NamedTuple):
     options: tuple
     shape: tuple
     framed: int | None = None
-    telling: bool = False
+    reporting: bool = False
 
 
 class Wanted(NamedTuple):
     """Which samples: n of them, sample i from (key, first + i), told labels [n], −1 for none.
 
-    framed: how many of the first have their states kept, if the solver is asked for frames; None for all.
+    framed: how many of the first have their states kept, if the solver keeps frames; None for all.
     """
 
     key: jax.Array
@@ -86,14 +87,14 @@ def compiled(program, size):
     SolveStats)`.
     """
     del size  # a function of each size's own, so that those that are compiled are known
-    network, guide, flow, solver, options, shape, framed, telling = program
+    network, guide, flow, solver, options, shape, framed, reporting = program
     levels = sampling.levels_of(solver, flow, dict(options)) if "grid" in sampling.find(solver)[1] else None
 
     def per_device(keys, labels, guide_labels, params, guide_params, weight):
         x = process.prior(flow, keys, shape)
         denoise = guided_denoiser(network, guide, params, labels, guide_params, guide_labels, weight)
-        if telling:
-            denoise = progress.tell(denoise, levels)
+        if reporting:
+            denoise = progress.report(denoise, levels)
         solver_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
         options_ = dict(options, keys=solver_keys, axis_name=parallel.AXIS, framed=framed)
         x, stats = sampling.SOLVERS[solver](flow, denoise, x, **options_)
@@ -130,17 +131,17 @@ def draw(program, wanted, params, guide=None, most=256, shown=True):
     devices, options = parallel.device_count(), dict(program.options)
     size = batch_size(wanted.n, most, program.solver, options, devices)
     framed = min(wanted.framed, size // devices) if options.get("frames") and wanted.framed is not None else None
-    program = program._replace(framed=framed, telling=shown and seconds(program, size) > LONG)
+    program = program._replace(framed=framed, reporting=shown and seconds(program, size) > LONG)
     levels = sampling.levels_of(program.solver, program.flow, options)
     bar = progress.Bar(
         f"{program.solver}, {size} at once",
         -(-wanted.n // size),
         levels,
-        shown and (program.telling or size < wanted.n),
+        shown and (program.reporting or size < wanted.n),
     )
     known, parts = compiled.cache_info().misses, []
     run = compiled(program, size)
-    if program.telling and compiled.cache_info().misses > known:
+    if program.reporting and compiled.cache_info().misses > known:
         bar.say(f"compiling {program.solver} for {size} samples at once")
     with bar.listening():
         for start in range(0, wanted.n, size):
@@ -188,7 +189,7 @@ def seconds(program, size):
     calls = options.get("steps", ADAPTIVE_CALLS) * (2 if program.solver == "heun" else 1)
     calls *= (1 + options.get("corrector_steps", 0)) * (2 if program.guide else 1)
     on_cpu = parallel.device_kind() == "cpu"
-    rate = RATES["cpu"] * os.cpu_count() if on_cpu else RATES["other"] * parallel.device_count()
+    rate = RATES["cpu"] * (os.cpu_count() or 1) if on_cpu else RATES["other"] * parallel.device_count()
     return _operations(program.network, program.shape) * size * calls / rate
 
 

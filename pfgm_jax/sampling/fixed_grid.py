@@ -1,13 +1,16 @@
 """What all fixed-step solvers share: walking down the levels, counting, keeping frames, and stopping at NaN."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
-from pfgm_jax.sampling.stats import SolveStats
+from pfgm_jax.array_types import Arrays, Denoiser
+from pfgm_jax.sampling.stats import Output, SolveStats
 
 
 class Step(NamedTuple):
@@ -50,7 +53,22 @@ class _Walk(NamedTuple):
     frames: jax.Array
 
 
-def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, frames=0, framed=None, axis_name=None):
+def to_the_mean(denoise, x, sigma):
+    """The last step, from σ to 0: the posterior mean, which is where Euler's method and every ancestral step lead."""
+    return denoise(x, sigma)
+
+
+def march(
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    sigmas: Float[Arrays, "n"],
+    segments: list[tuple[Callable, int]],
+    output: Output,
+    *,
+    extra: Any = None,
+    memory: Any = (),
+    last: Callable = to_the_mean,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """Takes `x` from σ_0 down the grid `sigmas` [n], and then to σ = 0 if there is a last step.
 
     Args:
@@ -58,14 +76,13 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
         (x, memory)`; its `denoise(x, sigma)` takes one level for the whole batch.
       extra: arrays [n − 1, …] whose rows reach the steps as `Step.extra`.
       memory: what steps pass on to each other, such as earlier values of `denoise`.
-      last: `(denoise, x, σ_(n−1)) -> x`, from the last level to 0; None ends at the last level.
-      frames: number of levels, evenly spread over the grid, whose states are kept.
-      framed: of so many first samples; None for all.
-      axis_name: mapped axis whose devices share the batch: they stop together.
+      last: `(denoise, x, σ_(n−1)) -> x`, from the last level to 0, where the output has a last step.
+      output: its frames are spread evenly over the grid; the devices of its axis stop together.
 
     Returns:
       (x, SolveStats). Once `denoise` has returned NaN or inf no more calls are made.
     """
+    last_denoise, frames, framed, axis_name = output
     n, sigmas = len(sigmas), jnp.asarray(sigmas, x.dtype)
     kept = np.unique(np.round(np.linspace(0, n - 1, frames)).astype(int)) if frames else np.zeros(0, int)
     slots = np.full(n, len(kept))
@@ -82,16 +99,20 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
             watched = _Watched(denoise)
             x, memory = take(watched, walk.x, walk.memory)
             return walk._replace(
-                x=x, memory=memory, nfe=walk.nfe + len(watched.calls), steps=walk.steps + 1,
+                x=x,
+                memory=memory,
+                nfe=walk.nfe + len(watched.calls),
+                steps=walk.steps + 1,
                 failed=watched.first_failure(),
-            )  # fmt: skip
+            )
 
         walk = lax.cond(walk.failed == 0, go, lambda walk: walk, walk)
         if axis_name is not None:
             walk = walk._replace(failed=lax.pmax(walk.failed, axis_name))
         return walk
 
-    walk = _Walk(x, memory, 0, 0, jnp.zeros((), x.dtype), jnp.zeros((len(kept),) + x[:framed].shape, x.dtype))
+    zero, empty = jnp.asarray(0), jnp.zeros((len(kept),) + x[:framed].shape, x.dtype)
+    walk = _Walk(jnp.asarray(x), memory, zero, zero, jnp.zeros((), x.dtype), empty)
     walk = jax.tree.map(jnp.asarray, walk)
     intervals = Step(jnp.arange(n - 1), sigmas[:-1], sigmas[1:], extra)
     begin = 0
@@ -105,11 +126,11 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
         walk, _ = lax.scan(body, walk, rows)
         begin += count
     walk = keep(slots[-1], walk)
-    if last is not None:
+    if last_denoise:
         walk = advance(lambda denoise, x, memory: (last(denoise, x, sigmas[-1]), memory), walk)
 
     finite = walk.failed == 0
-    reached = sigmas[-1] if last is None else jnp.zeros_like(sigmas[-1])
+    reached = jnp.zeros_like(sigmas[-1]) if last_denoise else sigmas[-1]
     stats = SolveStats(
         nfe=walk.nfe,
         sample_nfe=jnp.full(x.shape[:1], walk.nfe),
@@ -122,8 +143,3 @@ def march(denoise, x, sigmas, segments, *, extra=None, memory=(), last=None, fra
         trajectory=walk.frames,
     )
     return walk.x, stats
-
-
-def to_the_mean(denoise, x, sigma):
-    """The last step, from σ to 0: the posterior mean, which is where Euler's method and every ancestral step lead."""
-    return denoise(x, sigma)

@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from pfgm_jax.errors import UserError, nearest
+from pfgm_jax.flow.process import Process
 from pfgm_jax.flow.schedule import Identity
 
 
-def edm_grid(process, steps, rho=7.0):
+def edm_grid(process: Process, steps: int, rho: float = 7.0) -> Float[np.ndarray, "n"]:
     """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ for i < n = `steps` (EDM eq. 5), [n]."""
     if not rho > 0:
         raise UserError(f"the EDM grid needs rho > 0, got {rho}")
@@ -16,12 +18,12 @@ def edm_grid(process, steps, rho=7.0):
     return (high + np.arange(steps) / (steps - 1) * (low - high)) ** rho
 
 
-def log_grid(process, steps):
+def log_grid(process: Process, steps: int) -> Float[np.ndarray, "n"]:
     """Evenly spaced in ln σ, [steps]: PFGM's grid, geometric in z (arXiv 2209.11178, section 3.3)."""
     return np.geomspace(process.sigma_max, process.sigma_min, steps)
 
 
-def time_grid(process, steps):
+def time_grid(process: Process, steps: int) -> Float[np.ndarray, "n"]:
     """σ at evenly spaced times of the process's own, [steps]; on a discrete schedule at the nearest whole numbers.
 
     Raises:
@@ -41,7 +43,7 @@ MOST = 100_000  # levels of a grid
 GRIDS = {"edm": edm_grid, "log": log_grid, "time": time_grid}
 
 
-def levels(process, grid, steps, rho=7.0):
+def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> Float[np.ndarray, "n"]:
     """[steps] float64 levels of the grid called `grid`: "edm" (with ρ), "log" or "time".
 
     None is "time", the grid of DDPM, DDIM and the published SDE samplers; "edm" where the time is σ itself, as steps of

@@ -17,17 +17,34 @@ what the expansion asks for, which makes the method second order; with w₃ c it
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.sampling.fixed_grid import march, to_the_mean
+from pfgm_jax.flow.process import Process
+from pfgm_jax.sampling.fixed_grid import march
 from pfgm_jax.sampling.grids import levels
+from pfgm_jax.sampling.stats import Output, SolveStats
 
 # How the first steps, which have no past, are taken.
 STARTS = ("published", "rk4")
 
 
-def dpmpp_2m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, start="published", last_denoise=True,
-             frames=0, framed=None, axis_name=None):  # fmt: skip
+def dpmpp_2m(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 18,
+    grid: str | None = "log",
+    rho: float = 7.0,
+    start: str = "published",
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order, one evaluation a step.
 
     Args:
@@ -43,17 +60,32 @@ def dpmpp_2m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, s
       UserError: an unknown grid or start, or fewer than 2 steps.
     """
     del keys
-    return _multistep(2, process, denoise, x, steps, grid, rho, start, last_denoise, frames, framed, axis_name)
+    sigmas = levels(process, grid, steps, rho)
+    return _multistep(2, start, denoise, x, sigmas, Output(last_denoise, frames, framed, axis_name))
 
 
-def dpmpp_3m(process, denoise, x, *, keys=None, steps=18, grid="log", rho=7.0, start="published", last_denoise=True,
-             frames=0, framed=None, axis_name=None):  # fmt: skip
+def dpmpp_3m(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 18,
+    grid: str | None = "log",
+    rho: float = 7.0,
+    start: str = "published",
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """DPM-Solver++(3M), corrected to third order (see the module): arguments, returns and errors of `dpmpp_2m`."""
     del keys
-    return _multistep(3, process, denoise, x, steps, grid, rho, start, last_denoise, frames, framed, axis_name)
+    sigmas = levels(process, grid, steps, rho)
+    return _multistep(3, start, denoise, x, sigmas, Output(last_denoise, frames, framed, axis_name))
 
 
-def weights(order, sigmas):
+def weights(order: int, sigmas: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 4"]:
     """Coefficients of (x, d, d₁, d₂) in each step over the grid `sigmas` [n], by equation (1): float64 [n − 1, 4].
 
     Order 2 takes w₁/2 for w₂, as published; the first steps are of the order that their past allows.
@@ -76,7 +108,8 @@ def weights(order, sigmas):
     return rows
 
 
-def _multistep(order, process, denoise, x, steps, grid, rho, start, last_denoise, frames, framed, axis_name):
+def _multistep(order, start, denoise, x, sigmas, output):
+    """(samples, SolveStats) over the grid `sigmas` [n] by the method of `order` 2 or 3 and an Output."""
     if start not in STARTS:
         raise UserError(f"unknown start {start!r}; there are {', '.join(STARTS)}{nearest(start, STARTS)}")
 
@@ -94,10 +127,8 @@ def _multistep(order, process, denoise, x, steps, grid, rho, start, last_denoise
         k4 = denoise(x + h * k3, at.sigma_next) - (x + h * k3)
         return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), (d, past[0])
 
-    sigmas = levels(process, grid, steps, rho)
-    begin = min(order - 1, steps - 1) if start == "rk4" else 0
-    return march(
-        denoise, x, sigmas, [(rk4, begin), (step, steps - 1 - begin)],
-        extra=jnp.asarray(weights(order, sigmas), x.dtype), memory=(jnp.zeros_like(x), jnp.zeros_like(x)),
-        last=to_the_mean if last_denoise else None, frames=frames, framed=framed, axis_name=axis_name,
-    )  # fmt: skip
+    intervals = len(sigmas) - 1
+    begin = min(order - 1, intervals) if start == "rk4" else 0
+    segments = [(rk4, begin), (step, intervals - begin)]
+    extra, memory = jnp.asarray(weights(order, sigmas), x.dtype), (jnp.zeros_like(x), jnp.zeros_like(x))
+    return march(denoise, x, sigmas, segments, output, extra=extra, memory=memory)

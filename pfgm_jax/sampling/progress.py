@@ -1,6 +1,6 @@
-"""The progress of a solve, told by the compiled program itself.
+"""The progress of a solve, reported by the compiled program itself.
 
-A program that tells it calls the host once at each of some noise levels. JAX keeps no such program between runs (its
+A program that reports it calls the host once at each of some noise levels. JAX keeps no such program between runs (its
 cache on disk refuses programs that call the host), so short solves are compiled without.
 """
 
@@ -10,27 +10,30 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
-MARKS = 64  # levels at most that a solve is told of
+from pfgm_jax.array_types import Denoiser
+
+MARKS = 64  # levels at most that are reported of a solve
 _listeners = []  # of the solve under way: compiled programs outlive it
 
 
-def tell(denoise, levels):
-    """`denoise` with the same values, that tells the listener of calls at some of a solver's noise levels [n].
+def report(denoise: Denoiser, levels: Float[np.ndarray, "n"] | None) -> Denoiser:
+    """`denoise` with the same values, that reports its calls at some of a solver's noise levels [n] to the listener.
 
     Args:
-      levels: descending; None for a solver that chooses its own, of which every call is told.
+      levels: descending; None for a solver that chooses its own, of which every call is reported.
     """
     marks = None if levels is None else np.unique(levels[np.linspace(0, len(levels) - 1, MARKS).astype(int)])
 
-    def told(x, sigma):
+    def reporting(x, sigma):
         lowest = jnp.max(sigma)  # a batch waits for its slowest sample
         wanted = True if marks is None else jnp.any(lowest == jnp.asarray(marks, sigma.dtype))
         jax.lax.cond(wanted, lambda level: jax.debug.callback(_hear, level), lambda level: None, lowest)
         return denoise(x, sigma)
 
-    return told
+    return reporting
 
 
 def _hear(sigma):
@@ -54,7 +57,7 @@ class Bar:
 
     @contextlib.contextmanager
     def listening(self):
-        """While the block runs, what the program tells moves the bar."""
+        """While the block runs, what the program reports moves the bar."""
         _listeners.append(self._reach)
         try:
             yield self

@@ -3,26 +3,30 @@
 import math
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from pfgm_jax.sampling.fixed_grid import march, to_the_mean
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
+from pfgm_jax.flow.process import Process
+from pfgm_jax.sampling.fixed_grid import march
 from pfgm_jax.sampling.grids import levels
 from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_normal
+from pfgm_jax.sampling.stats import Output, SolveStats
 
 
 def euler(
-    process,
-    denoise,
-    x,
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
     *,
-    keys=None,
-    steps=50,
-    grid="edm",
-    rho=7.0,
-    last_denoise=True,
-    frames=0,
-    framed=None,
-    axis_name=None,
-):
+    keys: PRNGKeys | None = None,
+    steps: int = 50,
+    grid: str | None = "edm",
+    rho: float = 7.0,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """Euler's method in σ, x' = d + (σ'/σ) (x − d) with d = E[y | x, σ]; on the time grid it is DDIM.
 
     Args:
@@ -49,9 +53,9 @@ def euler(
         d = denoise(x, at.sigma)
         return d + at.sigma_next / at.sigma * (x - d), memory
 
-    last = to_the_mean if last_denoise else None
     sigmas = levels(process, grid, steps, rho)
-    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
+    output = Output(last_denoise, frames, framed, axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], output)
 
 
 def heun_step(denoise, x, sigma, sigma_next):
@@ -63,9 +67,23 @@ def heun_step(denoise, x, sigma, sigma_next):
 
 
 def heun(
-    process, denoise, x, *, keys=None, steps=18, grid="edm", rho=7.0, S_churn=0.0, S_min=0.0, S_max=math.inf,
-    S_noise=1.0, last_denoise=True, frames=0, framed=None, axis_name=None,
-):  # fmt: skip
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 18,
+    grid: str | None = "edm",
+    rho: float = 7.0,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = math.inf,
+    S_noise: float = 1.0,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """EDM's sampler (arXiv 2206.00364, algorithm 2; algorithm 1 where S_churn = 0): Heun's method, also called improved
     Euler, with a last step to σ = 0 by Euler.
 
@@ -107,5 +125,5 @@ def heun(
     def last(denoise, x, sigma):
         return denoise(*lift(x, sigma, steps - 1))
 
-    last = last if last_denoise else None
-    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
+    output = Output(last_denoise, frames, framed, axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], output, last=last)

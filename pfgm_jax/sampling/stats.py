@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-import jax
+from jaxtyping import Array, Bool, Float, Int
 
 
 class SolveStats(NamedTuple):
@@ -18,16 +18,25 @@ class SolveStats(NamedTuple):
         refusing ever smaller steps, and would also stop so at a jump that its tolerance does not let it cross.
       sigma: [] the level where it stopped: the last one if `completed`, the one of the first NaN or inf if not
         `finite`, else how far the step limit let it come.
-      sigmas: [T] noise levels of the trajectory, T = 0 where none was asked for.
+      sigmas: [T] noise levels of the trajectory, T = 0 where none was requested.
       trajectory: [T, B, *S] states at those levels, unscaled, from the prior to the data.
     """
 
-    nfe: jax.Array
-    sample_nfe: jax.Array
-    steps: jax.Array
-    rejected: jax.Array
-    completed: jax.Array
-    finite: jax.Array
-    sigma: jax.Array
-    sigmas: jax.Array
-    trajectory: jax.Array
+    nfe: Int[Array, ""]
+    sample_nfe: Int[Array, "B"]
+    steps: Int[Array, ""]
+    rejected: Int[Array, ""]
+    completed: Bool[Array, ""]
+    finite: Bool[Array, ""]
+    sigma: Float[Array, ""]
+    sigmas: Float[Array, "T"]
+    trajectory: Float[Array, "T B *S"]
+
+
+class Output(NamedTuple):
+    """What a solver returns beside its steps, and the axis of its batch: see `single_step.euler`."""
+
+    last_denoise: bool = True
+    frames: int = 0
+    framed: int | None = None
+    axis_name: str | None = None

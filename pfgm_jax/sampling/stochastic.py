@@ -16,18 +16,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.sampling.fixed_grid import march, to_the_mean
+from pfgm_jax.flow.process import Process
+from pfgm_jax.sampling.fixed_grid import march
 from pfgm_jax.sampling.grids import levels
 from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_normal
+from pfgm_jax.sampling.stats import Output, SolveStats
 
 PREDICTORS = ("reverse_diffusion", "ancestral", "euler_maruyama")
 _NO_SCORE = "(E[y | x, σ] − x)/σ² is a score only for the Gaussian kernel"
 
 
-def ddim(process, denoise, x, *, keys=None, steps=50, eta=0.0, grid=None, rho=7.0, last_denoise=True, frames=0,
-         framed=None, axis_name=None):  # fmt: skip
+def ddim(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 50,
+    eta: float = 0.0,
+    grid: str | None = None,
+    rho: float = 7.0,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """DDIM (arXiv 2010.02502, eq. 12): x' = d + √(σ'² − η² v)/σ (x − d) + η √v n, v of equation (1).
 
     η = 0 is Euler's method of the flow, for every D; η = 1 is the ancestral sampler.
@@ -56,13 +73,26 @@ def ddim(process, denoise, x, *, keys=None, steps=50, eta=0.0, grid=None, rho=7.
         x = d + jnp.sqrt(at.sigma_next**2 - variance) / at.sigma * (x - d)
         return x + jnp.sqrt(variance) * standard_normal(keys, at.index, x) if eta > 0 else x, memory
 
-    last = to_the_mean if last_denoise else None
     sigmas = levels(process, grid, steps, rho)
-    return march(denoise, x, sigmas, [(step, steps - 1)], last=last, frames=frames, framed=framed, axis_name=axis_name)
+    output = Output(last_denoise, frames, framed, axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], output)
 
 
-def ancestral(process, denoise, x, *, keys=None, steps=1000, variance="large", clip=1.0, grid=None, rho=7.0, frames=0,
-              framed=None, axis_name=None):  # fmt: skip
+def ancestral(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 1000,
+    variance: str = "large",
+    clip: float = 1.0,
+    grid: str | None = None,
+    rho: float = 7.0,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """DDPM's sampler (arXiv 2006.11239, algorithm 2): equation (1), the last step without noise.
 
     Args:
@@ -96,15 +126,23 @@ def ancestral(process, denoise, x, *, keys=None, steps=1000, variance="large", c
     def last(denoise, x, sigma):
         return jnp.clip(denoise(x, sigma), -clip, clip)
 
-    return march(
-        denoise, x, sigmas, [(step, steps - 1)], extra=variances.astype(x.dtype), last=last, frames=frames,
-        framed=framed, axis_name=axis_name,
-    )  # fmt: skip
+    output = Output(True, frames, framed, axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], output, extra=variances.astype(x.dtype), last=last)
 
 
 def euler_maruyama(
-    process, denoise, x, *, keys=None, steps=1000, grid=None, rho=7.0, frames=0, framed=None, axis_name=None
-):
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 1000,
+    grid: str | None = None,
+    rho: float = 7.0,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """Euler-Maruyama steps (2) of the reverse SDE; then E[y | x, σ_min].
 
     Args:
@@ -119,13 +157,37 @@ def euler_maruyama(
       UserError: finite D, a discrete process, an unknown grid, or fewer than 2 steps.
     """
     return predictor_corrector(
-        process, denoise, x, keys=keys, steps=steps, grid=grid, rho=rho, predictor="euler_maruyama", corrector_steps=0,
-        frames=frames, framed=framed, axis_name=axis_name,
-    )  # fmt: skip
+        process,
+        denoise,
+        x,
+        keys=keys,
+        steps=steps,
+        grid=grid,
+        rho=rho,
+        predictor="euler_maruyama",
+        corrector_steps=0,
+        frames=frames,
+        framed=framed,
+        axis_name=axis_name,
+    )
 
 
-def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor="reverse_diffusion", corrector_steps=1,
-                        snr=0.16, grid=None, rho=7.0, frames=0, framed=None, axis_name=None):  # fmt: skip
+def predictor_corrector(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 1000,
+    predictor: str = "reverse_diffusion",
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+    grid: str | None = None,
+    rho: float = 7.0,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
     """Predictor-corrector sampling (arXiv 2011.13456, algorithms 1 to 5): Langevin steps at a level, then a step down.
 
     A corrector step is x += e·score + √(2e) n, e = 2a (snr ‖n‖/‖score‖)², with norms averaged over the batch on all
@@ -188,17 +250,8 @@ def predictor_corrector(process, denoise, x, *, keys=None, steps=1000, predictor
 
     euler = _euler_maruyama_coefficients(process, sigmas) if predictor == "euler_maruyama" else np.zeros((4, steps - 1))
     extra = tuple(a.astype(x.dtype) for a in (shrink[:-1], *euler))
-    return march(
-        denoise,
-        x,
-        sigmas,
-        [(step, steps - 1)],
-        extra=extra,
-        last=last,
-        frames=frames,
-        framed=framed,
-        axis_name=axis_name,
-    )
+    output = Output(True, frames, framed, axis_name)
+    return march(denoise, x, sigmas, [(step, steps - 1)], output, extra=extra, last=last)
 
 
 def _euler_maruyama_coefficients(process, sigmas):

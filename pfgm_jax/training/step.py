@@ -27,6 +27,8 @@ from pfgm_jax.training import example_keys
 
 # Queries at which the distance to the truth is measured, at each noise level.
 TRUTH_QUERIES = 128
+# Training sets of more values are streamed through it.
+TRUTH_WHOLE = 5e7
 # Images of a call's steps take at most this many bytes, should they be streamed.
 CALL_BYTES = 2**28
 
@@ -307,7 +309,9 @@ def truth_errors(task, ema, images, labels, queries, sigmas):
     first, _ = parallel.axis_slice(len(queries) * parallel.device_count())
     places = (first + jnp.arange(len(queries))).astype(jnp.uint32)
     query_labels = labels[queries] if task.model.num_labels else None
-    y, points = to_unit(images[queries]), to_unit(images)
+    # A small set is taken whole; of a larger one no more than a chunk is ever held as floats.
+    chunk = None if images.size <= TRUTH_WHOLE else field.fitting_chunk(len(queries), images.shape)
+    y, points = to_unit(images[queries]), images if chunk else to_unit(images)
     if task.flip:
         points, labels = jnp.concatenate([points, _mirrored(points)]), jnp.tile(labels, 2)
     allowed = None if query_labels is None else query_labels[:, None] == labels
@@ -319,7 +323,7 @@ def truth_errors(task, ema, images, labels, queries, sigmas):
     def one_level(sigma):
         sigma = jnp.full(len(queries), sigma)
         x = process.perturb(task.process, keys, y, sigma)
-        truth = field.posterior_mean(x, sigma, points, task.process.D, allowed=allowed)
+        truth = field.posterior_mean(x, sigma, points, task.process.D, chunk=chunk, allowed=allowed, prepare=to_unit)
         return jnp.sqrt(parallel.mean(jnp.mean(jnp.square(denoise(x, sigma) - truth))))
 
     return lax.map(one_level, sigmas)

@@ -10,6 +10,7 @@ import oracles
 import pytest
 
 from pfgm_jax import parallel
+from pfgm_jax.data import to_unit
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import field
 from pfgm_jax.flow.process import perturb, pfgmpp
@@ -171,6 +172,27 @@ def test_streamed_equals_whole(D, chunk):
     x, sigma = queries(points, D)
     whole = displacement(x, sigma, points, D=D)
     assert relative_error(displacement(x, sigma, points, D=D, chunk=chunk), whole).max() < 1e-6
+
+
+def test_images_become_points_chunk_by_chunk():
+    """A streamed set of uint8 images is nowhere whole as floats."""
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3000, 8, 8, 1)), jnp.uint8)
+    x, sigma = to_unit(images[:16]) + 0.3, jnp.full(16, 0.5)
+    run = jax.jit(lambda x, sigma, images: field.posterior_mean(x, sigma, images, 128, chunk=200, prepare=to_unit))
+    whole = posterior_mean(x, sigma, to_unit(images), D=128)
+    np.testing.assert_allclose(run(x, sigma, images), whole, atol=1e-6)
+    temporary = run.lower(x, sigma, images).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 4 * images.size / 2  # half of the set as floats
+
+
+def test_the_exact_denoiser_streams_where_it_must(monkeypatch):
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(3000, 40)), jnp.float32)
+    x, sigma = points[:16] + 0.3, jnp.full(16, 0.5)
+    assert field.fitting_chunk(16, points.shape) is None
+    whole = field.exact_denoiser(points, 128)(x, sigma)
+    monkeypatch.setattr(field, "MEMORY", 2**18)
+    assert field.fitting_chunk(16, points.shape) == field.fitting_chunk(16, (10**9, 40)) == 256
+    np.testing.assert_allclose(field.exact_denoiser(points, 128)(x, sigma), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize("D, chunk", [(1, None), (128, 50), (math.inf, None)])

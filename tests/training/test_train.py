@@ -467,6 +467,12 @@ def test_distance_to_truth_is_zero_for_the_truth_and_right_for_a_constant(monkey
     assert error(exact).max() < 1e-6
     np.testing.assert_allclose(error(lambda x, sigma: exact(x, sigma) + 0.25), 0.25, rtol=1e-5)
 
+    # A set that is too large to be taken whole is streamed, here in chunks of 256.
+    monkeypatch.setattr(step_lib, "TRUTH_WHOLE", 0)
+    monkeypatch.setattr(field, "MEMORY", 2**17)
+    assert field.fitting_chunk(queries.shape[1], images.shape) < len(images)
+    assert error(lambda x, sigma: field.posterior_mean(x, sigma, points, task.process.D)).max() < 1e-6
+
 
 def test_learning_rate_warms_up_decays_and_follows_the_batch():
     config = tiny(**{"optim.warmup": 160, "optim.lr": 1e-3, "optim.lr_batch": 64, "optim.decay": "cosine",

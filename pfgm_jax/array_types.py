@@ -1,0 +1,25 @@
+"""Types that annotations share. Shapes are jaxtyping's: `Float[Arrays, "B *S"]` are B arrays of any one shape S.
+
+Axes: B examples, n points or images, H W C of an image, d features, K classes, T levels. Tests check them at every call
+(tests/conftest.py); nothing does at run time.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key, Num, Shaped, UInt32
+
+Arrays = jax.Array | np.ndarray
+# A number, or numbers of any shape.
+Numbers = float | Num[Arrays, "*T"]
+# A noise level for all of B examples, or one for each.
+Levels = float | Float[Arrays, ""] | Float[Arrays, "#B"]
+# One PRNG key, and one for each of B examples: new (`jax.random.key`) or old (`jax.random.PRNGKey`).
+PRNGKey = Key[Array, ""] | UInt32[Arrays, "2"]
+PRNGKeys = Key[Array, "B"] | UInt32[Arrays, "B 2"]
+# The posterior mean E[y | x, σ].
+Denoiser = Callable[[Float[Arrays, "B *S"], Float[Arrays, "B"]], Float[Arrays, "B *S"]]
+# Features of images; and images as they are stored, an array or what can be sliced like one.
+Features = Num[Arrays, "n d"]
+Extractor = Callable[[Shaped[Arrays, "n H W C"]], Features]
