@@ -179,8 +179,8 @@ def decode(weighted, latents, progress=True):
     return _solved(*arguments, latents.solver, latents.options, False, what, progress)
 
 
-def _solved(weighted, x, labels, solver, options, upwards, what, progress):
-    program = solved(weighted.network, solver, options, upwards)
+def _solved(weighted, x, labels, solver, options, up, what, progress):
+    program = solved(weighted.network, solver, options, up)
     run = lambda x, labels: program(x, labels, weighted.params)
     states, completed, _ = over_batches(run, (x, labels), min(weighted.batch, len(x)), what, progress)
     if not np.all(completed):
@@ -206,9 +206,9 @@ def _settled(weighted, x, labels, options, progress):
     return over_batches(run, (np.asarray(x, np.float32), labels), size, "encoding, first difference", progress)
 
 
-def _reversible(weighted, pair, labels, options, upwards, what, progress):
+def _reversible(weighted, pair, labels, options, up, what, progress):
     sigmas = _levels(weighted, dict(options))
-    rows, program = reversible.half_steps(sigmas, upwards), reversed_exactly(weighted.network)
+    rows, program = reversible.half_steps(sigmas, up), reversed_exactly(weighted.network)
     run = lambda pair, labels: program(pair, labels, weighted.params, rows)
     size = REVERSIBLE_BATCH * parallel.device_count()
     return over_batches(run, (pair, labels), size, what, progress)

@@ -116,7 +116,7 @@ class Control(NamedTuple):
             )
 
     def stepper(self, first, axis_name):
-        """(diffrax's controller, the first step in ln σ, the limit on steps); `first`, of equal steps, has the direction."""
+        """(diffrax's controller, first step in ln σ, limit on steps), from the `first` of equal steps."""
         if self.fixed_steps:
             return _EqualSteps(None if self.per_sample else axis_name), first, self.fixed_steps + 1
         # A batch waits for its slowest sample. Some proportional control (PI) refuses fewer steps of that one.

@@ -16,7 +16,6 @@ from pfgm_jax.flow.field import exact_denoiser
 from pfgm_jax.inference import (
     FLOW_SOLVERS,
     Latents,
-    Upwards,
     between,
     class_direction,
     from_hemisphere,
@@ -24,6 +23,7 @@ from pfgm_jax.inference import (
     slerp,
     straight,
     to_hemisphere,
+    upwards,
 )
 
 POINTS = np.asarray(CHARGES, np.float64)
@@ -39,7 +39,7 @@ def test_solvers_run_backwards(solver, D):
     x = POINTS[::2] + 0.5 * np.random.default_rng(0).normal(size=(3, 4))
     options = FINE.get(solver, dict(steps=200)) | dict(last_denoise=False)
     solve = jax.jit(lambda flow, x: sampling.SOLVERS[solver](flow, denoise, x, **options), static_argnums=0)
-    z, stats = solve(Upwards(process), jnp.asarray(x, jnp.float32))
+    z, stats = solve(upwards(process), jnp.asarray(x, jnp.float32))
     assert stats.completed
     expected = flow(x, process.sigma_min, process.sigma_max, POINTS, D)
     # Relative to the noise at σ_max; Euler's first-order error is the largest.
@@ -51,7 +51,7 @@ def test_solvers_run_backwards(solver, D):
 def test_grids_run_backwards():
     for process in (processes.pfgmpp(128.0), processes.vp(), processes.ddpm()):
         for grid in (None, *sampling.GRIDS):
-            down, up = (sampling.levels(flow, grid, 9) for flow in (process, Upwards(process)))
+            down, up = (sampling.levels(flow, grid, 9) for flow in (process, upwards(process)))
             np.testing.assert_allclose(up, down[::-1], rtol=1e-6)
 
 
