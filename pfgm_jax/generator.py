@@ -14,9 +14,10 @@ from jaxtyping import Float
 from pfgm_jax import config as config_lib
 from pfgm_jax import inference, models, run_folder, run_record
 from pfgm_jax import run as run_lib
+from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
-from pfgm_jax.sampling import arguments, batches
+from pfgm_jax.sampling import SolveStats, arguments, batches
 from pfgm_jax.sampling.settings import SampleSettings, check_guidance, labels_for
 from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
 
@@ -140,7 +141,7 @@ class Generator:
 
         return denoise
 
-    def labels(self, key=None, n=None, labels=None):
+    def labels(self, key: Any = None, n: Any = None, labels: Any = None) -> Int[np.ndarray, "n"]:
         """The classes [n] that `sample` would condition on for these arguments, −1 for an unconditional network."""
         settings = self.settings.changed(n, labels=labels)
         arguments.require_memory("n", settings.n, self.shape)
@@ -184,20 +185,20 @@ class Generator:
 
     def sample(
         self,
-        key=None,
-        n=None,
-        labels=None,
-        solver=None,
-        D=None,
-        guidance=None,
-        guide=None,
-        first=0,
-        framed=None,
-        progress=True,
+        key: Any = None,
+        n: Any = None,
+        labels: Any = None,
+        solver: str | None = None,
+        D: Any = None,
+        guidance: Any = None,
+        guide: Any = None,
+        first: Any = 0,
+        framed: Any = None,
+        progress: bool = True,
         *,
-        settings=None,
+        settings: SampleSettings | None = None,
         **options,
-    ):
+    ) -> tuple[UInt8[np.ndarray, "n H W C"] | Float[np.ndarray, "n H W C"], SolveStats]:
         """Draws n images.
 
         Sample i depends on (key, i): asking for more keeps the first ones, up to what a batch shares: the step control
@@ -235,11 +236,21 @@ class Generator:
         """
         options |= {"D": D, "guidance": guidance, "guide": guide, "settings": settings}
         x, stats = self.sample_unit(key, n, labels, solver, first=first, framed=framed, progress=progress, **options)
-        return to_images(self.derived, x), stats
+        return np.asarray(to_images(self.derived, x)), stats
 
     def sample_unit(
-        self, key=None, n=None, labels=None, solver=None, settings=None, first=0, framed=None, progress=True, **others
-    ):
+        self,
+        key: Any = None,
+        n: Any = None,
+        labels: Any = None,
+        solver: str | None = None,
+        *,
+        settings: SampleSettings | None = None,
+        first: Any = 0,
+        framed: Any = None,
+        progress: bool = True,
+        **others,
+    ) -> tuple[Float[np.ndarray, "n H W C"], SolveStats]:
         """As `sample`, with the same arguments, but float images in the unit scale [-1, 1], not clipped."""
         if key is None and settings is None and not self._seed_said:
             self._seed_said = True
@@ -282,7 +293,9 @@ class Generator:
         labels = arguments.state_labels(labels, n, self.classes)
         return np.full(n, -1, np.int32) if labels is None else np.asarray(labels, np.int32)
 
-    def encode(self, images, labels=None, solver="rk45", progress=True, **options):
+    def encode(
+        self, images: Any, labels: Any = None, solver: str = "rk45", progress: bool = True, **options
+    ) -> inference.Latents:
         """The Latents of images: the states at σ_max from which the flow leads to them.
 
         Args:
@@ -299,7 +312,9 @@ class Generator:
         x = arguments.images(images, self.shape)
         return inference.encode(self.weighted, x, self._labels_of(labels, len(x)), solver, options, progress)
 
-    def decode(self, latents, progress=True):
+    def decode(
+        self, latents: Any, progress: bool = True
+    ) -> UInt8[np.ndarray, "n H W C"] | Float[np.ndarray, "n H W C"]:
         """The images of Latents, by the solver that encoded them: uint8 [n, H, W, C], or points as floats.
 
         Raises:
@@ -307,7 +322,7 @@ class Generator:
         """
         if not isinstance(latents, inference.Latents):
             raise UserError(f"decode takes the Latents that encode returns, got {type(latents).__name__}")
-        return to_images(self.derived, inference.decode(self.weighted, latents, progress))
+        return np.asarray(to_images(self.derived, inference.decode(self.weighted, latents, progress)))
 
     def interpolate(self, first, second, n=9, path="slerp", progress=True):
         """Images [n, H, W, C] on the way from one of Latents to another (`inference.between`)."""
@@ -317,7 +332,15 @@ class Generator:
         """Images of Latents whose norms are multiplied by `factor`, a number or [n] (arXiv 2209.11178, section 5.3)."""
         return self.decode(latents.scaled(factor), progress)
 
-    def log_likelihood(self, images, key=None, labels=None, sigma_min=None, progress=True, **options):
+    def log_likelihood(
+        self,
+        images: Any,
+        key: Any = None,
+        labels: Any = None,
+        sigma_min: float | None = None,
+        progress: bool = True,
+        **options,
+    ) -> inference.Likelihood:
         """`inference.Likelihood` of images: log p(x, σ_min) in nats in the unit scale, with its error.
 
         Args:
@@ -383,7 +406,7 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
         run_lib.check_derived(derived)
         run = run_lib.make_run(config, derived)
     except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(error)}") from None
+        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
     like = jax.eval_shape(lambda: models.init(run.model, derived["shape"]))
     exported = pathlib.Path(workdir, safetensors.EXPORTED)
     if os.path.lexists(exported):
