@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 
 from pfgm_jax import config as config_lib
 from pfgm_jax import inference, models, run_folder, run_record
