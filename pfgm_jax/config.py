@@ -222,27 +222,33 @@ _ONE_OF = {
     "model.dtype": ("float32", "bfloat16", "float64"),
     "optim.decay": ("constant", "cosine"),
     "train.order": ("real", "balanced"),
+    "latents.split": ("train", "val", "test"),
 }
 # What a value must be whatever the others are: (rule, test, fields).
 _RULES = (
     ("at least 1", lambda v: v >= 1, (
         "model.channels", "model.blocks", "model.embedding_channels", "model.head_channels", "train.images",
         "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.eval_images",
-        "train.keep", "sample.n", "sample.batch")),
+        "train.keep", "sample.n", "sample.batch", "likelihood.batch", "latents.n")),
+    ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps")),
     ("greater than 0", lambda v: v > 0, (
-        "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std")),
+        "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std", "likelihood.rtol",
+        "likelihood.atol")),
     ("0 or more", lambda v: v >= 0, (
-        "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call")),
+        "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call",
+        "likelihood.vectors", "likelihood.steps")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, (
         "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
     ("greater than 0, or None to take it from the data", lambda v: v is None or v > 0, DERIVED),
-    ("a whole number from 0 to 2³² − 1", lambda v: 0 <= v < 2**32, ("seed", "sample.seed", "data.split_seed")),
+    ("a whole number from 0 to 2³² − 1", lambda v: 0 <= v < 2**32, (
+        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed")),
     ("even, for sines and cosines", lambda v: v >= 0 and v % 2 == 0, ("model.channels", "model.noise_channels")),
     ("each >= 1", lambda v: len(v) > 0 and min(v) >= 1, ("model.multipliers",)),
     ("up to 16, each up to 1,024", lambda v: len(v) <= 16 and max(v) <= 1_024, ("model.multipliers",)),
     ("a probability from 0 to 1", lambda v: 0 <= v <= 1, ("train.augment",)),
     ("at least 0 images", lambda v: v >= 0, ("train.ema_halflife",)),
     ("1 for grey, 3 for colours, 0 for what the images are", lambda v: v in (0, 1, 3), ("data.channels",)),
+    ("greater than 0, or None for the process's smallest", lambda v: v is None or v > 0, ("likelihood.sigma_min",)),
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
 )  # fmt: skip
@@ -250,7 +256,7 @@ _RULES = (
 
 def check(config):
     """Raises UserError for a value that no data set could make right."""
-    from pfgm_jax import models, run, sampling
+    from pfgm_jax import inference, models, run, sampling
 
     flat = flatten(config)
 
@@ -258,7 +264,8 @@ def check(config):
         if not good:
             raise UserError(f"{key}={printable(to_text(flat[key]))} is not possible: {rule}")
 
-    names = {"process.name": run.PROCESSES, "model.name": models.NETWORKS, "sample.solver": sampling.SOLVERS}
+    names = {"process.name": run.PROCESSES, "model.name": models.NETWORKS, "sample.solver": sampling.SOLVERS,
+             "latents.solver": (*inference.FLOW_SOLVERS, "reversible"), "latents.path": inference.PATHS}  # fmt: skip
     for key, options in (names | _ONE_OF).items():
         require(flat[key] in options, key, f"it is one of {', '.join(options)}{nearest(flat[key], options)}")
     for key, most in _LARGEST.items():

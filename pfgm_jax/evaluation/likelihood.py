@@ -35,6 +35,7 @@ def likelihood(workdir, overrides):
     """
     generator = evaluate.open_run(workdir, overrides)
     config, settings = generator.config, generator.config.likelihood
+    generator = generator.with_overrides({"sample.batch": settings.batch})
     if generator.classes and not config.train.label_dropout:
         raise UserError(
             "this network was never trained without a label, and the likelihood asks for that: train one with "

@@ -23,6 +23,7 @@ from pfgm_jax.inference.upwards import upwards
 __all__ = [
     "FLOW_SOLVERS",
     "LEVELS_PER_UNIT",
+    "PATHS",
     "Latents",
     "Likelihood",
     "upwards",

@@ -1,0 +1,74 @@
+"""--mode=likelihood and --mode=interpolate from the command line, on the weights that come with the package."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfgm_jax import generator
+
+
+@pytest.fixture
+def run(tmp_path):
+    shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_likelihood(command, run):
+    code, out, _ = command(
+        "--mode=likelihood", f"--workdir={run}", "--config.likelihood.n=32", "--config.likelihood.rtol=1e-3",
+        "--config.likelihood.atol=1e-3", "--config.likelihood.vectors=2",
+    )  # fmt: skip
+    assert code == 0
+    for name in (
+        "training",
+        "held out",
+        "blurred",
+        "noise",
+        "AUC bits − PNG",
+        "smoothed to σ = 0.002",
+        "2 trace vectors",
+    ):
+        assert name in out
+    (record,) = (json.loads(path.read_text()) for path in run.glob("results/likelihood-*.json"))
+    bits = {name: figures["bits per dimension"] for name, figures in record["figures"].items()}
+    # Held-out digits are like training ones; uniform noise costs 8 bits by the best code, and far more by this one.
+    assert bits["training"] < bits["held out"] < 8 < bits["noise"]
+    assert record["figures"]["noise"]["areas"]["bits"]["value"] > 0.99
+    (values,) = (np.load(path) for path in run.glob("results/likelihood-*.npz"))
+    assert values["held out bits"].shape == (32,)
+    (picture,) = run.glob("results/likelihood-*.png")
+    assert Image.open(picture).size[0] > 500
+
+
+@pytest.mark.slow
+def test_interpolate(command, run):
+    code, out, _ = command(
+        "--mode=interpolate", f"--workdir={run}", "--config.latents.n=3", "--config.latents.points=5",
+        "--config.latents.solver=reversible", "--config.latents.steps=20",
+    )  # fmt: skip
+    assert code == 0 and "the same bytes" in out
+    for name in ("interpolation", "temperature", "classes"):
+        (path,) = run.glob(f"samples/{name}-*.png")
+        assert np.asarray(Image.open(path)).std() > 20
+    (film,) = run.glob("samples/interpolation-*.gif")
+    assert Image.open(film).n_frames == 8  # five points, and back through three
+
+
+@pytest.mark.parametrize(
+    ("mode", "override", "words"),
+    [
+        ("likelihood", "likelihood.n=1", "at least 2"),
+        ("likelihood", "likelihood.sigma_min=-1", "greater than 0"),
+        ("likelihood", "latents.n=2", "takes overrides of"),
+        ("interpolate", "latents.path=bent", "one of slerp, straight"),
+        ("interpolate", "latents.solver=ancestral", "one of rk45"),
+        ("interpolate", "latents.n=2000", "pairs need"),
+    ],
+)
+def test_refusals(command, run, mode, override, words):
+    code, _, err = command(f"--mode={mode}", f"--workdir={run}", f"--config.{override}")
+    assert code == 2 and words in err and len(err.splitlines()) == 1
