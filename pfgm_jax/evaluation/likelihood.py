@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter
 from pfgm_jax import data, inference, plots
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, naming
-from pfgm_jax.evaluation.score import columns
+from pfgm_jax.metrics import tables
 from pfgm_jax.metrics.detection import auc
 from pfgm_jax.storage import atomic
 
@@ -75,7 +75,7 @@ def likelihood(workdir, overrides):
             np.savez_compressed(stream, **per_image)
         with atomic.replacing(f"{stem}.png") as temporary:
             plots.histograms(values, temporary, "bits per dimension", "log-likelihood")
-    lines = [columns(rows), "", CAUTION, protocol, f"  picture    {stem}.png", f"  per image  {stem}.npz"]
+    lines = [tables.aligned(rows), "", CAUTION, protocol, f"  picture    {stem}.png", f"  per image  {stem}.npz"]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ mathematics.
 
 from pfgm_jax.inference.batches import FLOW_SOLVERS, Weighted, check_solver, decode, encode, log_likelihood
 from pfgm_jax.inference.latents import (
+    PATHS,
     Latents,
     between,
     class_direction,
