@@ -25,6 +25,10 @@ Processes
 Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
     rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, ancestral, euler_maruyama, predictor_corrector; SOLVERS by name
 
+Inference: what is asked of a network besides samples
+    Generator.encode, decode, interpolate, temperature, log_likelihood
+    load_latents(path), bits_per_dim(log_prob, N)
+
 Metrics of features
     fid, kid, precision_recall, density_coverage
 
@@ -32,7 +36,7 @@ Errors
     UserError                       a person's mistake, in one line that says what to write instead
 
 Everything is imported when it is first used: `import pfgm_jax` itself takes no time. The packages behind these names
-(pfgm_jax.flow, .models, .sampling, .data, .metrics, .training, .evaluation, .exchange, .storage) are described in
+(pfgm_jax.flow, .models, .sampling, .inference, .data, .metrics, .training, .evaluation, .exchange, .storage) are described in
 CONTRIBUTING.md.
 """
 
@@ -57,6 +61,7 @@ _PUBLIC = {
     **{name: ("flow.process", name) for name in ("log_prior", "perturb", "prior", "with_D")},
     **{name: ("sampling", name) for name in ("SOLVERS", "SolveStats", "rk45", "tsit5", "euler", "heun", "dpmpp_2m")},
     **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
+    **{name: ("inference", name) for name in ("bits_per_dim", "load_latents")},
     **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
 }
 __all__ = ["UserError", *_PUBLIC]

@@ -174,7 +174,7 @@ def default():
     config.latents.n = 6  # pairs of images that are joined, a row each
     config.latents.points = 9  # images of a row
     config.latents.path = "slerp"  # slerp (along the sphere, at kept norm), straight
-    config.latents.solver = "heun"  # heun, rk45, tsit5, euler, dpmpp_2m, dpmpp_3m, reversible
+    config.latents.solver = "dpmpp_3m"  # rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, reversible
     config.latents.steps = 36  # of a solver with fixed steps
     config.latents.split = "test"  # the real images that are encoded: train, val, test
     config.latents.seed = 0  # which of them

@@ -135,10 +135,11 @@ def histograms(values, path, label, title):
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
+    use_palette(axes)
     together = np.concatenate(list(values.values()))
     bins = np.linspace(*np.percentile(together, [0.5, 99.5]), 48)
     for name, some in values.items():
-        axes.hist(np.clip(some, bins[0], bins[-1]), bins, alpha=0.5, label=f"{name}, {len(some)}")
+        axes.hist(np.clip(some, bins[0], bins[-1]), bins, alpha=0.6, label=f"{name}, {len(some)}")
     axes.set(xlabel=label, ylabel="images", title=title)
     axes.legend()
     figure.savefig(path, dpi=110, format="png")

@@ -24,7 +24,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 # Rooms whose annotations, shapes among them, are checked at every call: before anything of the package is imported.
-CHECKED = ["flow", "sampling", "metrics", "generator"]
+CHECKED = ["flow", "sampling", "inference", "metrics", "generator"]
 jaxtyping.install_import_hook([f"pfgm_jax.{room}" for room in CHECKED], "checked.types")
 
 

@@ -9,9 +9,12 @@ import dataclasses
 import json
 import math
 import zipfile
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from pfgm_jax.array_types import Arrays
 from pfgm_jax.errors import UserError
 from pfgm_jax.inference import reversible
 from pfgm_jax.storage import atomic
@@ -88,7 +91,7 @@ class Latents:
             np.savez_compressed(stream, states=self.states, labels=self.labels, facts=json.dumps(facts))
 
 
-def load(path):
+def load(path: Any) -> Latents:
     """The Latents that `save` wrote.
 
     Raises:
@@ -111,7 +114,7 @@ def _column(factors, like):
     return factors.reshape(factors.shape + (1,) * (like.ndim - 1))
 
 
-def slerp(a, b, t):
+def slerp(a: Float[Arrays, "*S"], b: Float[Arrays, "*S"], t: Any) -> Float[np.ndarray, "points *S"]:
     """From a to b along the great circle of their directions: [len(t), *S] between vectors a, b [*S], t in [0, 1].
 
     Norms go geometrically from one to the other, so equal norms are kept: a straight line between two draws of a
@@ -131,7 +134,7 @@ def slerp(a, b, t):
     return norm_a ** (1 - t) * norm_b**t * direction
 
 
-def straight(a, b, t):
+def straight(a: Float[Arrays, "*S"], b: Float[Arrays, "*S"], t: Any) -> Float[np.ndarray, "points *S"]:
     """From a to b in a straight line: [len(t), *S]."""
     t = _column(np.asarray(t, np.float64), np.asarray(a)[None])
     return (1 - t) * a + t * b
@@ -140,7 +143,7 @@ def straight(a, b, t):
 PATHS = {"slerp": slerp, "straight": straight}
 
 
-def between(first, second, count, path="slerp"):
+def between(first: Latents, second: Latents, count: int, path: str = "slerp") -> Latents:
     """The way from one latent to another: Latents of `count` points, both ends among them.
 
     Args:
@@ -172,7 +175,7 @@ def between(first, second, count, path="slerp"):
     return dataclasses.replace(first, states=states, labels=labels)
 
 
-def class_direction(latents, classes, origin, target):
+def class_direction(latents: Latents, classes: Any, origin: int, target: int) -> Float[np.ndarray, "*S"]:
     """From the mean latent of one class to that of another, [H, W, C].
 
     Args:
@@ -188,7 +191,7 @@ def class_direction(latents, classes, origin, target):
     return latents.z[classes == target].mean(axis=0) - latents.z[classes == origin].mean(axis=0)
 
 
-def to_hemisphere(z, r):
+def to_hemisphere(z: Float[Arrays, "n *S"], r: float) -> Float[np.ndarray, "n M"]:
     """Latents [n, *S] on the hyperplane at extra radius r = σ_max √D as directions [n, N + 1] from the origin.
 
     A ray (x, r)/‖(x, r)‖: the last coordinate, above 0, is that of the extra dimensions. At D = 1 the prior is uniform
@@ -199,7 +202,7 @@ def to_hemisphere(z, r):
     return points / np.linalg.norm(points, axis=1, keepdims=True)
 
 
-def from_hemisphere(directions, r, shape):
+def from_hemisphere(directions: Float[Arrays, "n M"], r: float, shape: tuple) -> Float[np.ndarray, "n *S"]:
     """The inverse of `to_hemisphere`: [n, *shape].
 
     Raises:

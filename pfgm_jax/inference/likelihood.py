@@ -16,14 +16,17 @@ over images by at most E‖y‖²/(2σ_max²) (`run.prior_mismatch`).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, UInt8
 
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
 from pfgm_jax.errors import UserError
-from pfgm_jax.flow.process import log_prior
+from pfgm_jax.flow.process import Process, log_prior
 from pfgm_jax.inference.upwards import upwards
 from pfgm_jax.sampling.adaptive import rk45
 
@@ -43,15 +46,27 @@ class Likelihood(NamedTuple):
       completed: [] whether σ_max was reached with finite values.
     """
 
-    log_prob: jax.Array
-    error: jax.Array
-    latents: jax.Array
-    nfe: jax.Array
-    completed: jax.Array
+    log_prob: Any
+    error: Any
+    latents: Any
+    nfe: Any
+    completed: Any
 
 
-def log_likelihood(process, denoise, x, key=None, *, vectors=1, rtol=1e-5, atol=1e-5, steps=0, max_steps=1000,
-                   prior=log_prior, axis_name=None):  # fmt: skip
+def log_likelihood(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    key: PRNGKeys | None = None,
+    *,
+    vectors: int = 1,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    steps: int = 0,
+    max_steps: int = 1000,
+    prior: Callable = log_prior,
+    axis_name: str | None = None,
+) -> Likelihood:
     """Log-density of states x at the process's σ_min, equation (1).
 
     Args:
@@ -121,7 +136,7 @@ def _exact_trace(derivative, B, shape, dtype):
     return jnp.sum(jax.lax.map(along, axes, batch_size=min(N, 64)), axis=0)
 
 
-def dequantised(images, key):
+def dequantised(images: UInt8[Arrays, "B *S"], key: PRNGKeys) -> Float[Array, "B *S"]:
     """uint8 images [B, H, W, C] as floats in the unit scale, spread uniformly over each grey level's interval.
 
     x = (image + U − ½)/127.5 − 1 with U ~ U[0, 1), one key an image [B]: the levels k/127.5 − 1 on which networks here

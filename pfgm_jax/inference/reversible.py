@@ -26,13 +26,15 @@ The integers leave room for |x|/σ up to 2¹⁵, which images in [−1, 1] reach
 which costs accuracy and not reversibility.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int32
 
+from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.sampling.single_step import heun_step
 
 # The difference is settled from this level on down: from a few times the data's own scale, above which nothing grows.
@@ -49,7 +51,7 @@ class HalfSteps(NamedTuple):
     sign: np.ndarray
 
 
-def half_steps(sigmas, upwards):
+def half_steps(sigmas: Any, upwards: bool) -> HalfSteps:
     """The 2 L half steps (2) down the descending levels `sigmas` [L + 1], or those that undo them, last one first."""
     sigmas = np.asarray(sigmas, np.float64)
     L = len(sigmas) - 1
@@ -63,7 +65,7 @@ def half_steps(sigmas, upwards):
     return HalfSteps(*(row[::-1] for row in rows)) if upwards else rows
 
 
-def follow(denoise, pair, rows):
+def follow(denoise: Denoiser, pair: Int32[Arrays, "B 2 *S"], rows: HalfSteps) -> Int32[Array, "B 2 *S"]:
     """The pair after the half steps.
 
     Up and down are one program, told apart by `rows` alone: the increments of a step are then equal to the last bit.
@@ -83,10 +85,10 @@ def follow(denoise, pair, rows):
         increment = jnp.round(row.step / UNIT * d).astype(jnp.int32)
         return pair.at[:, row.member].add(row.sign * increment), None
 
-    return lax.scan(half_step, pair, jax.tree.map(jnp.asarray, rows))[0]
+    return lax.scan(half_step, jnp.asarray(pair), jax.tree.map(jnp.asarray, rows))[0]
 
 
-def settled(denoise, x, sigmas):
+def settled(denoise: Denoiser, x: Float[Arrays, "B *S"], sigmas: Any) -> Int32[Array, "B *S"]:
     """Half the difference w_y − w_z that steps down to the last level leave, int32 [B, *S].
 
     The states x [B, *S] at the last of the descending levels `sigmas` go up to the first by Heun's method and come down
@@ -100,7 +102,7 @@ def settled(denoise, x, sigmas):
     return (pair[:, 0] - pair[:, 1]) // 2
 
 
-def to_pair(x, sigma, half_difference=0):
+def to_pair(x: Float[Arrays, "B *S"], sigma: float, half_difference: Any = 0) -> Int32[np.ndarray, "B 2 *S"]:
     """States x [B, *S] at a level as a pair with the mean x/σ, int32 [B, 2, *S]; in float64, on the host."""
     w = np.round(np.asarray(x, np.float64) / (sigma * UNIT))
     limit = np.iinfo(np.int32).max // 2
@@ -109,6 +111,6 @@ def to_pair(x, sigma, half_difference=0):
     return np.stack([w + half, w - half], axis=1)
 
 
-def to_states(pair, sigma):
+def to_states(pair: Int32[Arrays, "B 2 *S"], sigma: float) -> Float[np.ndarray, "B *S"]:
     """The states [B, *S], float32, of a pair at a level: σ times the mean of w_y and w_z."""
     return (sigma * UNIT * np.asarray(pair, np.float64).mean(axis=1)).astype(np.float32)
