@@ -36,8 +36,8 @@ Errors
     UserError                       a person's mistake, in one line that says what to write instead
 
 Everything is imported when it is first used: `import pfgm_jax` itself takes no time. The packages behind these names
-(pfgm_jax.flow, .models, .sampling, .inference, .data, .metrics, .training, .evaluation, .exchange, .storage) are described in
-CONTRIBUTING.md.
+(pfgm_jax.flow, .models, .sampling, .inference, .data, .metrics, .training, .evaluation, .exchange, .storage) are
+described in CONTRIBUTING.md.
 """
 
 import importlib

@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv):
     """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
     argv, overrides = _overrides(argv)
-    modes = "\n".join(f"  {name:10}{mode.help}" for name, mode in MODES.items())
+    modes = "\n".join(f"  {name:13}{mode.help}" for name, mode in MODES.items())
     planning = [name for name, mode in MODES.items() if mode.config == "needed"]
     sources = {name: mode.source for name, mode in MODES.items() if mode.source}
     parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
