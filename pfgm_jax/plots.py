@@ -142,7 +142,7 @@ def histograms(values, path, label, title):
         axes.hist(np.clip(some, bins[0], bins[-1]), bins, alpha=0.5, label=f"{name}, {len(some)}")
     axes.set(xlabel=label, ylabel="images", title=title)
     axes.legend()
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def curves(records, path):
@@ -165,10 +165,10 @@ def curves(records, path):
     if truth:
         axes[-1].set(xlabel="thousand images trained", ylabel="rms error", yscale="log", title="distance to the truth")
         axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
-def _save_figure(figure, path):
+def save_figure(figure, path):
     """Writes a matplotlib figure as a PNG, in one piece."""
     with atomic.replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
