@@ -342,7 +342,7 @@ def main():
         sys.exit(2)
 
 
-_SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate)\.[A-Za-z]\w*=")
+_SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate|likelihood|latents)\.[A-Za-z]\w*=")
 
 
 def _as_flags(line):

@@ -107,7 +107,7 @@ def class_grid(images, labels, classes, columns=16):
 
 
 def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
-    """Writes a GIF, in one piece, of states [T, n, H, W, C] (unscaled, float) from the prior to the data, as grids or as points.
+    """Writes a GIF of states [T, n, H, W, C] (unscaled, float) from the prior to the data, as grids or as points.
 
     Each state is shown divided by √(1 + σ²/σ_data²), so that noise and data fill the same range of greys; for points
     it is the axes that grow by it.
