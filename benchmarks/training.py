@@ -136,7 +136,7 @@ def parts(task, state, source, batches):
         return optax.incremental_update(params, ema, 1e-3)
 
     images = data.to_unit(examples.images)
-    found = {
+    functions = {
         "forward": (often(loss), (state.params,)),
         "gradient": (often(jax.value_and_grad(loss)), (state.params,)),
         "optimiser": (often(update), (gradient, state.opt_state, state.params)),
@@ -147,8 +147,8 @@ def parts(task, state, source, batches):
     if examples.references is not None:
         points, sigma = data.to_unit(examples.references), jnp.ones(task.batch)
         mean = functools.partial(field.posterior_mean, D=task.process.D)
-        found["large-batch mean"] = (often(lambda y: mean(y, sigma, points)), (images,))
-    return found
+        functions["large-batch mean"] = (often(lambda y: mean(y, sigma, points)), (images,))
+    return functions
 
 
 def measure(name, best, seconds):

@@ -26,7 +26,7 @@ overrides, such as
   --config.train.batch=128           images in a step; --config.train.images=500000: in the whole run
   --config.optim.lr=3e-4             learning rate
   --config.process.D=2048            extra dimensions of PFGM++
-  --config.model.conditional=True    tell the network the class
+  --config.model.conditional=True    a class-conditional network
   --config.sample.n=100              samples; also sample.solver=heun, steps=18, labels=3,5, guidance=2, seed=1
   --config.evaluate.num_samples=5000
   A space serves for =. Training prints all of them with --dry_run; pfgm_jax/config.py has the meaning of each.
@@ -342,7 +342,7 @@ def main():
         sys.exit(2)
 
 
-_SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate)\.[A-Za-z]\w*=")
+_SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate|likelihood|latents)\.[A-Za-z]\w*=")
 
 
 def _as_flags(line):

@@ -123,10 +123,11 @@ def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
 
 
 def film(frames, path, seconds=4.0, last=0.0):
-    """Writes PIL images as a GIF that takes so many seconds and holds the last image for `last` more."""
+    """Writes PIL images as a GIF, in one piece, that takes so many seconds and holds the last image for `last` more."""
     pause = [1000 * seconds / len(frames)] * len(frames)
     pause[-1] += 1000 * last
-    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
+    with atomic.replacing(path) as temporary:
+        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
 
 
 def histograms(values, path, label, title):
@@ -142,7 +143,7 @@ def histograms(values, path, label, title):
         axes.hist(np.clip(some, bins[0], bins[-1]), bins, alpha=0.6, label=f"{name}, {len(some)}")
     axes.set(xlabel=label, ylabel="images", title=title)
     axes.legend()
-    figure.savefig(path, dpi=110, format="png")
+    save_figure(figure, path)
 
 
 def curves(records, path):
@@ -165,4 +166,10 @@ def curves(records, path):
     if truth:
         axes[-1].set(xlabel="thousand images trained", ylabel="rms error", yscale="log", title="distance to the truth")
         axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110, format="png")
+    save_figure(figure, path)
+
+
+def save_figure(figure, path):
+    """Writes a matplotlib figure as a PNG, in one piece."""
+    with atomic.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -75,23 +75,23 @@ def load(workdir):
     if not os.path.isfile(path):
         raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
     try:
-        found = read(workdir)
+        recorded = read(workdir)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {printable(error)}") from None
     try:
         for section in ("config", "derived"):
-            if not isinstance(found, dict) or not isinstance(found.get(section), dict):
+            if not isinstance(recorded, dict) or not isinstance(recorded.get(section), dict):
                 raise UserError(f"it has no section {section!r} of names and values")
         config = default()
         known = flatten(config)
-        for key, value in found["config"].items():
+        for key, value in recorded["config"].items():
             if key in known or not key.startswith(
                 ("evaluate.", "likelihood.", "latents.")
             ):  # how a run was measured is not part of it
                 override(config, key, value)
     except UserError as error:
         raise UserError(f"{path} is no record of a run: {printable(error)}") from None
-    return config, found["derived"]
+    return config, recorded["derived"]
 
 
 def _path(workdir):

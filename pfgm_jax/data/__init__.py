@@ -47,9 +47,9 @@ def load(data_config, stand_in=False) -> Dataset:
     """
     name = data_config.name
     for field, unset in FOLDER_ONLY.items() if name != "folder" else ():
-        asked = getattr(data_config, field, unset)
-        if asked != unset:
-            raise UserError(f"data.{field}={asked} is for data.name=folder, not for {name}: leave it out")
+        requested = getattr(data_config, field, unset)
+        if requested != unset:
+            raise UserError(f"data.{field}={requested} is for data.name=folder, not for {name}: leave it out")
     if name.startswith(tfds.PREFIX):
         return tfds.load(data_config)
     if name not in SOURCES:

@@ -42,11 +42,11 @@ def verify(path: Path, expected: str, advice: str, name: str = "") -> None:
     """UserError, naming the file `name` or by its path, unless its MD5 (32 digits) or SHA-256 (64) is `expected`."""
     kind = {32: "MD5", 64: "SHA-256"}[len(expected)]
     try:
-        found = digests.of_file(path, kind.lower().replace("-", ""))
+        actual = digests.of_file(path, kind.lower().replace("-", ""))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({one_line(error)})") from error
-    if found != expected:
-        what = f"{name or path} is not the official file ({kind} expected {expected}, found {found})"
+    if actual != expected:
+        what = f"{name or path} is not the official file ({kind} expected {expected}, found {actual})"
         raise UserError(f"{what}: {advice}")
 
 
@@ -118,8 +118,8 @@ def _receive(url, part, stream, elsewhere):
                 return before > 0
             reason = "the connection was cut"
         except (OSError, http.client.HTTPException) as error:
-            reason, asked = one_line(error), _retry_after(error)
-            wait = asked if asked is not None else wait
+            reason, requested = one_line(error), _retry_after(error)
+            wait = requested if requested is not None else wait
             failures = failures if _may_pass(error) else TRIES
         now = stream.seek(0, os.SEEK_END)
         if now > most + SLOW_BYTES:

@@ -36,11 +36,11 @@ class Copies(NamedTuple):
         """(images that have a copy in the same split, pairs of copies there, pairs of them whose labels differ)."""
         images, pairs, apart = 0, 0, 0
         for group in self.groups:
-            found = [int(labels[split][i]) for s, i in group if s == split]
-            if len(found) > 1:
-                same = sum(n * (n - 1) // 2 for n in np.bincount(found))
-                all_pairs = len(found) * (len(found) - 1) // 2
-                images, pairs, apart = images + len(found), pairs + all_pairs, apart + all_pairs - same
+            classes_of = [int(labels[split][i]) for s, i in group if s == split]
+            if len(classes_of) > 1:
+                same = sum(n * (n - 1) // 2 for n in np.bincount(classes_of))
+                all_pairs = len(classes_of) * (len(classes_of) - 1) // 2
+                images, pairs, apart = images + len(classes_of), pairs + all_pairs, apart + all_pairs - same
         return images, pairs, apart
 
     def between(self, split, other):

@@ -137,8 +137,8 @@ def _match(pattern, paths, root):
         search = re.compile(pattern).search
     except re.error as error:
         raise UserError(f"data.group={pattern} is no regular expression ({one_line(error)})") from None
-    found = [search(os.path.relpath(path, root)) for path in paths]
-    groups = [(match.group(1 if match.re.groups else 0) or "") if match else "" for match in found]
+    matches = [search(os.path.relpath(path, root)) for path in paths]
+    groups = [(match.group(1 if match.re.groups else 0) or "") if match else "" for match in matches]
     if paths and not any(groups):
         example = os.path.relpath(paths[0], root)
         raise UserError(f"data.group={pattern} matches no path, such as {example}: write one that does")
@@ -161,7 +161,7 @@ def _by_class(root, part, finding):
 
 def _by_split(root, folders, finding):
     """The same for a folder with the subfolders train and val or test; others are skipped."""
-    rows, ways, found = [], set(), {}
+    rows, ways, by_part = [], set(), {}
     for name, part in folders.items():
         if part is None:
             finding.skipped.add("folder", "beside those of the splits", root / name)
@@ -170,12 +170,12 @@ def _by_split(root, folders, finding):
             own, way = _by_table(root / name, part, finding)
         else:
             own, way = _by_class(root / name, part, finding)
-        found.setdefault(part, []).extend(own)
+        by_part.setdefault(part, []).extend(own)
         ways |= {way} if own else set()
     for path in _loose(root, finding):
         finding.skipped.add("image", "beside the folders of the splits", path)
     classes = sorted(ways - {"one class"})  # of splits with classes and without, those without have no labels
-    for split in found.values():
+    for split in by_part.values():
         for row in split:
             if classes and row[1] == ONE_CLASS:
                 finding.skipped.add("image", "without a class, as other splits have them", row[0])

@@ -78,21 +78,21 @@ def _depth(dataset, facts, data_config, sampled):
     if ranges:
         lows, highs = np.array(ranges, float).T
         low, high = dataset.window
-        told = f"values {lows.min():g} to {highs.max():g}; {low:g} becomes black and {high:g} white"
+        text = f"values {lows.min():g} to {highs.max():g}; {low:g} becomes black and {high:g} white"
         source = _window_source(data_config.window, sampled)
-        yield f"depth      {counted(len(ranges), 'image')} of more than 8 bits, {told} ({source})"
+        yield f"depth      {counted(len(ranges), 'image')} of more than 8 bits, {text} ({source})"
         if beyond := int(((lows < low) | (highs > high)).sum()):
             yield f"           {counted(beyond, 'image')} with values beyond, which become black or white"
         dark = highs[highs < DARK]
         if not data_config.window and len(dark):
             fitting = 2 ** max(1, int(dark.max()).bit_length()) - 1  # the largest of the fewest bits that hold them
-            told = f"{counted(len(dark), 'image')} without a value above {dark.max():g}, so nearly black"
-            yield f"           {told}: write --config.data.window=0,{fitting}, or auto"
+            text = f"{counted(len(dark), 'image')} without a value above {dark.max():g}, so nearly black"
+            yield f"           {text}: write --config.data.window=0,{fitting}, or auto"
     if reduced := [fact.brightest for fact in facts if fact.reduced]:
         dark = sum(brightest < DARK // 256 for brightest in reduced)
-        told = f"; {counted(dark, 'image')} nearly black: scale to 8 bits first" if dark else ""
+        text = f"; {counted(dark, 'image')} nearly black: scale to 8 bits first" if dark else ""
         what = "in colour of 16 bits a channel, of which the high 8 are read, without data.window"
-        yield f"depth      {counted(len(reduced), 'image')} {what}{told}"
+        yield f"depth      {counted(len(reduced), 'image')} {what}{text}"
 
 
 def _window_source(window, sampled):
@@ -108,8 +108,8 @@ def _pages(facts, data_config):
     """What became of files with several pages. Each page that is read is an image of `facts`."""
     several = [fact.pages for fact in facts if fact.pages > 1]
     if several and data_config.pages == "first":
-        told = f"{counted(len(several), 'file')} of several pages, {sum(several):,} in all"
-        yield f"pages      {told}: the first of each is read; --config.data.pages=all reads every one"
+        text = f"{counted(len(several), 'file')} of several pages, {sum(several):,} in all"
+        yield f"pages      {text}: the first of each is read; --config.data.pages=all reads every one"
     elif several:
         yield f"pages      {counted(len(several), 'image')} from files of several pages, which stay in one split each"
 

@@ -44,8 +44,8 @@ def load(data_config) -> Dataset:
         else:
             images, labels = (next((key for key in pair if key in present), pair[0]) for pair in PLAIN)
             if images not in present:
-                found = ", ".join(list(present)[:6]) or "nothing"
-                raise UserError(f"{path} has {found}: name the arrays images and labels, or train_images and so on")
+                contents = ", ".join(list(present)[:6]) or "nothing"
+                raise UserError(f"{path} has {contents}: name the arrays images and labels, or train_images and so on")
             splits, keys = ["train"], {"train": (images, labels)}
         labelled = [labels in present for _, labels in keys.values()]
         if any(labelled) and not all(labelled):
@@ -56,25 +56,25 @@ def load(data_config) -> Dataset:
         # Splits that are held out are copies, beside the whole that they are taken from.
         copies = 1 if {*NAMES} <= {*splits} else 2
         arrays = read_arrays(archive, path, [*wanted, *names], data_config.size, empty=True, copies=copies)
-    made = make_splits(path, arrays, keys)
-    missing = [part for part, name in enumerate(NAMES) if name not in made]
+    by_split = make_splits(path, arrays, keys)
+    missing = [part for part, name in enumerate(NAMES) if name not in by_split]
     if missing:
-        whole = made["train"]
+        whole = by_split["train"]
         parts = hold_out(np.full(len(whole), TRAIN), whole.labels, data_config, missing)
         for part in (TRAIN, *missing):
-            made[NAMES[part]] = Split(whole.images[parts == part], whole.labels[parts == part])
-        counts = " and ".join(f"{len(made[NAMES[part]])} {NAMES[part]}" for part in missing)
+            by_split[NAMES[part]] = Split(whole.images[parts == part], whole.labels[parts == part])
+        counts = " and ".join(f"{len(by_split[NAMES[part]])} {NAMES[part]}" for part in missing)
         line = f"{path}: {counts} images are taken from {counted(len(whole), 'training image')}"
         print(printable(line), file=sys.stderr)
-    if not len(made["train"]):
+    if not len(by_split["train"]):
         raise UserError(f"{path}: nothing to train on: lower data.val and data.test")
-    highest = max(int(split.labels.max(initial=0)) for split in made.values())
+    highest = max(int(split.labels.max(initial=0)) for split in by_split.values())
     default = [str(label) for label in range(highest + 1)] if all(labelled) else ["images"]
     classes = tuple(arrays["classes"].tolist() if names else default)
     if highest >= len(classes):
         named = counted(len(classes), "class")
         raise UserError(f"{path} has a label {highest} and names {named}: name {highest + 1} or relabel")
-    dataset = Dataset(data_config.name, **made, classes=classes, licence="that of your file", source=path.name)
+    dataset = Dataset(data_config.name, **by_split, classes=classes, licence="that of your file", source=path.name)
     warn_missing(dataset)
     return dataset
 
@@ -90,9 +90,9 @@ def read_splits(path: Path, size: int, splits=NAMES) -> dict[str, Split]:
         present = _present(archive)
         missing = [key for key in wanted if key not in present]
         if missing:
-            found = ", ".join(list(present)[:6]) or "nothing"
+            contents = ", ".join(list(present)[:6]) or "nothing"
             raise UserError(
-                f"{path} lacks {', '.join(missing)} and has {found}: MedMNIST's arrays are {', '.join(wanted)}"
+                f"{path} lacks {', '.join(missing)} and has {contents}: MedMNIST's arrays are {', '.join(wanted)}"
             )
         arrays = read_arrays(archive, path, wanted, size)
     return make_splits(path, arrays, keys)
@@ -172,23 +172,23 @@ FORMAT = "images are uint8 [n, s, s] or [n, s, s, 3], labels integer [n, 1] or [
 
 def _check_array(path, key, shape, dtype, size, may_be_empty):
     """UserError unless an array's declared shape and type are those of its key."""
-    told = f"{path}: {key} is {dtype} {list(shape)}"
+    described = f"{path}: {key} is {dtype} {list(shape)}"
     if key == "classes":
         if dtype.kind != "U" or len(shape) != 1:
-            raise UserError(f"{told}: save the classes' names as numpy.array of words, one a label")
+            raise UserError(f"{described}: save the classes' names as numpy.array of words, one a label")
         return
     if _is_images(key):
         square = len(shape) in (3, 4) and shape[1] == shape[2] and shape[3:] in ((), (1,), (3,))
         good = dtype == np.uint8 and square
         if len(shape) == 4 and shape[1] in (1, 3) and shape[2] == shape[3]:
-            raise UserError(f"{told}: channels come last, save numpy.moveaxis({key}, 1, -1)")
+            raise UserError(f"{described}: channels come last, save numpy.moveaxis({key}, 1, -1)")
     else:
         good = dtype.kind in "iu" and len(shape) in (1, 2)
     if not good or not shape[0] and not may_be_empty:
-        raise UserError(f"{told}: {FORMAT}")
+        raise UserError(f"{described}: {FORMAT}")
     if _is_images(key) and shape[1] != size:
-        asked = f"not the {size} px of data.size"
-        raise UserError(f"{path} has {shape[1]} px images, {asked}: change the size or the file")
+        requested = f"not the {size} px of data.size"
+        raise UserError(f"{path} has {shape[1]} px images, {requested}: change the size or the file")
     if not _is_images(key) and shape[1:] not in ((), (1,)):
         raise UserError(f"{path}: {key} {list(shape)} is multi-label: save one label an image, [n]")
 
@@ -218,8 +218,8 @@ def _find(data_config):
         raise UserError(f"data.dir={path} {what}: give an npz file, or a folder with one")
     files = sorted(file for file in path.glob("*.npz") if file.is_file())
     if len(files) != 1:
-        found = counted(len(files), "npz file") if files else "no npz file"
-        raise UserError(f"{path} holds {found}: give the file itself, data.dir={path}/FILE.npz")
+        contents = counted(len(files), "npz file") if files else "no npz file"
+        raise UserError(f"{path} holds {contents}: give the file itself, data.dir={path}/FILE.npz")
     return files[0]
 
 

@@ -35,16 +35,16 @@ def folder(data_config) -> Path | None:
 
 def from_npz(data_config, path, facts, splits=NAMES) -> dict[str, Split]:
     """The `splits` of a file with MedMNIST's arrays, in colours and with labels of the set's classes, or UserError."""
-    made = read_splits(path, facts.size, splits)
-    if made["train"].images.shape[-1] != 3:
+    parts = read_splits(path, facts.size, splits)
+    if parts["train"].images.shape[-1] != 3:
         raise UserError(
             f"{path} has grey images and those of {data_config.name} are coloured: save them as [n, s, s, 3]"
         )
-    highest = max(int(split.labels.max()) for split in made.values())
+    highest = max(int(split.labels.max()) for split in parts.values())
     if highest >= len(facts.classes):
         last = len(facts.classes) - 1
         raise UserError(f"{path} has a label {highest}; those of {data_config.name} are 0 to {last}")
-    return made
+    return parts
 
 
 def dataset(data_config, facts, splits, source) -> Dataset:

@@ -96,12 +96,12 @@ def _roles(table, columns):
         there = [i for i, name in enumerate(columns) if name in names]
         own = [i for i in there if columns[i] == names[0]] or there
         if len(own) > 1:
-            found = " and ".join(columns[i] for i in own)
-            raise UserError(f"{table} has the columns {found}: name one of them {names[0]}, and the others otherwise")
+            present = " and ".join(columns[i] for i in own)
+            raise UserError(f"{table} has the columns {present}: name one of them {names[0]}, and the others otherwise")
         roles |= {role: own[0]} if own else {}
     if "file" not in roles or "label" not in roles:
-        found = ",".join(columns)[:80] or "none"
-        raise UserError(f"{table} has the columns {found}: write file,label or file,label,split")
+        present = ",".join(columns)[:80] or "none"
+        raise UserError(f"{table} has the columns {present}: write file,label or file,label,split")
     return roles
 
 

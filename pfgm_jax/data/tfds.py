@@ -72,12 +72,14 @@ def load(data_config) -> Dataset:
     sources, labels = {}, {}
     for part, split in found.items():
         source = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
-        told = _labels(source, label, f"{what} {split}")
-        if part != TRAIN and len(told) and told.max() < 0:
+        values = _labels(source, label, f"{what} {split}")
+        if part != TRAIN and len(values) and values.max() < 0:
             continue
-        if told.min() < 0 or told.max() >= len(classes):
-            raise UserError(f"{what} has {split} labels from {told.min()} to {told.max()}, not 0 to {len(classes) - 1}")
-        sources[part], labels[part] = source, told
+        if values.min() < 0 or values.max() >= len(classes):
+            raise UserError(
+                f"{what} has {split} labels from {values.min()} to {values.max()}, not 0 to {len(classes) - 1}"
+            )
+        sources[part], labels[part] = source, values
 
     parts = np.full(len(labels[TRAIN]), TRAIN)
     missing = [part for part in (VAL, TEST) if part not in sources]

@@ -57,8 +57,7 @@ def copies(dataset, images, to=NOWHERE, extractor=None, mirror=False):
                    "held_out_copies", "train_copies")  # fmt: skip
         scores = {"samples": {name: float(getattr(result, name)) for name in figures}}
         to.write("copies", scores, {"copies": result.protocol})
-        with atomic.replacing(f"{to.stem}-copies.png") as temporary:
-            memorisation.plot(result, temporary)
+        memorisation.plot(result, f"{to.stem}-copies.png")
         lines += [f"  copies     {to.stem}-copies.png, {to.stem}-copies.json"]
     return lines
 

@@ -88,14 +88,14 @@ def make(dataset, say=lambda text: None):
     censuses = [duplicates.take(split.images) for split in splits]
     say("moments and diameter")
     train = dataset.train.images
-    found = {}
+    result = {}
     facts, widest = data.moments(train), data.diameter(train)
     for name, split in zip(SPLITS, splits, strict=True):
         if len(split) > (name == "train"):
             say(f"nearest training image of {name} images")
-            found[name] = nearest(split.images, None if name == "train" else train)
+            result[name] = nearest(split.images, None if name == "train" else train)
     counts = np.stack([np.bincount(split.labels, minlength=dataset.num_classes) for split in splits])
-    return Card(dataset, counts, censuses, duplicates.copies(censuses), facts, widest, found)
+    return Card(dataset, counts, censuses, duplicates.copies(censuses), facts, widest, result)
 
 
 def warnings(card):
@@ -226,12 +226,12 @@ def _copies(card):
 def _distances(card):
     reference = np.median(card.nearest["train"].distances) if "train" in card.nearest else math.nan
     rows = []
-    for name, found in card.nearest.items():
-        d, k = found.distances, len(found.distances)
+    for name, result in card.nearest.items():
+        d, k = result.distances, len(result.distances)
         near = np.mean((d > 0) & (d < NEAR * reference))
-        asked = f"{k:,}" if k == found.images else f"{k:,} of {found.images:,}"
+        asked = f"{k:,}" if k == result.images else f"{k:,} of {result.images:,}"
         rows.append(
-            (name + (", itself left out" if name == "train" else ""), asked, f"{found.searched:,}",
+            (name + (", itself left out" if name == "train" else ""), asked, f"{result.searched:,}",
              *(f"{q:.2f}" for q in np.percentile(d, QUANTILES)),
              f"{np.median(d) / reference:.2f}" if reference > 0 else "–",
              f"{np.mean(d == 0):.1%}", f"{near:.1%}")

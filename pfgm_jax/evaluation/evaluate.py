@@ -120,8 +120,7 @@ def sample(workdir, overrides):
             lines += [f"  files      {_save_files(images, labels, generator, f'{stem}_files')}"]
         if frames:
             film = f"{folder / settings.solver}{naming.suffix(config, own, relevant | {'sample.frames'})}.gif"
-            with atomic.replacing(film) as temporary:
-                plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], temporary)
+            plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], film)
             lines.append(f"  animation  {film}")
     return "\n".join(lines)
 

@@ -58,9 +58,8 @@ def interpolate(workdir, overrides):
     with atomic.writing_to(folder):
         path = lambda name, kind: f"{folder}/{name}-{key}.{kind}"
         plots.save(plots.labelled_rows(rows), path("interpolation", "png"))
-        with atomic.replacing(path("interpolation", "gif")) as temporary:
-            there = [plots.grid(between[:, i]) for i in range(settings.points)]
-            plots.film(there + there[-2:0:-1], temporary)
+        there = [plots.grid(between[:, i]) for i in range(settings.points)]
+        plots.film(there + there[-2:0:-1], path("interpolation", "gif"))
         latents.save(path("interpolation", "npz"))
         plots.save(plots.labelled_rows([("", row) for row in warm]), path("temperature", "png"))
         lines += [f"  ways         {path('interpolation', 'png')}: a real image at each end, {settings.path} between",

@@ -73,8 +73,7 @@ def likelihood(workdir, overrides):
             per_image = {f"{name} {what}": a for what, group in (("bits", values), ("error", errors), ("png", sizes))
                          for name, a in group.items()}  # fmt: skip
             np.savez_compressed(stream, **per_image)
-        with atomic.replacing(f"{stem}.png") as temporary:
-            plots.histograms(values, temporary, "bits per dimension", "log-likelihood")
+        plots.histograms(values, f"{stem}.png", "bits per dimension", "log-likelihood")
     lines = [tables.aligned(rows), "", CAUTION, protocol, f"  picture    {stem}.png", f"  per image  {stem}.npz"]
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from pfgm_jax import run_record, sampling
+from pfgm_jax import plots, run_record, sampling
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.evaluation import evaluate, naming, sample_cache
 from pfgm_jax.evaluation.score import TITLES, number
@@ -102,8 +102,8 @@ def curve(workdir, overrides):
     }
     record = {"protocol": protocol, "points": rows, "real": floor, "point_protocols": protocols}
     evaluate.save_record(f"{stem}.json", record)
-    with atomic.writing_to(folder), atomic.replacing(f"{stem}.png") as temporary:
-        draw(rows, floor, measure.extractor.distances[0], n, temporary)
+    with atomic.writing_to(folder):
+        draw(rows, floor, measure.extractor.distances[0], n, f"{stem}.png")
     lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in protocol.items())]
     return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
 
@@ -166,4 +166,4 @@ def draw(rows, floor, distance, n, path):
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
     axes[0].set(ylabel=f"{TITLES[distance]} of {n:,} samples, 95 %")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=110, format="png")
+    plots.save_figure(figure, path)

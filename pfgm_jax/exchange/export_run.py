@@ -125,7 +125,7 @@ def model_card(generator, sampled, results):
 | data | {trained_on} |
 | licence of the data | {licence} |
 | process | {process.name}, D = {process.D:g}, σ from {process.sigma_max:.4g} to {process.sigma_min:.4g} |
-| network | {config.model.name}, {parameters:,} parameters{", told the class" if config.model.conditional else ""} |
+| network | {config.model.name}, {parameters:,} parameters{", class-conditional" if config.model.conditional else ""} |
 | trained | {training} |
 
 ```python

@@ -184,7 +184,7 @@ def _arguments(state, name):
     arguments = state.get("_init_kwargs")
     if not _is_dict(arguments) or state.get("_init_args"):
         raise UserError(f"{name} does not record with which arguments its network was made (_init_kwargs)")
-    known = {theirs for theirs, *_ in (*_ARGUMENTS.values(), *_SONG.values())} | set(_KNOWN_ARGUMENTS)
+    known = {published for published, *_ in (*_ARGUMENTS.values(), *_SONG.values())} | set(_KNOWN_ARGUMENTS)
     if unknown := sorted(map(str, arguments.keys() - known)):
         raise UserError(f"{name}: its network's argument {unknown[0]} is not known")
     return arguments
@@ -193,13 +193,13 @@ def _arguments(state, name):
 def _set_network(c, arguments):
     """Sets config.model from the arguments of SongUNet or DhariwalUNet."""
     adm = c.name == "adm"
-    fields = {ours: (theirs, defaults[adm]) for ours, (theirs, *defaults) in _ARGUMENTS.items()}
-    for ours, (theirs, default) in (fields | ({} if adm else _SONG)).items():
-        value = arguments.get(theirs, default)
+    fields = {ours: (published, defaults[adm]) for ours, (published, *defaults) in _ARGUMENTS.items()}
+    for ours, (published, default) in (fields | ({} if adm else _SONG)).items():
+        value = arguments.get(published, default)
         if isinstance(default, list):
-            value = tuple(_whole(item, theirs) for item in value)
+            value = tuple(_whole(item, published) for item in value)
         elif isinstance(default, int):
-            value = _whole(value, theirs)
+            value = _whole(value, published)
         c[ours] = value
     c.keep_width = not adm
     c.attention = c.attention or (0,)  # the deepest level attends in any case, as here where there is attention at all

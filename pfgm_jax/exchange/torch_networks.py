@@ -248,14 +248,14 @@ def _ncsnv2(model, wanted, state):
             return top[name]
         kind, i, j = re.fullmatch(r"(stage|refine)(\d+)(?:_block(\d+))?", name).groups()
         listed = stages if kind == "stage" else refines
-        theirs = listed[int(i)] if int(i) < len(listed) else f"{kind}?"
+        published = listed[int(i)] if int(i) < len(listed) else f"{kind}?"
         if kind == "stage":
-            return f"{theirs}.{j}.{blocks.get(path[1], path[1])}"
+            return f"{published}.{j}.{blocks.get(path[1], path[1])}"
         part = re.sub(r"^units(\d)$", r"adapt_convs.\1", path[1]).replace("units_out", "output_convs")
         part = re.sub(r"^fuse(\d)$", r"msf.convs.\1", part)
         part = re.sub(r"^pool(\d)$", r"crp.convs.\1", part)
         inner = re.sub(r"conv(\d)_(\d)", lambda m: f".{int(m[1]) + 1}_{int(m[2]) + 1}_conv", "".join(path[2:-1]))
-        return f"{theirs}.{part}{inner}"
+        return f"{published}.{part}{inner}"
 
     def source(path):
         prefix, leaf = module(path), LEAVES.get(path[-1], path[-1])

@@ -262,7 +262,7 @@ def plot(result, path):
     title = f"{result.share:.2%} [{result.low:.2%}, {result.high:.2%}] of samples left of the line"
     axes.set(xlabel="distance to the nearest training image", ylabel="density", title=title)
     axes.legend()
-    figure.savefig(path, dpi=110, format="png")
+    plots.save_figure(figure, path)
 
 
 def _digests(images):

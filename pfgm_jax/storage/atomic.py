@@ -34,8 +34,8 @@ def without_traces(*folders):
     try:
         yield
     except BaseException:
-        made = [path for place in places for path in _with_children(place) if path not in before]
-        for path in sorted(made, reverse=True) + parents:
+        created = [path for place in places for path in _with_children(place) if path not in before]
+        for path in sorted(created, reverse=True) + parents:
             with contextlib.suppress(OSError):  # not empty, or not a folder
                 path.rmdir()
         raise

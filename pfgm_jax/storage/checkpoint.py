@@ -242,9 +242,9 @@ def _restore_step(manager, step, like):
         name: ocp.args.StandardRestore({p: jax.ShapeDtypeStruct(a.shape, a.dtype) for p, a in leaves.items()})
         for name, leaves in wanted.items()
     }
-    found = manager.restore(step, args=ocp.args.Composite(**abstract))
+    restored = manager.restore(step, args=ocp.args.Composite(**abstract))
     items = {
-        name: jax.tree.unflatten(jax.tree.structure(tree), [np.asarray(found[name][path]) for path in wanted[name]])
+        name: jax.tree.unflatten(jax.tree.structure(tree), [np.asarray(restored[name][path]) for path in wanted[name]])
         for name, tree in like.items()
     }
     for name, described in _describe(items).items():

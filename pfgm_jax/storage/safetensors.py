@@ -61,9 +61,9 @@ def load(path, like, config=None):
     try:
         with safe_open(path, framework="numpy") as file:
             said, names = file.metadata() or {}, set(file.keys())
-            found = {name: file.get_tensor(name) for name in names}
+            loaded = {name: file.get_tensor(name) for name in names}
             # First of all: a damaged name is no sign of another network.
-            if ARRAYS in said and checksum(found) != said[ARRAYS]:
+            if ARRAYS in said and checksum(loaded) != said[ARRAYS]:
                 raise UserError(f"{path} is damaged: its checksum does not match; copy or export it again")
             for name in sorted((names ^ set(wanted)) - _BROUGHT):
                 what = "lacks" if name in wanted else "has one more weight,"
@@ -77,11 +77,11 @@ def load(path, like, config=None):
             "both again"
         )
     for name, leaf in wanted.items():
-        array = found[name]
+        array = loaded[name]
         if array.shape != leaf.shape:
             raise UserError(f"{path}: {name!r} is {array.shape}, not {leaf.shape}: weights of another network")
         if not np.can_cast(array.dtype, leaf.dtype) and not {array.dtype, leaf.dtype} <= _FLOATS:
             raise UserError(f"{path}: {name!r} is {array.dtype}, not {leaf.dtype}: weights of another network")
     dtypes = {name: leaf.dtype for name, leaf in wanted.items()}
-    typed = {name: array.astype(dtypes.get(name, array.dtype)) for name, array in found.items()}
+    typed = {name: array.astype(dtypes.get(name, array.dtype)) for name, array in loaded.items()}
     return traverse_util.unflatten_dict(typed, sep="/")

@@ -109,8 +109,7 @@ def _logged(training, state, interrupt):
 
 def _draw_curves(workdir):
     if records := read_metrics(workdir):
-        with atomic.replacing(pathlib.Path(workdir, "curves.png")) as temporary:
-            plots.curves(records, temporary)
+        plots.curves(records, pathlib.Path(workdir, "curves.png"))
 
 
 def _items(state):

@@ -47,10 +47,10 @@ def advise(config, argument, overrides, workdir=None):
     _, derived, task, cadence = plan
     state = init_state(task, dataset.shape)
     resident = dry_run.is_resident(config, dataset)
-    found = trial.run(task, state, dataset, cadence.per_call, machine, resident, say)
-    findings = find(config, dataset, derived, state, machine, found, say)
+    result = trial.run(task, state, dataset, cadence.per_call, machine, resident, say)
+    findings = find(config, dataset, derived, state, machine, result, say)
     lines, hours = rules.judge(findings)
-    memory = found.memory[task.batch]
+    memory = result.memory[task.batch]
     memory = None if math.isinf(memory) else memory
     described = dry_run.describe(config, plan, state, memory)
     return report(described, findings, [*first, *lines], hours, argument, overrides, workdir)
@@ -68,13 +68,13 @@ def possible_batch(config, images, devices):
     return [Line("CHANGE", why, {"train.batch": batch})]
 
 
-def find(config, dataset, derived, state, machine, found, say):
+def find(config, dataset, derived, state, machine, result, say):
     """The Findings of a plan that was tried."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     networks = rules.networks_for(config, derived)
     best = rules.recommend(networks, dataset.train_images, machine.cpu)
     speedup = None
-    slowest = min((speed[0] for speed in found.speed.values()), default=math.inf)
+    slowest = min((speed[0] for speed in result.speed.values()), default=math.inf)
     hopeless = config.train.images / slowest / 3600 > rules.HOPELESS_HOURS
     if hopeless and best and best.parameters < parameters:
         say(f"counting the operations of the network {best.name}")
@@ -86,7 +86,7 @@ def find(config, dataset, derived, state, machine, found, say):
         config,
         derived,
         machine,
-        found,
+        result,
         parameters,
         float(sum(leaf.nbytes for leaf in jax.tree.leaves(state))),
         None if dataset.stands_for else data.moments(dataset.train.images).mean_square_norm,
@@ -95,9 +95,9 @@ def find(config, dataset, derived, state, machine, found, say):
     )
 
 
-def report(described, found, lines, hours, argument, overrides, workdir):
+def report(described, result, lines, hours, argument, overrides, workdir):
     """The advice as text, with the command at its end."""
-    machine, tried = found.machine, found.trial
+    machine, tried = result.machine, result.trial
     speeds = [
         f"{rate:,.4g} images/s at batch {batch} ({counted(steps, 'step')} in {seconds:.1f} s)"
         for batch, (rate, seconds, steps) in sorted(tried.speed.items(), reverse=True)
@@ -115,10 +115,10 @@ def report(described, found, lines, hours, argument, overrides, workdir):
     for mark, why, change in lines:
         text = why + "".join(f"\n{_flag(key, value)}" for key, value in change.items())
         parts += _hang(f"  {mark:8}", text)
-    return "\n".join([*parts, "", *verdict(found, lines, hours, argument, overrides, workdir)])
+    return "\n".join([*parts, "", *verdict(result, lines, hours, argument, overrides, workdir)])
 
 
-def verdict(found, lines, hours, argument, overrides, workdir):
+def verdict(result, lines, hours, argument, overrides, workdir):
     """The last lines: whether the plan goes, and what to type."""
     changes = {key: value for line in lines for key, value in line.change.items()}
     stops = [line for line in lines if line.mark == "STOP"]
@@ -136,8 +136,8 @@ def verdict(found, lines, hours, argument, overrides, workdir):
     command += [f"--workdir={workdir}", *(f"--config.{key}={value}" for key, value in (overrides | flags).items())]
     next_step = "Not tried with those changes; ask again:" if untried else "Run it:"
     if stops and not untried:
-        images = changes.get("train.images", found.config.train.images)
-        shorter = f"about {rules.duration(hours * images / found.config.train.images)}"
+        images = changes.get("train.images", result.config.train.images)
+        shorter = f"about {rules.duration(hours * images / result.config.train.images)}"
         next_step = f"With the changes above, {shorter}:"
     return [head, next_step, "  " + " ".join(shlex.quote(word) for word in command)]
 

@@ -91,9 +91,9 @@ def recommend(networks, images, cpu):
     return (networks[:1] if cpu or not fitting else fitting[-1:] or [None])[0] if networks else None
 
 
-def batch_lines(found):
+def batch_lines(facts):
     """(lines, the batch to train with): against memory and gradient noise. The batch is 0 if none fits."""
-    tried, planned, limit = found.trial, found.config.train.batch, trial.HEADROOM * found.machine.memory
+    tried, planned, limit = facts.trial, facts.config.train.batch, trial.HEADROOM * facts.machine.memory
     if not tried.largest:
         smallest = min(tried.memory)
         need = size(tried.memory[smallest])
@@ -101,7 +101,7 @@ def batch_lines(found):
             f"no batch fits: {smallest} takes {need} a device, and {size(limit)} may be filled. Smaller images, a "
             "smaller network, --config.model.remat=True, or on a GPU or TPU --config.model.dtype=bfloat16"
         )
-        return [Line("STOP", why, _lighter(found))], 0
+        return [Line("STOP", why, _lighter(facts))], 0
     if tried.memory[planned] > limit:
         batch = tried.largest
         lines = [Line("CHANGE", f"batch {planned} does not fit; {batch} does", {"train.batch": batch})]
@@ -125,20 +125,20 @@ def batch_lines(found):
     return lines, batch
 
 
-def _lighter(found):
+def _lighter(facts):
     """What makes a step that does not fit lighter: the recommended network if it is smaller, else recomputing."""
-    if found.recommended and found.recommended.parameters < found.parameters:
-        return network_changes(found)
-    model = found.config.model
-    able = "remat" in models.options(found.config.model.name)
+    if facts.recommended and facts.recommended.parameters < facts.parameters:
+        return network_changes(facts)
+    model = facts.config.model
+    able = "remat" in models.options(facts.config.model.name)
     return {"model.remat": True} if able and not model.remat else {}
 
 
-def rate_lines(found, batch):
+def rate_lines(facts, batch):
     """The learning rate against EDM's by the same rule, and its warm-up against the length of the run."""
-    c, images = found.config.optim, found.config.train.images
+    c, images = facts.config.optim, facts.config.train.images
     rate, rule = run_lib.scaled_rate(c, batch), EDM_RATE * math.sqrt(batch / EDM_BATCH)
-    most = HIGH_RATE if found.parameters >= LARGE_NETWORK else HIGH_RATE_SMALL
+    most = HIGH_RATE if facts.parameters >= LARGE_NETWORK else HIGH_RATE_SMALL
     if rate > most * rule:
         why = (
             f"learning rate {rate:.1e} at batch {batch} is {rate / rule:.1f} times EDM's (1e-3 at batch 512, by the "
@@ -154,16 +154,16 @@ def rate_lines(found, batch):
     return lines
 
 
-def network_lines(found):
+def network_lines(facts):
     """Parameters and epochs against the number of images."""
-    config, images, best = found.config, found.derived["train_images"], found.recommended
-    each, epochs = found.parameters / images, config.train.images / images
-    why = f"{found.parameters:,} parameters, {each:,.0f} a training image (EDM on CIFAR-10: 1,100)"
-    if best and best.parameters < found.parameters and each > MANY_PARAMETERS:
+    config, images, best = facts.config, facts.derived["train_images"], facts.recommended
+    each, epochs = facts.parameters / images, config.train.images / images
+    why = f"{facts.parameters:,} parameters, {each:,.0f} a training image (EDM on CIFAR-10: 1,100)"
+    if best and best.parameters < facts.parameters and each > MANY_PARAMETERS:
         why += f": many, and a network that is large for its data copies it sooner. {best.name} has {best.parameters:,}"
-        lines = [Line("CHANGE", why, network_changes(found))]
-    elif best and abs(math.log(best.parameters / found.parameters)) > math.log(1.5):
-        reason = "the smallest, for a CPU" if found.machine.cpu else f"the largest below {MANY_PARAMETERS:,} an image"
+        lines = [Line("CHANGE", why, network_changes(facts))]
+    elif best and abs(math.log(best.parameters / facts.parameters)) > math.log(1.5):
+        reason = "the smallest, for a CPU" if facts.machine.cpu else f"the largest below {MANY_PARAMETERS:,} an image"
         lines = [Line("ok", f"{why}. Of the presets {best.name} would be it: {best.parameters:,}, {reason}")]
     else:
         lines = [Line("ok", why)]
@@ -179,9 +179,9 @@ def network_lines(found):
     return lines
 
 
-def process_lines(found):
+def process_lines(facts):
     """D, and σ_max against the data."""
-    c, sigma_max, lines = found.config.process, found.derived["sigma_max"], []
+    c, sigma_max, lines = facts.config.process, facts.derived["sigma_max"], []
     if c.name == "pfgmpp" and c.D <= 2:
         why = (
             f"D = {c.D:g}: the kernel has no variance, so that what this network is given has no bound. D = 1 has a "
@@ -193,9 +193,10 @@ def process_lines(found):
     elif c.name == "pfgmpp":
         why = f"D = {c.D:g}; published CIFAR-10 scores are best at 128 and 2048 (arXiv 2302.04265)"
         lines.append(Line("ok", why))
-    if c.name in ("vp", "subvp", "ddpm") or found.mean_square_norm is None:
+    if c.name in ("vp", "subvp", "ddpm") or facts.mean_square_norm is None:
         return lines
-    nats, rule = run_lib.prior_mismatch(found.mean_square_norm, sigma_max), run_lib.sigma_max_of(found.mean_square_norm)
+    nats = run_lib.prior_mismatch(facts.mean_square_norm, sigma_max)
+    rule = run_lib.sigma_max_of(facts.mean_square_norm)
     why = f"σ_max = {sigma_max:.4g}: prior and data differ by at most {nats:.2g} nats"
     if c.sigma_max is None:
         return [*lines, Line("ok", f"{why}; it is from the data")]
@@ -208,9 +209,9 @@ def process_lines(found):
     return [*lines, Line("note" if far else "ok", f"{why}; EDM's rule gives {rule:.4g} for these data")]
 
 
-def hours_lines(found, hours):
+def hours_lines(facts, hours):
     """The length of the run, and what would be shorter."""
-    config, machine, best = found.config, found.machine, found.recommended
+    config, machine, best = facts.config, facts.machine, facts.recommended
     long, length = LONG_HOURS[machine.cpu], duration(hours)
     affordable = round(config.train.images * long / hours)
     if hours <= long:
@@ -218,12 +219,12 @@ def hours_lines(found, hours):
     within = f"in {long} hours this machine trains on {affordable:,} images"
     if hours <= HOPELESS_HOURS:
         return [Line("note", f"{length} of training is long; {within}")]
-    faster = found.speedup if found.speedup and found.speedup > 1.5 else None
+    faster = facts.speedup if facts.speedup and facts.speedup > 1.5 else None
     options, change = [within], {}
     if affordable >= FEW_IMAGES:
-        change = images_changes(found, affordable)
+        change = images_changes(facts, affordable)
     elif faster and affordable * faster >= FEW_IMAGES:
-        change = network_changes(found) | images_changes(found, affordable * faster)
+        change = network_changes(facts) | images_changes(facts, affordable * faster)
     if faster:
         options.append(f"the network {best.name} takes {faster:.0f} times fewer operations (counted, not tried)")
     if not machine.cpu and config.model.dtype == "float32":
@@ -233,9 +234,9 @@ def hours_lines(found, hours):
     return [Line("STOP", f"{length} of training: " + "; ".join(options), change)]
 
 
-def images_changes(found, images):
+def images_changes(facts, images):
     """A run of at most `images`, two digits of it, with its warm-up, and a batch that leaves it FEW_STEPS steps."""
-    config, devices = found.config, found.machine.devices
+    config, devices = facts.config, facts.machine.devices
     images = min(config.train.images, int(float(f"{images:.1e}")))
     change = {"train.images": images}
     if 2 * config.optim.warmup > images:
@@ -246,30 +247,30 @@ def images_changes(found, images):
     return change
 
 
-def network_changes(found):
+def network_changes(facts):
     """{key: value} that turn the planned network into the recommended one."""
-    now = found.config.model.to_dict()
-    return {f"model.{key}": value for key, value in found.recommended.fields.items() if now[key] != value}
+    now = facts.config.model.to_dict()
+    return {f"model.{key}": value for key, value in facts.recommended.fields.items() if now[key] != value}
 
 
-def judge(found):
+def judge(facts):
     """(lines, hours of the plan or None where no step ran) of Findings."""
-    lines, batch = batch_lines(found)
-    speed = found.trial.speed
+    lines, batch = batch_lines(facts)
+    speed = facts.trial.speed
     measured = batch if batch in speed else max(speed, default=None)
-    hours = found.config.train.images / speed[measured][0] / 3600 if measured else None
+    hours = facts.config.train.images / speed[measured][0] / 3600 if measured else None
     if batch:
-        lines += [*rate_lines(found, batch), *network_lines(found), *process_lines(found)]
+        lines += [*rate_lines(facts, batch), *network_lines(facts), *process_lines(facts)]
     if hours is not None:
         if measured != batch:
             lines.append(Line("note", f"the hours below are at the speed of batch {measured}; others were not tried"))
-        if found.machine.load > BUSY:
-            why = f"{found.machine.load:.0f} programs a core are at work here: alone, this one is faster than measured"
+        if facts.machine.load > BUSY:
+            why = f"{facts.machine.load:.0f} programs a core are at work here: alone, this one is faster than measured"
             lines.append(Line("note", why))
-        lines += hours_lines(found, hours)
-    copies = found.config.train.keep + 1  # the new one is there before the oldest goes
-    if found.checkpoint * copies > found.machine.disk:
-        need, free = size(found.checkpoint * copies), size(found.machine.disk)
+        lines += hours_lines(facts, hours)
+    copies = facts.config.train.keep + 1  # the new one is there before the oldest goes
+    if facts.checkpoint * copies > facts.machine.disk:
+        need, free = size(facts.checkpoint * copies), size(facts.machine.disk)
         lines.append(Line("note", f"{copies} checkpoints take {need}, and the disk has {free} free"))
     return lines, hours
 

@@ -142,11 +142,11 @@ def run(task, state, dataset, per_call, machine, resident, say):
     def attempt(batch, steps, seconds):
         nonlocal trying
         say(f"training at batch {batch}, about {seconds:.0f} s")
-        found = time_steps(with_batch(task, batch), state, dataset, steps, seconds, resident)
-        if found is None:
+        timing = time_steps(with_batch(task, batch), state, dataset, steps, seconds, resident)
+        if timing is None:
             memory[batch] = math.inf
         else:
-            speed[batch], trying = found, trying + found[1]
+            speed[batch], trying = timing, trying + timing[1]
 
     if look(small, 1):
         attempt(small, 1, SECONDS / 4)
