@@ -10,6 +10,7 @@ optimiser's state, the records of metrics.jsonl but for clocks, and the sample p
 
 import argparse
 import collections
+import logging
 import os
 import pathlib
 import re
@@ -121,6 +122,7 @@ def arrays(workdir):
 
     from pfgm_jax.storage import checkpoint
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax wants to be told what each item is; plain arrays will do
     step = checkpoint.steps(workdir)[-1]
     with ocp.CheckpointManager((workdir / "checkpoints").absolute()) as manager:
         restored = manager.restore(step)
