@@ -154,13 +154,12 @@ def encode(weighted, x, labels, solver, options, progress=True):
       UserError: as `check_solver`, or a solve that does not reach σ_max.
     """
     options, flow = check_solver(solver, options), weighted.network.process
-    what = f"encoding, {solver}"
     if solver == "reversible":
         half = _settled(weighted, x, labels, dict(options), progress) if dict(options)["settle"] else 0
-        pair = reversible.to_pair(x, flow.sigma_min, half)
-        states = _reversible(weighted, pair, labels, options, True, what, progress)
+        x = reversible.to_pair(x, flow.sigma_min, half)
     else:
-        states = _solved(weighted, np.asarray(x, np.float32), labels, solver, options, True, what, progress)
+        x = np.asarray(x, np.float32)
+    states = _along(_Way(weighted, solver, options, True, progress), x, labels)
     return Latents(states, np.asarray(labels, np.int32), solver, options, flow.sigma_max, weighted.run)
 
 
@@ -172,17 +171,35 @@ def decode(weighted, latents, progress=True):
     """
     if latents.run != weighted.run:
         raise UserError("these latents are of other weights: decode them with the Generator that encoded them")
-    what, flow = f"decoding, {latents.solver}", weighted.network.process
-    arguments = weighted, latents.states, latents.labels
+    way = _Way(weighted, latents.solver, latents.options, False, progress)
+    states = _along(way, latents.states, latents.labels)
     if latents.solver == "reversible":
-        return reversible.to_states(_reversible(*arguments, latents.options, False, what, progress), flow.sigma_min)
-    return _solved(*arguments, latents.solver, latents.options, False, what, progress)
+        return reversible.to_states(states, weighted.network.process.sigma_min)
+    return states
 
 
-def _solved(weighted, x, labels, solver, options, up, what, progress):
-    program = solved(weighted.network, solver, options, up)
+class _Way(NamedTuple):
+    """From one end of the flow to the other: up to σ_max or down to σ_min, by a checked solver."""
+
+    weighted: Weighted
+    solver: str
+    options: tuple
+    up: bool
+    progress: bool
+
+
+def _along(way, states, labels):
+    """The states [n, …] at the other end; pairs of the reversible solver, floats of others."""
+    weighted, what = way.weighted, f"{'encoding' if way.up else 'decoding'}, {way.solver}"
+    if way.solver == "reversible":
+        rows = reversible.half_steps(_levels(weighted, dict(way.options)), way.up)
+        program = reversed_exactly(weighted.network)
+        run = lambda pair, labels: program(pair, labels, weighted.params, rows)
+        size = REVERSIBLE_BATCH * parallel.device_count()
+        return over_batches(run, (states, labels), size, what, way.progress)
+    program = solved(weighted.network, way.solver, way.options, way.up)
     run = lambda x, labels: program(x, labels, weighted.params)
-    states, completed, _ = over_batches(run, (x, labels), min(weighted.batch, len(x)), what, progress)
+    states, completed, _ = over_batches(run, (states, labels), min(weighted.batch, len(states)), what, way.progress)
     if not np.all(completed):
         raise UserError(
             f"{what}: the solve did not reach its end, as the network returned NaN or inf, or the step limit was too "
@@ -204,14 +221,6 @@ def _settled(weighted, x, labels, options, progress):
     run = lambda x, labels: program(x, labels, weighted.params)
     size = REVERSIBLE_BATCH * parallel.device_count()
     return over_batches(run, (np.asarray(x, np.float32), labels), size, "encoding, first difference", progress)
-
-
-def _reversible(weighted, pair, labels, options, up, what, progress):
-    sigmas = _levels(weighted, dict(options))
-    rows, program = reversible.half_steps(sigmas, up), reversed_exactly(weighted.network)
-    run = lambda pair, labels: program(pair, labels, weighted.params, rows)
-    size = REVERSIBLE_BATCH * parallel.device_count()
-    return over_batches(run, (pair, labels), size, what, progress)
 
 
 def log_likelihood(weighted, x, labels, key, sigma_min=None, progress=True, **options):
