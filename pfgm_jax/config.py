@@ -20,6 +20,7 @@ SOLVER_OPTIONS = {
     "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
     "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
     "start": str, "eta": float, "variance": str, "clip": float, "predictor": str, "corrector_steps": int, "snr": float,
+    "noise": float,
 }  # fmt: skip
 # What may be None: that, and what a solver has a default for.
 OPTIONAL = (
