@@ -110,7 +110,7 @@ def log_weights(x, sigma, data, D):
     """
     rough = jnp.sum(jnp.square(data), axis=1) - 2 * _product(x, data.T)
     _, near = lax.top_k(-rough, min(NEAREST, len(data)))
-    delta, _, nearest = _differences(x, data, None, rough, near)
+    delta, _, nearest = _differences(x, data, None, rough, near, None)
     delta, nearest_squared = jnp.maximum(delta, 0), jnp.sum(jnp.square(x - data[nearest]), axis=1, keepdims=True)
     return _log_relative_weight(delta, nearest_squared, sigma[:, None], x.shape[1], D), nearest_squared + delta
 
