@@ -25,7 +25,7 @@ Processes
     pfgm, pfgmpp, edm, ve, vp, subvp, ddpm; prior, perturb, log_prior, with_D
 
 Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
-    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, sde, ancestral, euler_maruyama, predictor_corrector;
+    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, ddim, sde, ancestral, euler_maruyama, predictor_corrector;
     SOLVERS by name
 
 Metrics of features
@@ -61,7 +61,7 @@ _PUBLIC = {
     **{name: ("flow.process", name) for name in ("log_prior", "perturb", "prior", "with_D")},
     **{name: ("sampling", name) for name in ("SOLVERS", "SolveStats", "rk45", "tsit5", "euler", "heun", "dpmpp_2m")},
     **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
-    "sde": ("sampling", "sde"),
+    **{name: ("sampling", name) for name in ("ipndm", "sde")},
     **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
 }
 __all__ = ["UserError", *_PUBLIC]

@@ -14,7 +14,7 @@ from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.adaptive import rk45, tsit5
 from pfgm_jax.sampling.grids import GRIDS, levels
-from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m
+from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m, ipndm
 from pfgm_jax.sampling.reverse_sde import sde
 from pfgm_jax.sampling.single_step import euler, heun
 from pfgm_jax.sampling.stats import SolveStats
@@ -22,7 +22,7 @@ from pfgm_jax.sampling.stochastic import ancestral, ddim, euler_maruyama, predic
 
 SOLVERS: dict[str, Callable] = {
     solver.__name__: solver
-    for solver in (rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, sde, ancestral, euler_maruyama, predictor_corrector)
+    for solver in (rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, ddim, sde, ancestral, euler_maruyama, predictor_corrector)
 }
 __all__ = [
     "GRIDS",

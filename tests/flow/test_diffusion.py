@@ -152,7 +152,7 @@ def churned(D, N, low, high, lift):
 KS = math.sqrt(1 / 20_000 + 1 / 200_000)
 
 
-@pytest.mark.parametrize("N", [2, 200])
+@pytest.mark.parametrize("N", [2, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("D", [1, 3.5, 128, math.inf])
 @pytest.mark.parametrize("high", [0.6, 5.0])
 def test_churn_has_the_law_of_its_level(D, N, high):

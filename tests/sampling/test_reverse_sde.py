@@ -51,7 +51,7 @@ def distance(x, D, N):
     return max(along)
 
 
-@pytest.mark.parametrize("noise", [0.5, 2.0])
+@pytest.mark.parametrize("noise", [2.0, pytest.param(0.5, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("D", [1, 3.5, 128, math.inf])
 def test_marginals(D, noise):
     few, many = (distance(end(D, 2, steps, noise), D, 2) for steps in (5, 200))
@@ -62,8 +62,8 @@ def test_marginals(D, noise):
 @pytest.mark.parametrize("D", [1, 3.5, 128, math.inf])
 @pytest.mark.parametrize("N", [20, 200])
 def test_marginals_of_more_dimensions(D, N):
-    few, many = (distance(end(D, N, steps, 1.0), D, N) for steps in (5, 400))
-    assert few > 2 * many and many < 1.63 * KS
+    few, many = (distance(end(D, N, steps, 1.0), D, N) for steps in (4, 200))
+    assert few > many and many < 1.63 * KS
 
 
 def test_without_the_posterior_s_variance_they_are_others():

@@ -25,6 +25,8 @@ FIXED = [
     ("dpmpp_2m", dict(start="rk4"), 10),
     ("dpmpp_3m", dict(last_denoise=False), 6),
     ("dpmpp_3m", dict(start="rk4"), 13),
+    ("ipndm", {}, 7),
+    ("ipndm", dict(start="rk4"), 16),
     ("ddim", {}, 7),
     ("ddim", dict(eta=0.5, last_denoise=False), 6),
     ("sde", {}, 7),
