@@ -22,7 +22,20 @@ from pfgm_jax.sampling.stochastic import ancestral, ddim, euler_maruyama, predic
 
 SOLVERS: dict[str, Callable] = {
     solver.__name__: solver
-    for solver in (rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, ddim, sde, ancestral, euler_maruyama, predictor_corrector)
+    for solver in (
+        rk45,
+        tsit5,
+        euler,
+        heun,
+        dpmpp_2m,
+        dpmpp_3m,
+        ipndm,
+        ddim,
+        sde,
+        ancestral,
+        euler_maruyama,
+        predictor_corrector,
+    )
 }
 __all__ = [
     "GRIDS",

@@ -141,9 +141,7 @@ def churned(D, N, low, high, lift):
     lifted = np.asarray(lift(jax.random.split(jax.random.key(1), n), x, low, high, points.astype(np.float32), D))
     directions = rng.normal(size=(2, N))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    along = [
-        scipy.stats.kstest(lifted @ u, oracles.cumulative(points, D, high, u)).statistic for u in directions
-    ]
+    along = [scipy.stats.kstest(lifted @ u, oracles.cumulative(points, D, high, u)).statistic for u in directions]
     fresh = np.linalg.norm(oracles.noised(points, D, 200_000, high, seed=2), axis=1)
     return max(*along, scipy.stats.ks_2samp(np.linalg.norm(lifted, axis=1), fresh).statistic)
 
