@@ -10,8 +10,8 @@ For charges y_1 … y_n the posterior mean is softmax attention over the data,
 The second moment E[‖x − y‖² | x, σ], which noise at finite D needs (`diffusion.py`), comes from the same weights:
 d_m² + Σ w_i (d_i² − d_m²)/Σ w_i, m the nearest point, whose terms are all >= 0.
 
-A partial result (pivot y_m, Σ w, Σ w (y − y_m), Σ w (d² − d_m²)) merges associatively with another: streaming over the data and
-sharding it over devices are the same sum, and memory does not grow with the data set.
+A partial result (pivot y_m, Σ w, Σ w (y − y_m), Σ w (d² − d_m²)) merges associatively with another: streaming over the
+data and sharding it over devices are the same sum, and memory does not grow with the data set.
 """
 
 import math

@@ -17,9 +17,9 @@ what the expansion asks for, which makes the method second order; with w₃ c it
 ("rk4"). On the log grid that is better from 16 steps on; on EDM's grid the published weight errs less up to 32 steps.
 
 iPNDM is the Adams-Bashforth method in σ: x' = x + (σ' − σ) Σ b_j f_j over the last slopes f = (x − d)/σ, in two forms.
-The published one takes the weights b of equal steps on any grid; as neighbouring steps differ by a part of the step, it
-is of second order in the limit. The other takes the integral of the polynomial through the last slopes at the levels where
-they are,
+The published one takes the weights b of equal steps on any grid; as neighbouring steps differ by a part of the step,
+it is of second order in the limit. The other takes the integral of the polynomial through the last slopes at the
+levels where they are,
 
     b_j = ∫ l_j(s) ds/(σ' − σ) from σ to σ',    l_j the Lagrange polynomials of those levels,               (2)
 

@@ -65,7 +65,7 @@ def sde(
         require_keys(keys, "sde")
         if not process.is_gaussian:
             diffusion.require_noise(N, process.D)
-            _require_second_moment(second_moment, process.D)
+            squared_distance = _required(second_moment, process.D)
 
     def step(denoise, x, memory, at):
         ratio = at.sigma_next / at.sigma
@@ -81,15 +81,16 @@ def sde(
         if process.is_gaussian:
             return jnp.ones(len(x), x.dtype)
         sigma = jnp.full(len(x), sigma, x.dtype)
-        return diffusion.tau(second_moment(x, sigma, d), sigma, N, process.D)
+        return diffusion.tau(squared_distance(x, sigma, d), sigma, N, process.D)
 
     sigmas = levels(process, grid, steps, rho)
     return march(denoise, x, sigmas, [(step, steps - 1)], Output(last_denoise, frames, framed, axis_name))
 
 
-def _require_second_moment(second_moment, D):
+def _required(second_moment: SecondMoment | None, D: float) -> SecondMoment:
     if second_moment is None:
         raise UserError(
             f"sde with noise > 0 at D = {D:g} needs second_moment, E[‖x − y‖² | x, σ] (field.exact_second_moment of a "
             "data set; a network gives none): use noise=0, or sample with D = inf"
         )
+    return second_moment
