@@ -1,6 +1,9 @@
 """Few evaluations on digits: the pixel score of multistep solvers at 5 to 10 evaluations, with intervals over seeds.
 
-    python -m benchmarks.few [--run=pretrained:digits] [--sets=8] [--steps=5,6,8,10]
+    python -m benchmarks.few [--run=pretrained:digits] [--sets=8] [--steps=5,6,8,10] [--searched]
+
+With --searched the solvers take grids that a search finds (`sampling/search.py`) on the exact field of the training
+digits and on the network.
 
 Every row is the mean over `sets` seeds of 360 digits, relative to 360 held-out digits, with the 95 % interval of that
 mean by Student's t over the seeds; the sets of one seed start from the same noise whatever the solver. Prints Markdown.
@@ -14,7 +17,9 @@ from scipy.stats import t as student
 
 from configs import digits as config_file
 from pfgm_jax import data, generator
+from pfgm_jax.flow import field, process
 from pfgm_jax.metrics import PixelScorer
+from pfgm_jax.sampling import search
 
 N = 360
 FIGURES = ("confidence", "density", "coverage", "distance")
@@ -24,6 +29,15 @@ SOLVERS = [
     ("ipndm", dict(equal_weights=False)),
     ("ipndm", dict(grid="log")),
 ]
+
+
+def searched(made, images, steps):
+    """{"field": {n: grid}, "network": {n: grid}} from the same 256 draws of the prior, as texts."""
+    flow = made.process
+    x = process.prior(flow, jax.random.split(jax.random.key(12345), 256), made.shape)
+    points = data.to_unit(images)
+    denoisers = {"field": field.exact_denoiser(points, flow.D), "network": made.denoise}
+    return {name: search.searched(flow, denoise, x, steps) for name, denoise in denoisers.items()}
 
 
 def scores(made, scorer, solver, options, sets):
@@ -47,16 +61,23 @@ def main():
     parser.add_argument("--run", default="pretrained:digits")
     parser.add_argument("--sets", type=int, default=8)
     parser.add_argument("--steps", default="5,6,8,10")
+    parser.add_argument("--searched", action="store_true")
     args = parser.parse_args()
     dataset = data.load(config_file.get_config().data)
     held_out = np.concatenate([dataset.val.images, dataset.test.images])
     scorer = PixelScorer(dataset.train.images, dataset.train.labels, held_out[:N])
     made = generator.load(args.run).with_overrides({"sample.batch": N})
     print(f"| evaluations | solver | {' | '.join(FIGURES)} |\n|--:|---|--:|--:|--:|--:|", flush=True)
-    for steps in map(int, args.steps.split(",")):
-        for solver, options in SOLVERS:
-            values = scores(made, scorer, solver, dict(options, steps=steps), args.sets)
-            print(row(steps, solver, options, values), flush=True)
+    counts = tuple(map(int, args.steps.split(",")))
+    grids = searched(made, dataset.train.images, counts) if args.searched else {}
+    for steps in counts:
+        for solver, options in SOLVERS if not grids else SOLVERS[::2]:
+            for source in grids or ("",):
+                grid = {"grid": grids[source][steps]} if source else {}
+                values = scores(made, scorer, solver, dict(options, steps=steps, **grid), args.sets)
+                print(row(steps, solver, options | ({"grid": source} if source else {}), values), flush=True)
+    for source, found in grids.items():
+        print(f"{source}: {found}", flush=True)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def denoiser(points, D):
 
 
 def second_moment(points, D):
-    """E[‖x − y‖² | x, σ] of the points in JAX, by direct differences; the mean, which solvers hand over, is not used."""
+    """E[‖x − y‖² | x, σ] of the points in JAX, by direct differences; `mean` is not used."""
 
     def of(x, sigma, mean=None):
         squared = jnp.sum((x[:, None] - jnp.asarray(points, x.dtype)) ** 2, axis=2)
