@@ -46,8 +46,8 @@ GRIDS = {"edm": edm_grid, "log": log_grid, "time": time_grid}
 def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> Float[np.ndarray, "n"]:
     """[steps] float64 levels of the grid called `grid`: "edm" (with ρ), "log" or "time".
 
-    Or the levels themselves, as `search.searched` finds them: a text of falling numbers such as "80,11,0.57,0.002", from
-    the process's σ_max to its σ_min, as many as there are steps.
+    Or the levels themselves, as `search.searched` finds them: a text of falling numbers such as "80,11,0.57,0.002",
+    from the process's σ_max to its σ_min, as many as there are steps.
 
     None is "time", the grid of DDPM, DDIM and the published SDE samplers; "edm" where the time is σ itself, as steps of
     equal σ would skip the small ones.
