@@ -17,13 +17,16 @@ Data
 
 The exact field of a data set
     exact_denoiser(images, D)       the denoiser that a perfect network would learn
-    posterior_mean, displacement, poisson_field
+    exact_second_moment(images, D)  E‖x − y‖² beside it, for noise at finite D (sde)
+    posterior_mean, second_moment, displacement, poisson_field
+    posterior_draw, churn           y ~ p(y | x), and exact noise from one level up to another
 
 Processes
     pfgm, pfgmpp, edm, ve, vp, subvp, ddpm; prior, perturb, log_prior, with_D
 
 Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
-    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, ancestral, euler_maruyama, predictor_corrector; SOLVERS by name
+    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, ddim, sde, ancestral, euler_maruyama, predictor_corrector;
+    SOLVERS by name
 
 Inference: what is asked of a network besides samples
     Generator.encode, decode, interpolate, temperature, log_likelihood
@@ -57,11 +60,13 @@ _PUBLIC = {
     "load_data": ("data", "load"),
     **{name: ("data", name) for name in ("Dataset", "to_uint8", "to_unit")},
     **{name: ("flow.field", name) for name in ("displacement", "exact_denoiser", "poisson_field", "posterior_mean")},
+    **{name: ("flow.field", name) for name in ("churn", "exact_second_moment", "posterior_draw", "second_moment")},
     **{name: ("flow.process", name) for name in ("ddpm", "edm", "pfgm", "pfgmpp", "subvp", "ve", "vp")},
     **{name: ("flow.process", name) for name in ("log_prior", "perturb", "prior", "with_D")},
     **{name: ("sampling", name) for name in ("SOLVERS", "SolveStats", "rk45", "tsit5", "euler", "heun", "dpmpp_2m")},
     **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
     **{name: ("inference", name) for name in ("bits_per_dim", "load_latents")},
+    **{name: ("sampling", name) for name in ("ipndm", "sde")},
     **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
 }
 __all__ = ["UserError", *_PUBLIC]

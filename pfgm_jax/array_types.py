@@ -20,6 +20,11 @@ PRNGKey = Key[Array, ""] | UInt32[Arrays, "2"]
 PRNGKeys = Key[Array, "B"] | UInt32[Arrays, "B 2"]
 # The posterior mean E[y | x, σ].
 Denoiser = Callable[[Float[Arrays, "B *S"], Float[Arrays, "B"]], Float[Arrays, "B *S"]]
+# E[‖x − y‖² | x, σ] of (x, σ, the posterior mean at x), which the exact field needs not and an estimate may use.
+SecondMoment = Callable[
+    [Float[Arrays, "B *S"], Float[Arrays, "B"], Float[Arrays, "B *S"]],
+    Float[Arrays, "B"],
+]
 # Features of images; and images as they are stored, an array or what can be sliced like one.
 Features = Num[Arrays, "n d"]
 Extractor = Callable[[Shaped[Arrays, "n H W C"]], Features]

@@ -20,6 +20,7 @@ SOLVER_OPTIONS = {
     "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
     "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
     "start": str, "eta": float, "variance": str, "clip": float, "predictor": str, "corrector_steps": int, "snr": float,
+    "noise": float, "equal_weights": bool,
 }  # fmt: skip
 # What may be None: that, and what a solver has a default for.
 OPTIONAL = (
@@ -174,7 +175,7 @@ def default():
     config.latents.n = 6  # pairs of images that are joined, a row each
     config.latents.points = 9  # images of a row
     config.latents.path = "slerp"  # slerp (along the sphere, at kept norm), straight
-    config.latents.solver = "dpmpp_3m"  # rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, reversible
+    config.latents.solver = "dpmpp_3m"  # rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, reversible
     config.latents.steps = 36  # of a solver with fixed steps
     config.latents.split = "test"  # the real images that are encoded: train, val, test
     config.latents.seed = 0  # which of them

@@ -301,8 +301,8 @@ class Generator:
         Args:
           images: uint8 [n, H, W, C], or floats in the unit scale [-1, 1], taken as states at σ_min.
           labels: for a conditional network: a class's number or [n] of them, −1 for none; None gives it none.
-          solver: rk45, tsit5, heun, euler, dpmpp_2m or dpmpp_3m, which come back to the images up to their error; or
-            reversible, which comes back to the same bytes (`inference.reversible`).
+          solver: rk45, tsit5, heun, euler, dpmpp_2m, dpmpp_3m or ipndm, which come back to the images up to their
+            error; or reversible, which comes back to the same bytes (`inference.reversible`).
           options: of the solver, such as rtol, steps, grid.
 
         Raises:

@@ -8,6 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 from scipy.integrate import solve_ivp
 
 from pfgm_jax import sampling
@@ -82,6 +83,33 @@ def denoiser(points, D):
         return jax.nn.softmax(log_weight, axis=1) @ data
 
     return denoise
+
+
+def second_moment(points, D):
+    """E[‖x − y‖² | x, σ] of the points in JAX, by direct differences; `mean` is not used."""
+
+    def of(x, sigma, mean=None):
+        squared = jnp.sum((x[:, None] - jnp.asarray(points, x.dtype)) ** 2, axis=2)
+        level = sigma[:, None]
+        log_weight = (
+            -squared / (2 * level**2) if math.isinf(D) else -(x.shape[1] + D) / 2 * jnp.log1p(squared / (D * level**2))
+        )
+        return jnp.sum(jax.nn.softmax(log_weight, axis=1) * squared, axis=1)
+
+    return of
+
+
+def noised(points, D, n, sigma, seed=0):
+    """n draws of points + kernel in NumPy: [n, N]."""
+    rng, points = np.random.default_rng(seed), np.asarray(points, np.float64)
+    scale = np.ones(n) if math.isinf(D) else np.sqrt(D / rng.chisquare(D, n))
+    return points[rng.integers(len(points), size=n)] + sigma * scale[:, None] * rng.normal(size=(n, points.shape[1]))
+
+
+def cumulative(points, D, sigma, direction):
+    """c -> P(direction · x <= c) for x as `noised` draws it; the direction has length 1."""
+    law = scipy.stats.norm() if math.isinf(D) else scipy.stats.t(D)
+    return lambda c: np.mean([law.cdf((c - direction @ y) / sigma) for y in np.asarray(points)], axis=0)
 
 
 def solve(solver, process, denoise, x, keys=None, **options):

@@ -7,8 +7,11 @@ For charges y_1 … y_n the posterior mean is softmax attention over the data,
 (D = ∞: log w_i = −d_i²/(2σ²)), and the Poisson field at (x, r = σ√D), with the normalisation of PFGM's algorithm 1, is
 (x − E[y | x, σ], r).
 
-A partial result (pivot y_m, Σ w, Σ w (y − y_m)) merges associatively with another: streaming over the data and
-sharding it over devices are the same sum, and memory does not grow with the data set.
+The second moment E[‖x − y‖² | x, σ], which noise at finite D needs (`diffusion.py`), comes from the same weights:
+d_m² + Σ w_i (d_i² − d_m²)/Σ w_i, m the nearest point, whose terms are all >= 0.
+
+A partial result (pivot y_m, Σ w, Σ w (y − y_m), Σ w (d² − d_m²)) merges associatively with another: streaming over the
+data and sharding it over devices are the same sum, and memory does not grow with the data set.
 """
 
 import math
@@ -20,9 +23,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Num
 
 from pfgm_jax import parallel
-from pfgm_jax.array_types import Arrays, Denoiser, Levels
+from pfgm_jax.array_types import Arrays, Denoiser, Levels, PRNGKeys, SecondMoment
 from pfgm_jax.errors import UserError
-from pfgm_jax.flow import kernel_sums
+from pfgm_jax.flow import diffusion, kernel_sums
 from pfgm_jax.flow.process import GAUSSIAN_D, require_D
 
 # Bytes that points may take at a time where nobody says how many, and floats for each pair of a point and a query
@@ -98,11 +101,73 @@ def displacement(
     return jnp.asarray(x) - sums.pivot.reshape(x.shape) - (sums.moment / sums.weight[:, None]).reshape(x.shape)
 
 
+def second_moment(
+    x: Float[Arrays, "B *S"],
+    sigma: Levels,
+    points: Num[Arrays, "n ..."],
+    D: float,
+    *,
+    chunk: int | None = None,
+    allowed: Bool[Arrays, "B n"] | None = None,
+    prepare: Callable | None = None,
+    axis_name: str | None = None,
+) -> Float[Array, "B"]:
+    """E[‖x − y‖² | x, σ] = ‖x − E[y | x, σ]‖² + tr Cov(y | x, σ), [B]; arguments as for `posterior_mean`."""
+    sums = _total(x, sigma, kernel_sums.Data(points, allowed, prepare, chunk), D, axis_name)
+    flat = jnp.asarray(x).reshape(len(x), -1)
+    return jnp.sum(jnp.square(flat - sums.pivot), axis=1) + sums.excess / sums.weight
+
+
+def posterior_draw(
+    keys: PRNGKeys, x: Float[Arrays, "B *S"], sigma: Levels, points: Num[Arrays, "n ..."], D: float
+) -> tuple[Float[Array, "B *S"], Float[Array, "B"]]:
+    """A draw of y from p(y | x, σ) for each query, [B, *S], and ‖x − y‖² [B].
+
+    Args:
+      keys: [B] PRNG keys, one per query.
+      x, sigma, points, D: as for `posterior_mean`; the points are taken whole, with B n floats of weights.
+
+    Raises:
+      UserError: shapes that do not match, or a D that float32 does not hold.
+    """
+    require_same_shape(x, points)
+    require_D(D)
+    x, points = jnp.asarray(x), jnp.asarray(points)
+    flat, data = (a.reshape(len(a), -1).astype(x.dtype) for a in (x, points))
+    sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
+    log_weight, squared = kernel_sums.log_weights(flat, sigma, data, D)
+    choice = jax.vmap(jax.random.categorical)(keys, log_weight)
+    return data[choice].reshape(x.shape), jnp.take_along_axis(squared, choice[:, None], axis=1)[:, 0]
+
+
+def churn(
+    keys: PRNGKeys, x: Float[Arrays, "B *S"], sigma: Levels, sigma_hat: Levels, points: Num[Arrays, "n ..."], D: float
+) -> Float[Array, "B *S"]:
+    """Exact churn: x ~ p(·, σ) lifted to a draw of p(·, σ̂), for any σ̂ >= σ, at every D (`diffusion.lift`).
+
+    Args:
+      keys: [B] PRNG keys, one per query.
+      x, sigma, points, D: as for `posterior_draw`.
+      sigma_hat: levels to lift to.
+
+    Raises:
+      UserError: as `posterior_draw`.
+    """
+    pairs = jax.vmap(jax.random.split)(keys)
+    _, squared = posterior_draw(pairs[:, 0], x, sigma, points, D)
+    return diffusion.lift(pairs[:, 1], x, sigma, sigma_hat, squared, D)
+
+
+def require_same_shape(x, points):
+    """Raises UserError unless queries [B, *S] and points [n, *S] are of one shape S, and there is a point."""
+    if x.shape[1:] != points.shape[1:] or not len(points):
+        raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
+
+
 def _total(x, sigma, data, D, axis_name):
     """`Sums` of all points of a Data, whole or streamed, over all devices of the axis."""
     points, allowed = data.points, data.allowed
-    if x.shape[1:] != points.shape[1:] or not len(points):
-        raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
+    require_same_shape(x, points)
     require_D(D)
     x, points = jnp.asarray(x), jnp.asarray(points)
     data = data._replace(points=points, allowed=None if allowed is None else jnp.asarray(allowed))
@@ -133,6 +198,17 @@ def exact_denoiser(points: Num[Arrays, "n ..."], D: float, chunk: int | None = N
         return posterior_mean(x, sigma, points, D, chunk=size)
 
     return denoise
+
+
+def exact_second_moment(points: Num[Arrays, "n ..."], D: float, chunk: int | None = None) -> SecondMoment:
+    """The data set's own `second_moment(x, sigma, mean)` for `sampling.sde`; points, D, chunk as `exact_denoiser`."""
+
+    def squared_distance(x, sigma, mean):
+        del mean
+        size = chunk or fitting_chunk(len(x), points.shape)
+        return second_moment(x, sigma, points, D, chunk=size)
+
+    return squared_distance
 
 
 def fitting_chunk(B: int, shape: tuple[int, ...]) -> int | None:

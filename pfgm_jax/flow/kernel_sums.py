@@ -41,6 +41,7 @@ class Sums(NamedTuple):
     pivot: Float[Array, "B N"]  # nearest data point
     weight: Float[Array, "B"]  # Σ w_i; 0 says that no point is in it
     moment: Float[Array, "B N"]  # Σ w_i (y_i − pivot)
+    excess: Float[Array, "B"]  # Σ w_i (‖x − y_i‖² − ‖x − pivot‖²), a sum of terms >= 0
 
 
 class Data(NamedTuple):
@@ -60,9 +61,13 @@ class Data(NamedTuple):
 
 def _relative_weight(delta, nearest_squared, sigma, N, D):
     """w(d² = nearest + δ) / w(d² = nearest), the kernel's ratio for squared distances that differ by δ."""
+    return jnp.exp(_log_relative_weight(delta, nearest_squared, sigma, N, D))
+
+
+def _log_relative_weight(delta, nearest_squared, sigma, N, D):
     if D >= GAUSSIAN_D:
-        return jnp.exp(-delta / (2 * sigma**2))
-    return jnp.exp(-(N + D) / 2 * jnp.log1p(delta / (nearest_squared + D * sigma**2)))
+        return -delta / (2 * sigma**2)
+    return -(N + D) / 2 * jnp.log1p(delta / (nearest_squared + D * sigma**2))
 
 
 def _difference(x, y, pivot):
@@ -96,6 +101,18 @@ def sums_of(x, sigma, data, D, allowed=None):
         return _sums_around(x, sigma, data, D, allowed, rough, order, count)[0]
 
     return lax.cond(_largest(jnp.sum(doubt, axis=1)) > TOLERANCE, with_more, lambda: sums)
+
+
+def log_weights(x, sigma, data, D):
+    """log w_i of every point relative to the nearest, [B, n], and ‖x − y_i‖² [B, n], as accurate as `sums_of` has them.
+
+    x [B, N], sigma [B], data [n, N].
+    """
+    rough = jnp.sum(jnp.square(data), axis=1) - 2 * _product(x, data.T)
+    _, near = lax.top_k(-rough, min(NEAREST, len(data)))
+    delta, _, nearest = _differences(x, data, None, rough, near, None)
+    delta, nearest_squared = jnp.maximum(delta, 0), jnp.sum(jnp.square(x - data[nearest]), axis=1, keepdims=True)
+    return _log_relative_weight(delta, nearest_squared, sigma[:, None], x.shape[1], D), nearest_squared + delta
 
 
 def _doubt(x, sigma, largest_squared, delta, nearest_squared, weight, D):
@@ -135,7 +152,8 @@ def _sums_around(x, sigma, data, D, allowed, rough, order, count=None):
     far = jnp.where(is_exact, 0, weights)
     moment = _product(far, data) - jnp.sum(far, axis=1, keepdims=True) * pivot
     moment = _add_near(moment, data, pivot, jnp.where(is_exact, weights, 0), order, count)
-    return Sums(pivot, jnp.sum(weights, axis=1), moment), delta, nearest_squared
+    excess = jnp.sum(weights * jnp.maximum(delta, 0), axis=1)
+    return Sums(pivot, jnp.sum(weights, axis=1), moment, excess), delta, nearest_squared
 
 
 def _differences(x, data, allowed, rough, order, count):
@@ -237,14 +255,15 @@ def merge(x, sigma, D, a, b):
     nearest_squared = jnp.sum(jnp.square(x - near.pivot), axis=1)
     factor = _relative_weight(jnp.abs(difference), nearest_squared, sigma, x.shape[1], D)
     moved = far.moment + far.weight[:, None] * (far.pivot - near.pivot)
-    return Sums(near.pivot, near.weight + factor * far.weight, near.moment + factor[:, None] * moved)
+    excess = near.excess + factor * (far.excess + far.weight * jnp.abs(difference))
+    return Sums(near.pivot, near.weight + factor * far.weight, near.moment + factor[:, None] * moved, excess)
 
 
 def streamed(x, sigma, data, D):
     if data.chunk < 1:
         raise UserError(f"chunk must be at least 1, got {data.chunk}")
     n, chunk = len(data.points), min(data.chunk, len(data.points))
-    empty = Sums(jnp.zeros_like(x), jnp.zeros_like(sigma), jnp.zeros_like(x))
+    empty = Sums(jnp.zeros_like(x), jnp.zeros_like(sigma), jnp.zeros_like(x), jnp.zeros_like(sigma))
 
     def add_chunk(sums, begin):
         # The last chunk starts early instead of being padded (a padded copy would double the memory) and masks what

@@ -14,14 +14,28 @@ from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.adaptive import rk45, tsit5
 from pfgm_jax.sampling.grids import GRIDS, levels
-from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m
+from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m, ipndm
+from pfgm_jax.sampling.reverse_sde import sde
 from pfgm_jax.sampling.single_step import euler, heun
 from pfgm_jax.sampling.stats import SolveStats
 from pfgm_jax.sampling.stochastic import ancestral, ddim, euler_maruyama, predictor_corrector
 
 SOLVERS: dict[str, Callable] = {
     solver.__name__: solver
-    for solver in (rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ddim, ancestral, euler_maruyama, predictor_corrector)
+    for solver in (
+        rk45,
+        tsit5,
+        euler,
+        heun,
+        dpmpp_2m,
+        dpmpp_3m,
+        ipndm,
+        ddim,
+        sde,
+        ancestral,
+        euler_maruyama,
+        predictor_corrector,
+    )
 }
 __all__ = [
     "GRIDS",
@@ -37,7 +51,7 @@ __all__ = [
 ]
 
 # What every solver takes from its caller and a person does not set.
-_PLUMBING = {"keys", "axis_name", "framed"}
+_PLUMBING = {"keys", "axis_name", "framed", "second_moment"}
 # No count of steps or frames, and no limit on them, has a use beyond this.
 _MOST = 1_000_000
 

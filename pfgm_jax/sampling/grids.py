@@ -46,14 +46,20 @@ GRIDS = {"edm": edm_grid, "log": log_grid, "time": time_grid}
 def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> Float[np.ndarray, "n"]:
     """[steps] float64 levels of the grid called `grid`: "edm" (with ρ), "log" or "time".
 
+    Or the levels themselves, as `search.searched` finds them: a text of falling numbers such as "80,11,0.57,0.002",
+    from the process's σ_max to its σ_min, as many as there are steps.
+
     None is "time", the grid of DDPM, DDIM and the published SDE samplers; "edm" where the time is σ itself, as steps of
     equal σ would skip the small ones.
 
     Raises:
-      UserError: an unknown grid, fewer than 2 steps or more than MOST, or more than a discrete process has.
+      UserError: an unknown grid, fewer than 2 steps or more than MOST, or more than a discrete process has; levels in
+        a text that are no numbers, do not fall, are not as many as the steps, or begin or end elsewhere.
     """
     if grid is None:
         grid = "edm" if isinstance(process.schedule, Identity) else "time"
+    if "," in grid:
+        return _written(process, grid, steps)
     if grid not in GRIDS:
         raise UserError(f"unknown grid {grid!r}; there are {', '.join(GRIDS)}{nearest(grid, GRIDS)}")
     if steps < 2:
@@ -61,3 +67,21 @@ def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> 
     if steps > MOST:
         raise UserError(f"a grid of {steps} steps is out of reach: at most {MOST:,}")
     return edm_grid(process, steps, rho) if grid == "edm" else GRIDS[grid](process, steps)
+
+
+def _written(process, text, steps):
+    """The levels of a text such as "80,11,0.002"."""
+    try:
+        sigmas = np.array([float(word) for word in text.split(",")])
+    except ValueError:
+        raise UserError(f"a grid is a name ({', '.join(GRIDS)}) or numbers like 80,11,0.002, got {text!r}") from None
+    if len(sigmas) != steps:
+        raise UserError(f"the grid {text} has {len(sigmas)} levels, and steps is {steps}: give as many")
+    if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0):
+        raise UserError(f"the levels of a grid must fall and stay above 0, got {text}")
+    ends = np.array([process.sigma_max, process.sigma_min])
+    # A thousandth: texts are rounded.
+    if not np.allclose(sigmas[[0, -1]], ends, rtol=1e-3, atol=0):
+        raise UserError(f"the grid {text} must lead from σ_max = {ends[0]:g} to σ_min = {ends[1]:g}")
+    sigmas[[0, -1]] = ends
+    return sigmas

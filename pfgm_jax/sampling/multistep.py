@@ -1,4 +1,6 @@
-"""Multistep exponential integrators, for few evaluations: DPM-Solver++ (arXiv 2211.01095).
+"""Multistep methods, for few evaluations: DPM-Solver++ (arXiv 2211.01095) and iPNDM (arXiv 2204.13902).
+
+DPM-Solver++ is a family of exponential integrators.
 
 In λ = −ln σ the flow is dx/dλ = d(λ) − x, d = E[y | x, σ]. The linear part is integrated exactly and d is extrapolated
 from its last values d, d₁, d₂ at distances h₁, h₂: over a step of h = ln(σ/σ'),
@@ -13,6 +15,15 @@ methods hold at every D.
 (1) departs from the published third-order step in one place. There the last term is (w₂/h − ½)·(−c) = w₃ c/2, half of
 what the expansion asks for, which makes the method second order; with w₃ c it is third order, given a start that is
 ("rk4"). On the log grid that is better from 16 steps on; on EDM's grid the published weight errs less up to 32 steps.
+
+iPNDM is the Adams-Bashforth method in σ: x' = x + (σ' − σ) Σ b_j f_j over the last slopes f = (x − d)/σ, in two forms.
+The published one takes the weights b of equal steps on any grid; as neighbouring steps differ by a part of the step,
+it is of second order in the limit. The other takes the integral of the polynomial through the last slopes at the
+levels where they are,
+
+    b_j = ∫ l_j(s) ds/(σ' − σ) from σ to σ',    l_j the Lagrange polynomials of those levels,               (2)
+
+which is of order 4 after an accurate start. On a grid of equal steps the two are one.
 """
 
 import jax.numpy as jnp
@@ -85,6 +96,59 @@ def dpmpp_3m(
     return _multistep(3, start, denoise, x, sigmas, Output(last_denoise, frames, framed, axis_name))
 
 
+def ipndm(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 10,
+    grid: str | None = "edm",
+    rho: float = 7.0,
+    start: str = "published",
+    equal_weights: bool = True,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
+    """iPNDM (arXiv 2204.13902, equation 27; in σ as in arXiv 2312.00094): Adams-Bashforth of order 4 in σ.
+
+    Args:
+      process, denoise, x, keys, grid, rho, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
+      steps: levels n of the grid; n evaluations.
+      start: as for `dpmpp_2m`: "published", orders 1, 2 and 3; "rk4", with nine more evaluations.
+      equal_weights: the published weights, those of equal steps; False takes equation (2) of the module.
+
+    Returns:
+      (samples [B, *S], SolveStats).
+
+    Raises:
+      UserError: an unknown grid or start, or fewer than 2 steps.
+    """
+    del keys
+    sigmas = levels(process, grid, steps, rho)
+    rows = adams_bashforth(sigmas, equal_weights)
+    return _walk(4, rows, start, denoise, x, sigmas, Output(last_denoise, frames, framed, axis_name))
+
+
+def adams_bashforth(sigmas: Float[np.ndarray, "n"], equal_weights: bool) -> Float[np.ndarray, "n-1 5"]:
+    """Coefficients of (x, f, f₁, f₂, f₃) in each step of `ipndm` over the grid `sigmas` [n]: float64 [n − 1, 5].
+
+    The first three steps are of the order that their past allows.
+    """
+    rows = np.zeros((len(sigmas) - 1, 5))
+    rows[:, 0] = 1
+    for i, step in enumerate(np.diff(sigmas)):
+        order = min(i + 1, 4)
+        # Levels of the slopes in units of the step, from where it begins.
+        nodes = -np.arange(order) if equal_weights else (sigmas[i - np.arange(order)] - sigmas[i]) / step
+        # Σ b_j nodes_j^k = ∫₀¹ s^k ds for all powers below the order.
+        powers = np.arange(order)
+        rows[i, 1 : order + 1] = step * np.linalg.solve(nodes[None, :] ** powers[:, None], 1 / (powers + 1))
+    return rows
+
+
 def weights(order: int, sigmas: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-1 4"]:
     """Coefficients of (x, d, d₁, d₂) in each step over the grid `sigmas` [n], by equation (1): float64 [n − 1, 4].
 
@@ -109,14 +173,26 @@ def weights(order: int, sigmas: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n-
 
 
 def _multistep(order, start, denoise, x, sigmas, output):
-    """(samples, SolveStats) over the grid `sigmas` [n] by the method of `order` 2 or 3 and an Output."""
+    """(samples, SolveStats) over the grid `sigmas` [n] by DPM-Solver++ of `order` 2 or 3 and an Output."""
+    return _walk(order, weights(order, sigmas), start, denoise, x, sigmas, output)
+
+
+def _walk(order, rows, start, denoise, x, sigmas, output):
+    """(samples, SolveStats) of the method whose steps have the coefficients `rows` [n − 1, 1 + m] of x and m values.
+
+    The values are those of d where m = 3 (DPM-Solver++), of the slope (x − d)/σ where m = 4 (iPNDM).
+    """
     if start not in STARTS:
         raise UserError(f"unknown start {start!r}; there are {', '.join(STARTS)}{nearest(start, STARTS)}")
+    kept = rows.shape[1] - 2
+
+    def value(x, d, sigma):
+        return d if kept == 2 else (x - d) / sigma
 
     def step(denoise, x, past, at):
-        values = (denoise(x, at.sigma), *past)
+        values = (value(x, denoise(x, at.sigma), at.sigma), *past)
         of_x, of_values = at.extra[0], at.extra[1:]
-        return of_x * x + sum(w * d for w, d in zip(of_values, values, strict=True)), values[:2]
+        return of_x * x + sum(w * v for w, v in zip(of_values, values, strict=True)), values[:kept]
 
     def rk4(denoise, x, past, at):
         h, middle = jnp.log(at.sigma / at.sigma_next), jnp.sqrt(at.sigma * at.sigma_next)
@@ -125,10 +201,10 @@ def _multistep(order, start, denoise, x, sigmas, output):
         k2 = denoise(x + h / 2 * k1, middle) - (x + h / 2 * k1)
         k3 = denoise(x + h / 2 * k2, middle) - (x + h / 2 * k2)
         k4 = denoise(x + h * k3, at.sigma_next) - (x + h * k3)
-        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), (d, past[0])
+        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), (value(x, d, at.sigma), *past)[:kept]
 
     intervals = len(sigmas) - 1
     begin = min(order - 1, intervals) if start == "rk4" else 0
     segments = [(rk4, begin), (step, intervals - begin)]
-    extra, memory = jnp.asarray(weights(order, sigmas), x.dtype), (jnp.zeros_like(x), jnp.zeros_like(x))
+    extra, memory = jnp.asarray(rows, x.dtype), (jnp.zeros_like(x),) * kept
     return march(denoise, x, sigmas, segments, output, extra=extra, memory=memory)

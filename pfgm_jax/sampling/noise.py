@@ -30,5 +30,5 @@ def require_gaussian(process: Process, solver: str, why: str) -> None:
     if not process.is_gaussian:
         raise UserError(
             f"{solver} is for D = inf only, and this process has D = {process.D:g}: {why}. "
-            "Use rk45, tsit5, heun, euler, ddim, dpmpp_2m or dpmpp_3m, or sample with D = inf"
+            "Use rk45, tsit5, heun, euler, ddim, dpmpp_2m, dpmpp_3m or ipndm, or sample with D = inf"
         )

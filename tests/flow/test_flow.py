@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 from oracles import CHARGES, FREQUENCIES, draw, keys, solve
+from scipy.interpolate import lagrange
 
 from pfgm_jax import sampling
 from pfgm_jax.flow import field
@@ -51,6 +52,11 @@ FIXED_STEPS = [
     ("dpmpp_2m", dict(start="rk4", grid="edm"), [81, 161, 321], 2, 0.06),
     ("dpmpp_3m", dict(start="rk4"), [81, 161, 321], 3, 0.3),
     ("dpmpp_3m", dict(start="published"), [81, 161, 321], 2, 0.2),
+    ("ipndm", dict(start="rk4", equal_weights=False), [161, 321, 641], 4, 0.3),
+    ("ipndm", dict(start="rk4", equal_weights=False, grid="log"), [161, 321, 641], 4, 0.3),
+    ("ipndm", dict(start="rk4", rho=1.0), [161, 321, 641], 4, 0.3),  # equal steps
+    ("ipndm", dict(equal_weights=False), [161, 321, 641], 2, 0.2),  # its first step is Euler's
+    ("ipndm", {}, [161, 321, 641], 2, 0.1),  # neighbouring steps differ by a part of the step
 ]
 
 
@@ -260,3 +266,23 @@ def test_multistep_by_hand(x64, solver):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
     ended, _ = solve(solver, process, data.denoise, x, steps=5, grid="edm")
     np.testing.assert_allclose(ended, data.denoise(expected, np.full(3, 0.1)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("equal_weights", [True, False])
+def test_ipndm_by_hand(x64, equal_weights):
+    """The published weights, or those of SciPy's Lagrange polynomials, integrated; uneven levels."""
+    data, process = oracles.Gaussian(), edm(0.1, 10.0)
+    expected = np.asarray(draw(process, 3, (3,)))
+    x, levels, slopes = expected, sampling.levels(process, "edm", 7), []
+    published = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 / 24, -59 / 24, 37 / 24, -9 / 24]]
+    for i in range(6):
+        slopes.insert(0, (expected - data.denoise(expected, np.full(3, levels[i]))) / levels[i])
+        count, step = min(i + 1, 4), levels[i + 1] - levels[i]
+        weights = step * np.array(published[count - 1])
+        if not equal_weights:
+            nodes = levels[i::-1][:count]
+            integrals = [lagrange(nodes, one).integ() for one in np.eye(count)]
+            weights = [integral(levels[i + 1]) - integral(levels[i]) for integral in integrals]
+        expected = expected + sum(w * slope for w, slope in zip(weights, slopes, strict=False))
+    ours, _ = solve("ipndm", process, data.denoise, x, steps=7, equal_weights=equal_weights, last_denoise=False)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)

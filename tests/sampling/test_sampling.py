@@ -25,8 +25,12 @@ FIXED = [
     ("dpmpp_2m", dict(start="rk4"), 10),
     ("dpmpp_3m", dict(last_denoise=False), 6),
     ("dpmpp_3m", dict(start="rk4"), 13),
+    ("ipndm", {}, 7),
+    ("ipndm", dict(start="rk4"), 16),
     ("ddim", {}, 7),
     ("ddim", dict(eta=0.5, last_denoise=False), 6),
+    ("sde", {}, 7),
+    ("sde", dict(noise=0.5, last_denoise=False), 6),
     ("ancestral", {}, 7),
     ("euler_maruyama", {}, 7),
     ("predictor_corrector", dict(predictor="ancestral"), 14),
@@ -132,6 +136,7 @@ def test_frames(x64, frames, kept):
     ("heun", dict(S_churn=3.0)),
     ("dpmpp_3m", {}),
     ("ddim", dict(eta=0.5)),
+    ("sde", {}),
     ("ancestral", {}),
     ("predictor_corrector", dict(frames=3)),
 ])  # fmt: skip
@@ -200,6 +205,7 @@ REFUSALS = [
         "there are reverse_diff.*; did you mean 'ancestral'\\?",
     ),
     ("ancestral", pfgmpp(128), {}, "ancestral is for D = inf only, and this process has D = 128: .*Use rk45"),
+    ("sde", pfgmpp(128), {}, "sde with noise > 0 at D = 128 needs second_moment"),
     ("euler_maruyama", pfgmpp(1), {}, "euler_maruyama is for D = inf only"),
     ("predictor_corrector", pfgmpp(3.5), {}, "predictor_corrector is for D = inf only, .* D = 3.5"),
     ("ddim", pfgmpp(2048), dict(eta=0.1), "ddim with eta > 0 is for D = inf only"),
@@ -251,7 +257,7 @@ def test_refusals(solver, process, options, message):
 
 @pytest.mark.parametrize("solver, options", [
     ("ancestral", {}), ("euler_maruyama", {}), ("predictor_corrector", {}), ("ddim", dict(eta=0.5)),
-    ("heun", dict(S_churn=1.0)),
+    ("heun", dict(S_churn=1.0)), ("sde", {}),
 ])  # fmt: skip
 def test_noise_needs_keys(solver, options):
     with pytest.raises(UserError, match="draws noise: it needs keys="):
@@ -261,7 +267,7 @@ def test_noise_needs_keys(solver, options):
 @pytest.mark.parametrize("process", [pfgmpp(1), pfgmpp(128), edm(), ve(), vp(), subvp(), ddpm()], ids=lambda p: p.name)
 def test_check_passes_what_can_be_run(process):
     for solver in sampling.SOLVERS:
-        gaussian = solver in ("ancestral", "euler_maruyama", "predictor_corrector")
+        gaussian = solver in ("sde", "ancestral", "euler_maruyama", "predictor_corrector")
         refused = (gaussian and not process.is_gaussian) or (solver == "euler_maruyama" and process.name == "ddpm")
         if not refused:
             sampling.check(solver, process, {})
