@@ -154,7 +154,7 @@ def _plane_and_space(points, quick):
 
     start = shapes.hemisphere(90, 3.0)
     denoise = field.exact_denoiser(points.astype(np.float32), 1.0)
-    path, z = lines.follow(denoise, start[:, :2], start[:, 2], 0.002 * start[:, 2], 40 if quick else 80)
+    path, z = lines.follow(denoise, start[:, :2], start[:, 2], 2e-4 * start[:, 2], 60 if quick else 110)
     space = drawing.add_subplot(1, 2, 2, projection="3d", computed_zorder=False)
     for i in range(len(start)):
         space.plot(*path[:, i].T, z[:, i], color=BLUE, lw=0.8, alpha=0.75, zorder=2)
@@ -167,8 +167,12 @@ def _plane_and_space(points, quick):
 
 
 def bare_box(space, half, height):
-    """A 3-D panel without ticks: the plane of the data, `half` to either side, and `height` above it."""
-    space.set(xlim=(-half, half), ylim=(-half, half), zlim=(0, height), xticks=[], yticks=[], zticks=[])
+    """A 3-D panel with no more than the plane of the data, `half` to either side, and a z axis of this height."""
+    space.set(xlim=(-half, half), ylim=(-half, half), zlim=(0, height))
+    space.set_axis_off()
     space.set_box_aspect((1, 1, height / (2 * half)), zoom=1.25)
     space.view_init(22, -60)
-    space.text(half, half, height * 0.55, " z", fontsize=15)
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * half
+    space.plot(*corners.T, 0, color=GREY, lw=1, zorder=0)
+    space.plot([half, half], [half, half], [0, 0.8 * height], color=GREY, lw=1, zorder=0)
+    space.text(half, half, 0.84 * height, "z", fontsize=15, ha="center")
