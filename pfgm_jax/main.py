@@ -4,6 +4,7 @@ python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/di
 python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
 python -m pfgm_jax.main --mode=data|advise|stats --config=configs/digits.py[:ARGUMENTS]
 python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
+python -m pfgm_jax.main --mode=lessons --workdir=lessons
 """
 
 import argparse
@@ -76,10 +77,14 @@ def parse(argv):
         raise UserError(f"--mode={flags.mode} needs --source=PATH: {mode.source}")
     if flags.source is not None and not mode.source:
         raise UserError(f"--source=PATH is for --mode={' or --mode='.join(sources)}, not for --mode={flags.mode}")
+    if (flags.config or overrides) and mode.config == "none":
+        raise UserError(f"--mode={flags.mode} has no settings: leave out --config")
     if flags.config and not mode.config:
         raise UserError(f"--mode={flags.mode} takes the config of its run: leave out --config=FILE")
     if not flags.workdir and not flags.dry_run and mode.workdir:
-        raise UserError("--workdir=FOLDER is missing: the folder of the run")
+        raise UserError(
+            "--workdir=FOLDER is missing: the folder " + ("to write to" if mode.config == "none" else "of the run")
+        )
     if (flags.workdir or "").startswith("pretrained:"):
         raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
     for name in ("workdir", "source"):
@@ -204,13 +209,20 @@ def _import(flags, config, overrides):
     return import_run.import_run(flags.source, flags.workdir, config, overrides)
 
 
+def _lessons(flags, config, overrides):
+    from pfgm_jax import lessons
+
+    return lessons.write(flags.workdir)
+
+
 class Mode(NamedTuple):
     """A row of the table of modes.
 
     Attributes:
       help: one line for --help.
       act: `(flags, config, overrides) -> text or None`.
-      config: "needed", "optional" (the mode then applies the overrides itself), or "" for a mode that opens a run.
+      config: "needed", "optional" (the mode then applies the overrides itself), "none" for a mode without settings, or
+        "" for a mode that opens a run.
       workdir: whether --workdir is needed.
       sections: of the overrides that a mode takes which opens a run.
       source: what --source is; "" for a mode without it.
@@ -256,6 +268,7 @@ MODES = {
         "make a run in --workdir of the checkpoint --source of another project", _import, "optional",
         source="the checkpoint to import",
     ),
+    "lessons": Mode("draw what Poisson flow is, in pictures with their formulas", _lessons, "none"),
 }  # fmt: skip
 
 
@@ -275,7 +288,7 @@ def perform(flags, overrides):
             config = config_file.load_config(flags.config, overrides)
         elif mode.config == "optional":
             config = config_file.load_config(flags.config) if flags.config else None
-        else:
+        elif mode.config != "none":
             _check_overrides(flags.mode, overrides)
         result = mode.act(flags, config, overrides)
     if result is not None:

@@ -22,7 +22,7 @@ LAYERS = [
     {"recipes", "run_record", "config_file"},
     {"run_folder"},
     {"generator"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "lessons"},
     {"exchange"},
     {"main"},
 ]
