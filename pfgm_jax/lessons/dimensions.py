@@ -80,7 +80,7 @@ def from_one_to_infinity(quick):
 def large_batch(quick):
     """The variance of the large-batch target around the posterior mean, against the batch."""
     points = shapes.moons(2048).astype(np.float32)
-    process, sigma, repeats = pfgmpp(128.0), 0.5, 400 if quick else 1000
+    process, sigma, repeats = pfgmpp(128.0), 0.5, 400 if quick else 1500
     key_y, key_x, key_batch = jax.random.split(jax.random.key(0), 3)
     y = jnp.asarray(points)[jax.random.randint(key_y, (repeats,), 0, len(points))]
     x = perturb(process, jax.random.split(key_x, repeats), y, jnp.full(repeats, sigma, jnp.float32))
@@ -93,7 +93,7 @@ def large_batch(quick):
             references = jnp.concatenate([y[None], others])
             return losses.posterior_target(process, x[None], jnp.full(1, sigma), y[None], references)[0]
 
-        return jax.vmap(one)(x, y, jax.random.split(key, repeats))
+        return jax.lax.map(lambda a: one(*a), (x, y, jax.random.split(key, repeats)), batch_size=100)
 
     sizes = np.array([1, 4, 16, 64, 256, 1024])
     variance = np.array(
