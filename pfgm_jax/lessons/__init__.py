@@ -14,7 +14,13 @@ LESSONS = (
     charges.zooming_out,
     charges.field_lines,
     hemisphere.back_to_the_data,
+    hemisphere.mode_collapse,
+    hemisphere.projection,
+    hemisphere.flux,
+    dimensions.from_one_to_infinity,
     dimensions.large_batch,
+    dimensions.finite_data,
+    dimensions.steps_in_log_z,
 )
 INDEX = "index.md"
 
