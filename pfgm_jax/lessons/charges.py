@@ -154,7 +154,7 @@ def _plane_and_space(points, quick):
 
     start = shapes.hemisphere(90, 3.0)
     denoise = field.exact_denoiser(points.astype(np.float32), 1.0)
-    path, z = lines.follow(denoise, start[:, :2], start[:, 2], 2e-4 * start[:, 2], 60 if quick else 110)
+    path, z = lines.follow(denoise, start[:, :2], start[:, 2], 0.002 * start[:, 2], 40 if quick else 80)
     space = drawing.add_subplot(1, 2, 2, projection="3d", computed_zorder=False)
     for i in range(len(start)):
         space.plot(*path[:, i].T, z[:, i], color=BLUE, lw=0.8, alpha=0.75, zorder=2)

@@ -29,7 +29,7 @@ def back_to_the_data(quick):
     points = shapes.heart(100 if quick else 300)
     start = shapes.hemisphere(60 if quick else 300, 3.0)
     denoise = field.exact_denoiser(points.astype(np.float32), 1.0)
-    path, z = lines.follow(denoise, start[:, :2], start[:, 2], 2e-4 * start[:, 2], 60 if quick else 110)
+    path, z = lines.follow(denoise, start[:, :2], start[:, 2], 0.002 * start[:, 2], 60 if quick else 90)
     frames = []
     for i in np.linspace(0, len(path) - 1, 6 if quick else 31).astype(int):
         drawing = figure(4.2, 3.2)

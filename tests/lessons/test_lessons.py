@@ -99,12 +99,12 @@ def test_steps_in_log_z_are_cheaper(tmp_path):
 
 def test_lines_end_at_their_charges(tmp_path):
     for end in drawn(charges.field_lines, tmp_path).values():
-        assert end < 0.1
+        assert end < 0.3  # of 64 charges 0.1 apart; a line that arrives inside the heart slides along the plane
 
 
 def test_animation_ends_at_the_heart(tmp_path):
     numbers = drawn(hemisphere.back_to_the_data, tmp_path)
-    assert numbers["farthest end"] < 0.1 < numbers["missed by"]
+    assert numbers["farthest end"] < 0.3 < numbers["missed by"]
 
 
 def test_one_charge_is_approached_in_a_straight_line():
