@@ -104,7 +104,7 @@ def mode_collapse(quick):
     radius = {"without z": np.linalg.norm(flat[-1], axis=1), "with z": np.linalg.norm(path[-1], axis=1)}
     distance = stats.kstest(radius["with z"], lambda r: np.clip(r, 0, 1) ** 2).statistic
 
-    drawing = figure(7.6, 4.1)
+    drawing = figure(7.6, 4.7)
     for axes, (title, ends), lines_of in zip(drawing.subplots(1, 2), radius.items(), (flat, path), strict=True):
         for i in range(0, len(ring), len(ring) // 24):
             axes.plot(*lines_of[:, i].T, color=BLUE, lw=0.8, alpha=0.6)
