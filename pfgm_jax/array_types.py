@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Key, Num, Shaped, UInt32
 
 Arrays = jax.Array | np.ndarray
 # A number, or numbers of any shape.
-Numbers = float | Num[Arrays, "*T"]
+Numbers = float | np.floating | Num[Arrays, "*T"]
 # A noise level for all of B examples, or one for each.
-Levels = float | Float[Arrays, ""] | Float[Arrays, "#B"]
+Levels = float | np.floating | Float[Arrays, ""] | Float[Arrays, "#B"]
 # One PRNG key, and one for each of B examples: new (`jax.random.key`) or old (`jax.random.PRNGKey`).
 PRNGKey = Key[Array, ""] | UInt32[Arrays, "2"]
 PRNGKeys = Key[Array, "B"] | UInt32[Arrays, "B 2"]

@@ -1,7 +1,7 @@
 """Digests: SHA-256 of files, of arrays and of settings, and short hashes of images.
 
-Names in the cache, checksums of checkpoints and of exported weights depend on these bytes: a change here makes files of
-older versions look damaged or absent.
+Names in the cache, checksums of checkpoints (`checkpoint`) and of exported weights (`safetensors`) depend on these
+bytes: a change here makes files of older versions look damaged or absent.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 `read(path)` gives plain containers and NumPy arrays; `state_dict(tree)` the arrays of one network by dotted name.
 A pickle is a program, and the official ones carry Python source as well. Here a small machine of our own reads them
-(`machine.py`), knows an allow-list of names (`names.py`), and refuses every other by its name.
+(`pickle_machine.py`), knows an allow-list (`allowed_names.py`), and refuses every other by its name.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The names that a checkpoint's pickle may ask for, and the inert values that stand for what they would construct.
 
-Each allowed name is a constructor of ours that stores its arguments. Arrays are built later, by `plain.py`, once all
+Each allowed name is a constructor of ours that stores its arguments. Arrays are built later, by `to_plain.py`, once all
 the data have been read; until then there is nothing here but references to them. The source text of modules that EDM's
 pickles carry along is dropped unread.
 

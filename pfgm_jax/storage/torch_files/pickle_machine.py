@@ -2,7 +2,7 @@
 
 A pickle is a program for a small stack machine. Python's unpickler calls whatever it names, sizes its memo by an index
 in the file, and hashes keys of any depth; restricting `find_class` changes only the first. This one pushes plain
-containers, looks names up in the allow-list of `names.py`, and refuses everything else.
+containers, looks names up in the allow-list of `allowed_names.py`, and refuses everything else.
 
 Source: the opcodes' descriptions in Python's `pickletools`.
 """
@@ -33,7 +33,7 @@ class Machine:
         self.persistent, self.payload = persistent, payload
 
     def load(self):
-        """The next pickle's value, of plain containers and the inert values of `names.py`; Refusal if it is not one."""
+        """The next pickle's value, of plain containers and the inert values of `allowed_names.py`; Refusal if it is not one."""
         self.stack, self.memo = [], {}
         data, budget, stop = self.data, self.budget, pickle.STOP[0]
         while self.position < len(data):
