@@ -33,7 +33,7 @@ class Machine:
         self.persistent, self.payload = persistent, payload
 
     def load(self):
-        """The next pickle's value: plain containers and the inert values of `allowed_names.py`; Refusal for anything else."""
+        """The next pickle's value, plain containers and inert values (`allowed_names.py`); Refusal if it is none."""
         self.stack, self.memo = [], {}
         data, budget, stop = self.data, self.budget, pickle.STOP[0]
         while self.position < len(data):
