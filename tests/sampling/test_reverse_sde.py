@@ -63,7 +63,8 @@ def test_marginals(D, noise):
 @pytest.mark.parametrize("N", [20, 200])
 def test_marginals_of_more_dimensions(D, N):
     few, many = (distance(end(D, N, steps, 1.0), D, N) for steps in (4, 200))
-    assert few > many and many < 1.63 * KS
+    # Where few steps are within the scatter already (N = 200, D = 1), there is nothing left to fall.
+    assert many < 1.63 * KS and (few > many or few < 1.63 * KS)
 
 
 def test_without_the_posterior_s_variance_they_are_others():
