@@ -86,6 +86,7 @@ def test_segment_mean_is_the_integral():
     assert dimensions.segment_mean(np.array(x), np.array(z)) == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_field_of_data_comes_to_that_of_the_density(tmp_path):
     numbers = drawn(dimensions.finite_data, tmp_path)
     assert -0.75 < numbers["slope"] < -0.25 and numbers["n = 4096"] < numbers["n = 4"] / 8
