@@ -10,6 +10,7 @@ python -m pfgm_jax.main --mode=lessons --workdir=lessons
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import NamedTuple
@@ -133,8 +134,20 @@ def _train(flags, config, overrides):
 
     if flags.dry_run:
         return dry_run.dry_run(config)
-    loop.train(config, flags.workdir)  # says itself what it did
-    return None
+    loop.train(config, flags.workdir)
+    return _how_to_sample(flags.workdir)
+
+
+def _how_to_sample(workdir):
+    """The exact command, and the three lines of Python, that sample from a run."""
+    return (
+        "\nSample from it:\n"
+        f"  {os.path.basename(sys.executable)} -m pfgm_jax.main --mode=sample --workdir={shlex.quote(workdir)}\n"
+        "or in Python:\n"
+        "  import jax, pfgm_jax\n"
+        f"  g = pfgm_jax.load({workdir!r})\n"
+        "  images, stats = g.sample(jax.random.key(0), 16)"
+    )
 
 
 def _data(flags, config, overrides):
@@ -292,7 +305,7 @@ def perform(flags, overrides):
             _check_overrides(flags.mode, overrides)
         result = mode.act(flags, config, overrides)
     if result is not None:
-        print(failures.shown(result, longest=None))
+        print(_as_flags(failures.shown(result, longest=None)))
 
 
 def _check_paths(flags):
@@ -359,7 +372,7 @@ _SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evalu
 
 
 def _as_flags(line):
-    """A message of the package, whose settings ("data.dir=FOLDER") are written as they are typed here."""
+    """A text of the package, whose settings ("data.dir=FOLDER") are written as they are typed here."""
     return _SETTING.sub(r"--config.\g<0>", line)
 
 

@@ -31,13 +31,13 @@ def opened(workdir, config, derived):
         workdir.mkdir(parents=True, exist_ok=True)
         stream = open(workdir / LOCK, "a+", encoding="utf-8", errors="replace")
     except OSError as error:
-        raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+        raise UserError(f"cannot write to workdir {workdir}: {error.strerror or error}") from None
     with stream:
         _lock(stream, workdir)
         try:
             run_record.save(workdir, config, derived)
         except OSError as error:
-            raise UserError(f"cannot write to --workdir={workdir}: {error.strerror or error}") from None
+            raise UserError(f"cannot write to workdir {workdir}: {error.strerror or error}") from None
         checkpoint.clean(workdir)
         yield recorded
 
@@ -45,7 +45,7 @@ def opened(workdir, config, derived):
 def _same_run(workdir, config, derived):
     """The config recorded in `workdir`, None where there is none; UserError if it is of another run."""
     if os.path.exists(workdir / safetensors.EXPORTED):
-        raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another --workdir")
+        raise UserError(f"{workdir} holds exported weights and no checkpoint to continue from; use another workdir")
     if not os.path.exists(workdir / "config.json"):
         return None
     recorded, facts = run_record.load(workdir)
@@ -54,7 +54,7 @@ def _same_run(workdir, config, derived):
     different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
     if different:
         raise UserError(
-            f"{workdir} holds a run with another {', '.join(different)}; use another --workdir, or its values"
+            f"{workdir} holds a run with another {', '.join(different)}; use another workdir, or its values"
         )
     if config.optim.decay == "cosine" and recorded.train.images != config.train.images:
         print(
@@ -77,7 +77,7 @@ def _lock(stream, workdir):
         stream.seek(0)
         holder = printable(stream.read(200).strip()) or "another process"
         raise UserError(
-            f"{workdir} is being trained by {holder}: wait for it or stop it, or use another --workdir"
+            f"{workdir} is being trained by {holder}: wait for it or stop it, or use another workdir"
         ) from None
     except OSError as error:  # a file system without locks
         print(f"{workdir} cannot be locked ({error.strerror}): start no second training there", file=sys.stderr)
@@ -101,7 +101,7 @@ def accept_empty(workdir, first_save):
     if trained > first_save:
         raise UserError(
             f"{workdir} trained {trained:,} images, as its metrics.jsonl says, but its checkpoints are gone: put "
-            "checkpoints/ back, or use another --workdir (to start again in this one, remove metrics.jsonl)"
+            "checkpoints/ back, or use another workdir (to start again in this one, remove metrics.jsonl)"
         )
     if trained:
         print(f"{workdir} ended at {trained:,} images, before its first checkpoint: it starts again", file=sys.stderr)

@@ -73,7 +73,7 @@ def load(workdir):
     """
     path = _path(workdir)
     if not os.path.isfile(path):
-        raise UserError(f"{workdir} holds no run (no config.json); train one with --config=... --workdir={workdir}")
+        raise UserError(f"{workdir} holds no run (no config.json); train one there first")
     try:
         recorded = read(workdir)
     except (OSError, ValueError, RecursionError) as error:

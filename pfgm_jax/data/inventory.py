@@ -87,7 +87,7 @@ def _depth(dataset, facts, data_config, sampled):
         if not data_config.window and len(dark):
             fitting = 2 ** max(1, int(dark.max()).bit_length()) - 1  # the largest of the fewest bits that hold them
             text = f"{counted(len(dark), 'image')} without a value above {dark.max():g}, so nearly black"
-            yield f"           {text}: write --config.data.window=0,{fitting}, or auto"
+            yield f"           {text}: write data.window=0,{fitting}, or auto"
     if reduced := [fact.brightest for fact in facts if fact.reduced]:
         dark = sum(brightest < DARK // 256 for brightest in reduced)
         text = f"; {counted(dark, 'image')} nearly black: scale to 8 bits first" if dark else ""
@@ -98,10 +98,10 @@ def _depth(dataset, facts, data_config, sampled):
 def _window_source(window, sampled):
     """Where the window comes from, in words."""
     if window != "auto":
-        return f"--config.data.window={window}" if window else "the range of 16 bits"
+        return f"data.window={window}" if window else "the range of 16 bits"
     low, high = windows.PERCENTILES
     of = "an even sample of the set's values" if sampled else "all of the set's values"
-    return f"--config.data.window=auto: percentiles {low:g} and {high:g} of {of}"
+    return f"data.window=auto: percentiles {low:g} and {high:g} of {of}"
 
 
 def _pages(facts, data_config):
@@ -109,7 +109,7 @@ def _pages(facts, data_config):
     several = [fact.pages for fact in facts if fact.pages > 1]
     if several and data_config.pages == "first":
         text = f"{counted(len(several), 'file')} of several pages, {sum(several):,} in all"
-        yield f"pages      {text}: the first of each is read; --config.data.pages=all reads every one"
+        yield f"pages      {text}: the first of each is read; data.pages=all reads every one"
     elif several:
         yield f"pages      {counted(len(several), 'image')} from files of several pages, which stay in one split each"
 

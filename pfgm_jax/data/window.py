@@ -14,7 +14,7 @@ from pfgm_jax.errors import UserError
 WHOLE = (0, 65535)  # of files of 16 bits, where nothing else is said
 PERCENTILES = (0.1, 99.9)  # of data.window=auto: what a few hot or dead pixels hold does not count
 MOST_VALUES = 2**24  # of which percentiles are taken exactly; of more, of an even sample
-ADVICE = "say which values are black and white, --config.data.window=LOW,HIGH, or auto"
+ADVICE = "say which values are black and white, data.window=LOW,HIGH, or auto"
 
 
 def parse(text):

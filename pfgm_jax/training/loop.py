@@ -5,7 +5,6 @@ import errno
 import math
 import os
 import pathlib
-import shlex
 import sys
 from typing import NamedTuple
 
@@ -64,7 +63,6 @@ def train(config, workdir):
             except Exception:
                 _say_where_it_stands(workdir)
                 raise
-    print(how_to_sample(workdir), flush=True)
     best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, plan.task.batch))
     if best not in (None, int(state.step)):
         print(how_to_get_best(workdir, best), flush=True)
@@ -277,16 +275,3 @@ def _save(config, workdir, step, state, best=None):
 def how_to_get_best(workdir, step):
     """Where the checkpoint with the lowest validation loss is, in a line."""
     return f'the lowest validation loss is at step {step}: pfgm_jax.load({str(workdir)!r}, step="best")'
-
-
-def how_to_sample(workdir):
-    """The exact command, and the three lines of Python, that sample from a run."""
-    workdir = str(workdir)
-    return (
-        "\nSample from it:\n"
-        f"  {pathlib.Path(sys.executable).name} -m pfgm_jax.main --mode=sample --workdir={shlex.quote(workdir)}\n"
-        "or in Python:\n"
-        "  import jax, pfgm_jax\n"
-        f"  g = pfgm_jax.load({workdir!r})\n"
-        "  images, stats = g.sample(jax.random.key(0), 16)"
-    )

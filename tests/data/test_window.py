@@ -30,7 +30,7 @@ def test_numbers_that_are_no_picture_are_skipped(tmp_path, capsys):
     data.load(config(tmp_path, val=0, test=0))
     said = capsys.readouterr().err
     assert "1 file of floating-point numbers (float.tif" in said and "1 file of values beyond 16 bits (deep.tif" in said
-    assert "--config.data.window=LOW,HIGH" in said
+    assert "data.window=LOW,HIGH" in said
 
 
 # ---- data.window
@@ -63,7 +63,7 @@ def test_a_window_scales_every_deep_type(tmp_path, suffix, kind, low, high, caps
     assert (made.train.images[3] == 77).all() and made.window == (low, high)
     said = capsys.readouterr().err
     assert f"3 images of more than 8 bits, values {values.min():g} to {values.max():g}; {low:g} becomes black" in said
-    assert f"{high:g} white (--config.data.window={low},{high})" in said and "3 images with values beyond" in said
+    assert f"{high:g} white (data.window={low},{high})" in said and "3 images with values beyond" in said
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
@@ -96,7 +96,7 @@ def test_a_true_sixteen_bit_file_does_not_hide_dark_ones(tmp_path, capsys):
     put(tmp_path / "full.png", np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040)
     data.load(config(tmp_path, val=0, test=0))
     said = capsys.readouterr().err
-    assert "3 images without a value above 4000, so nearly black: write --config.data.window=0,4095, or auto" in said
+    assert "3 images without a value above 4000, so nearly black: write data.window=0,4095, or auto" in said
     data.load(config(tmp_path, val=0, test=0, window="0,4095"))
     assert "nearly black" not in capsys.readouterr().err
 
@@ -172,7 +172,7 @@ def test_the_first_page_is_read_and_the_others_are_told(tmp_path, capsys):
     made = data.load(config(tmp_path, val=0, test=0))
     assert made.train.images[:, 0, 0, 0].tolist() == [5, 5, 99]
     said = capsys.readouterr().err
-    assert "pages      2 files of several pages, 7 in all: the first of each is read; --config.data.pages=all" in said
+    assert "pages      2 files of several pages, 7 in all: the first of each is read; data.pages=all" in said
 
 
 @pytest.mark.parametrize("lazy", [False, True])

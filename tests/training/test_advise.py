@@ -123,7 +123,7 @@ def test_run_that_takes_years():
     assert said.changes == {"train.images": 260_000, "optim.warmup": 13_000, "train.batch": 128}
     text = report(findings(speed=slow))
     assert "HOPELESS on this machine as planned: 87 days" in text
-    assert "--config.train.images=2" in text and "--mode=advise" not in text
+    assert "train.images=2" in text and "--mode=advise" not in text
 
 
 def test_run_that_a_smaller_network_saves():

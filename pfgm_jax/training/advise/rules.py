@@ -99,7 +99,7 @@ def batch_lines(facts):
         need = size(tried.memory[smallest])
         why = (
             f"no batch fits: {smallest} takes {need} a device, and {size(limit)} may be filled. Smaller images, a "
-            "smaller network, --config.model.remat=True, or on a GPU or TPU --config.model.dtype=bfloat16"
+            "smaller network, model.remat=True, or on a GPU or TPU model.dtype=bfloat16"
         )
         return [Line("STOP", why, _lighter(facts))], 0
     if tried.memory[planned] > limit:
@@ -117,7 +117,7 @@ def batch_lines(facts):
     if batch < SMALLEST_BATCH:
         why = (
             f"batch {batch}, and no more than {tried.largest} fits: a step sees {batch} of all noise levels and its "
-            "gradient is mostly luck. Smaller images, a smaller network or --config.model.remat=True make room"
+            "gradient is mostly luck. Smaller images, a smaller network or model.remat=True make room"
         )
         lines.append(Line("note", why))
     elif batch == planned:
@@ -173,7 +173,7 @@ def network_lines(facts):
         why = (
             f"{epochs:,.0f} epochs are many (rule of thumb: {most:,} {'with' if augmented else 'without'} "
             "augmentation): expect copies of training images. Watch eval/gap and the share of copies, or stop at "
-            f"--config.train.images={most * images}"
+            f"train.images={most * images}"
         )
         lines.append(Line("note", why))
     return lines
@@ -228,7 +228,7 @@ def hours_lines(facts, hours):
     if faster:
         options.append(f"the network {best.name} takes {faster:.0f} times fewer operations (counted, not tried)")
     if not machine.cpu and config.model.dtype == "float32":
-        options.append("--config.model.dtype=bfloat16 may be faster (not tried)")
+        options.append("model.dtype=bfloat16 may be faster (not tried)")
     if not change:
         options.append("what would help is smaller images or another machine")
     return [Line("STOP", f"{length} of training: " + "; ".join(options), change)]
