@@ -66,6 +66,17 @@ def test_a_thousand_steps_of_a_trained_network(devices):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("process", ["pfgmpp", "ddpm"])
+def test_a_trained_network_of_28_pixels_gives_the_same_bytes(process):
+    """Whatever the images: cells or, as here, random bytes; one device's batch of 16 takes minutes at more steps."""
+    weights = pathlib.Path(__file__).parents[2] / "benchmarks" / "weights" / f"bloodmnist_28_{process}"
+    generator = pfgm_jax.load(weights)
+    x = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    z = generator.encode(x, labels=3, solver="reversible", steps=12, progress=False)
+    np.testing.assert_array_equal(generator.decode(z, progress=False), x)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("solver", "most"), [("rk45", 0.2), ("heun", 2.0), ("dpmpp_3m", 4.0), ("reversible", 0.0)])
 def test_round_trip_of_trained_digits(solver, most):
     """Grey levels, rms, at the defaults; measured 0.04, 1.2, 0.4 and 0."""
