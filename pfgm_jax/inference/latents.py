@@ -70,7 +70,9 @@ class Latents:
         if self.solver != "reversible":
             return dataclasses.replace(self, states=np.asarray(function(self.states), np.float32))
         members = [function(self.states[:, i].astype(np.float64)) for i in (0, 1)]
-        return dataclasses.replace(self, states=np.round(np.stack(members, axis=1)).astype(np.int32))
+        limit = np.iinfo(np.int32).max
+        states = np.clip(np.round(np.stack(members, axis=1)), -limit, limit)
+        return dataclasses.replace(self, states=states.astype(np.int32))
 
     def scaled(self, factor):
         """At another temperature: their norms times `factor`, a number or [n]. Directions stay."""

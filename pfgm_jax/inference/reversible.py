@@ -19,7 +19,7 @@ A layer costs two calls of the network in either direction: 2 L for L steps. (2)
 errors of its two members, which see each interval from its two ends, the mean is free to first order.
 
 Down the levels the difference w_y − w_z decays. Up it grows as fast, so that an encoder that starts from w_y = w_z, a
-little off the difference that the steps themselves would hold, ends far off: of order one, and with 20 times Heun's
+little off the difference that the steps themselves would hold, ends far off: of order one, and with 36 times Heun's
 error at 40 steps of trained digits. `settled` finds that difference first, by a way up to SETTLE_TO and down again.
 
 The integers leave room for |x|/σ up to 2¹⁵, which images in [−1, 1] reach at σ = 3e-5. Beyond it sums wrap around,

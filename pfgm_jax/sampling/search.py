@@ -65,7 +65,7 @@ def _costs(denoise, x, sigmas):
 
     def down(x, pair):
         sigma, lower = pair
-        return heun_step(lambda x, sigma: at(x, sigma), x, sigma, lower), x
+        return heun_step(at, x, sigma, lower), x
 
     end, path = jax.lax.scan(down, x, (sigmas[:-1], sigmas[1:]))
     path = jnp.concatenate([path, end[None]])
