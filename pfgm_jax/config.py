@@ -163,7 +163,7 @@ def default():
     config.likelihood = ConfigDict()
     config.likelihood.n = 128  # images of each set, at most
     config.likelihood.against = ""  # a further set to tell apart: a data set's name, such as retinamnist, or a folder
-    config.likelihood.vectors = 1  # trace vectors an image; 0: the exact trace, for few dimensions
+    config.likelihood.vectors = 2  # trace vectors an image; 1 gives no error of an image; 0: the exact trace
     config.likelihood.sigma_min = placeholder(float)  # density of the data smoothed to it; None: the process's smallest
     config.likelihood.rtol = 1e-4  # of the adaptive solver,
     config.likelihood.atol = 1e-4

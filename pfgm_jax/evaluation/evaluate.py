@@ -231,8 +231,8 @@ def _usual(config, dataset):
     return held_out if features_of(config) == "pixels" and held_out else min(dataset.train_images, MEASURED)
 
 
-def measure_for(generator):
-    """The Measure that a run's config asks for.
+def real_images(generator):
+    """The Dataset that a run's config names.
 
     Raises:
       UserError: no real images that fit the run.
@@ -244,6 +244,12 @@ def measure_for(generator):
     if dataset.shape != generator.shape:
         shapes = _by(generator.shape), _by(dataset.shape)
         raise UserError(f"the run makes images of {shapes[0]}, those of {dataset.name} are {shapes[1]}")
+    return dataset
+
+
+def measure_for(generator):
+    """The Measure that a run's config asks for; UserError as `real_images`."""
+    config, dataset = generator.config, real_images(generator)
     count(config, dataset)
     return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
 

@@ -1,11 +1,12 @@
 """`--mode=interpolate`: pictures of what lies between images, at other temperatures, and from class to class."""
 
+import dataclasses
 import pathlib
 import sys
 
 import numpy as np
 
-from pfgm_jax import data, inference, plots
+from pfgm_jax import inference, plots
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, naming
 from pfgm_jax.storage import atomic
@@ -27,9 +28,7 @@ def interpolate(workdir, overrides):
     """
     generator = evaluate.open_run(workdir, overrides)
     settings = generator.config.latents
-    dataset = data.load(generator.config.data)
-    if dataset.shape != generator.shape:
-        raise UserError(f"the run makes images of {generator.shape}, those of {dataset.name} are {dataset.shape}")
+    dataset = evaluate.real_images(generator)
     if dataset.train.images.dtype != np.uint8:
         raise UserError(f"{dataset.name} is of points, and pictures between them are for images")
     options = {} if settings.solver in ("rk45", "tsit5") else {"steps": settings.steps}
@@ -66,7 +65,8 @@ def interpolate(workdir, overrides):
                   f"  in motion    {path('interpolation', 'gif')}", f"  latents      {path('interpolation', 'npz')}",
                   f"  temperature  {path('temperature', 'png')}: norms × {', '.join(map(str, TEMPERATURES))}",
                  ]  # fmt: skip
-        if len(dataset.classes) > 1:
+        without_label = not generator.classes or generator.config.train.label_dropout > 0
+        if len(dataset.classes) > 1 and without_label:  # the network is given no class there
             _say("directions from class to class")
             plots.save(_class_rows(generator, dataset, settings, options), path("classes", "png"))
             lines.append(
@@ -92,15 +92,8 @@ def _pairs(labels, n, rng):
 
 def _joined(ways):
     """Latents one after another."""
-    first = ways[0]
-    return inference.Latents(
-        np.concatenate([way.states for way in ways]),
-        np.concatenate([way.labels for way in ways]),
-        first.solver,
-        first.options,
-        first.sigma,
-        first.run,
-    )
+    states, labels = (np.concatenate([getattr(way, name) for way in ways]) for name in ("states", "labels"))
+    return dataclasses.replace(ways[0], states=states, labels=labels)
 
 
 def _round_trip(images, back, settings):
@@ -116,7 +109,7 @@ def _round_trip(images, back, settings):
 def _class_rows(generator, dataset, settings, options):
     """Images of the most frequent class moved along the difference of class means of latents, a row a class."""
     counts = np.bincount(dataset.train.labels, minlength=len(dataset.classes))
-    # The network is told no class here: what moves is the latent alone.
+    # The network is given no class here: what moves is the latent alone.
     chosen = [np.flatnonzero(dataset.train.labels == k)[:PER_CLASS] for k in np.flatnonzero(counts)]
     classes = np.concatenate([np.full(len(c), k) for k, c in zip(np.flatnonzero(counts), chosen, strict=True)])
     latents = generator.encode(dataset.train.images[np.concatenate(chosen)], None, settings.solver, **options)

@@ -60,7 +60,7 @@ def likelihood(workdir, overrides):
     sizes = {name: _png_bits(images) for name, images in sets.items() if images.dtype == np.uint8}
     rows, figures = _table(values, errors, sizes)
     low = settings.sigma_min or generator.process.sigma_min
-    trace = f"{settings.vectors} trace vectors" if settings.vectors else "the exact trace"
+    trace = f"trace vectors: {settings.vectors}" if settings.vectors else "the exact trace"
     control = f"{settings.steps} equal steps" if settings.steps else f"rtol {settings.rtol:g}, atol {settings.atol:g}"
     protocol = (
         f"{generator.process.name} D = {generator.process.D:g}, step {generator.step:,}, density of the data smoothed "
@@ -81,9 +81,7 @@ def likelihood(workdir, overrides):
 def _sets(generator):
     """{name: images} whose likelihoods are asked for."""
     config, settings = generator.config, generator.config.likelihood
-    dataset = data.load(config.data)
-    if dataset.shape != generator.shape:
-        raise UserError(f"the run makes images of {generator.shape}, those of {dataset.name} are {dataset.shape}")
+    dataset = evaluate.real_images(generator)
     rng = np.random.default_rng(settings.seed)
     pick = lambda split: split.images[np.sort(rng.permutation(len(split))[: settings.n])]
     held_out = dataset.test if len(dataset.test) else dataset.val
@@ -140,7 +138,7 @@ def _table(values, errors, sizes):
             areas["bits"] = auc(values[usual], bits)
             areas["bits − PNG"] = auc(values[usual] - sizes[usual], bits - sizes[name])
         cells = [str(areas[score]) if areas else "" for score in ("bits", "bits − PNG")]
-        one = f"{of_one:.3f}" if np.isfinite(of_one) else "not told by one vector"
+        one = f"{of_one:.3f}" if np.isfinite(of_one) else "unknown"
         rows.append([name, str(len(bits)), f"{bits.mean():.3f}", f"{error:.3f}", one, *cells])
         figures[name] = {
             "n": len(bits), "bits per dimension": float(bits.mean()), "standard error": float(error),

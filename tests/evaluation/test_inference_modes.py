@@ -30,7 +30,7 @@ def test_likelihood(command, run):
         "noise",
         "AUC bits − PNG",
         "smoothed to σ = 0.002",
-        "2 trace vectors",
+        "trace vectors: 2",
     ):
         assert name in out
     (record,) = (json.loads(path.read_text()) for path in run.glob("results/likelihood-*.json"))
