@@ -103,7 +103,10 @@ def _other(name, own, dataset):
         config.update(name="folder", dir=name, channels=dataset.shape[-1])
     else:
         config.update(name=name)
-    other = data.load(config)
+    try:
+        other = data.load(config)
+    except UserError as error:
+        raise UserError(f"likelihood.against={name} cannot be read: {error}") from None
     if other.shape != dataset.shape:
         raise UserError(f"likelihood.against={name} has images of {other.shape}, the run makes {dataset.shape}")
     return other.test if len(other.test) else other.train

@@ -63,6 +63,7 @@ def test_interpolate(command, run):
     [
         ("likelihood", "likelihood.n=1", "at least 2"),
         ("likelihood", "likelihood.sigma_min=-1", "greater than 0"),
+        ("likelihood", "likelihood.against=retinamnst", "likelihood.against=retinamnst cannot be read"),
         ("likelihood", "latents.n=2", "takes overrides of"),
         ("interpolate", "latents.path=bent", "one of slerp, straight"),
         ("interpolate", "latents.solver=ancestral", "one of rk45"),
