@@ -19,8 +19,8 @@ PER_CLASS = 64  # images whose latents make a class mean
 def interpolate(workdir, overrides):
     """Encodes real images and decodes what lies around their latents; returns the lines that say where.
 
-    samples/interpolation-*.png has a row for each pair of images, temperature-*.png one for each image, its latent's
-    norm multiplied by TEMPERATURES, and classes-*.png moves images of the most frequent class toward the others.
+    samples/interpolation-*.png has a row for each pair of images, temperature-*.png one for each of TEMPERATURES,
+    which multiply the norms of latents, and classes-*.png moves images of the most frequent class toward the others.
     interpolation-*.gif shows all pairs at once. Latents go to interpolation-*.npz.
 
     Raises:
@@ -50,17 +50,17 @@ def interpolate(workdir, overrides):
             for i in range(settings.n)]  # fmt: skip
     _say(f"decoding {settings.n} ways of {settings.points} latents")
     between = generator.decode(_joined(ways)).reshape(settings.n, settings.points, *generator.shape)
-    rows = [("", np.concatenate([images[2 * i, None], between[i], images[2 * i + 1, None]])) for i in range(settings.n)]
+    rows = np.concatenate([images[::2, None], between, images[1::2, None]], axis=1)  # a pair each
     some = latents[: settings.n * 2 : 2]
     _say("other temperatures")
-    warm = np.stack([generator.decode(some.scaled(factor)) for factor in TEMPERATURES], axis=1)
+    warm = [(f"norms × {factor:g}", generator.decode(some.scaled(factor))) for factor in TEMPERATURES]
     with atomic.writing_to(folder):
         path = lambda name, kind: f"{folder}/{name}-{key}.{kind}"
-        plots.save(plots.labelled_rows(rows), path("interpolation", "png"))
+        plots.save(plots.grid(rows.reshape(-1, *generator.shape), rows.shape[1]), path("interpolation", "png"))
         there = [plots.grid(between[:, i]) for i in range(settings.points)]
         plots.film(there + there[-2:0:-1], path("interpolation", "gif"))
         latents.save(path("interpolation", "npz"))
-        plots.save(plots.labelled_rows([("", row) for row in warm]), path("temperature", "png"))
+        plots.save(plots.labelled_rows(warm), path("temperature", "png"))
         lines += [f"  ways         {path('interpolation', 'png')}: a real image at each end, {settings.path} between",
                   f"  in motion    {path('interpolation', 'gif')}", f"  latents      {path('interpolation', 'npz')}",
                   f"  temperature  {path('temperature', 'png')}: norms × {', '.join(map(str, TEMPERATURES))}",
