@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import zipfile
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from jaxtyping import Float
@@ -177,7 +177,9 @@ def between(first: Latents, second: Latents, count: int, path: str = "slerp") ->
     return dataclasses.replace(first, states=states, labels=labels)
 
 
-def class_direction(latents: Latents, classes: Any, origin: int, target: int) -> Float[np.ndarray, "*S"]:
+def class_direction(
+    latents: Latents, classes: Any, origin: SupportsIndex, target: SupportsIndex
+) -> Float[np.ndarray, "*S"]:
     """From the mean latent of one class to that of another, [H, W, C].
 
     Args:
