@@ -208,18 +208,21 @@ def test_dropout_masks_differ_by_layer():
     assert abs(np.mean((a == 0) == (b == 0)) - 0.5) < 5 * math.sqrt(0.25 / a.size)
 
 
-@pytest.mark.parametrize("side", [1, 3, 5])
-@pytest.mark.parametrize("shape", [(4, 8, 8), (3, 9, 6)])
-def test_canonical_convolution(x64, side, shape):
+@pytest.mark.parametrize("side, dilation", [(1, 1), (3, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize("shape", [(8, 8, 8), (3, 9, 6)])  # two chunks of images, and three
+def test_canonical_convolution(x64, side, dilation, shape):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(*shape, 3)), rng.normal(size=(side, side, 3, 5))
     g = rng.normal(size=(*shape, 5))
 
     def library(x, kernel):
-        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", rhs_dilation=(dilation, dilation), dimension_numbers=numbers
+        )
 
     def canonical(x, kernel):
-        return layers.canonical_conv(x, kernel, (1, 1), "SAME")
+        return layers.canonical_conv(x, kernel, (1, 1), "SAME", rhs_dilation=(dilation, dilation))
 
     value, pull = jax.vjp(canonical, x, kernel)
     expected, expected_pull = jax.vjp(library, x, kernel)
