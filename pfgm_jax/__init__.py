@@ -30,6 +30,7 @@ Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
 
 Inference: what is asked of a network besides samples
     Generator.encode, decode, interpolate, temperature, log_likelihood
+    Generator.restore               draws of the posterior of an image given a measurement, with uncertainty
     load_latents(path), bits_per_dim(log_prob, N)
 
 Metrics of features

@@ -1,7 +1,7 @@
 """Configuration: the defaults and their checks.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample, evaluate,
-likelihood and latents.
+likelihood, latents and restore.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
@@ -28,6 +28,7 @@ OPTIONAL = (
     "data.resident",
     "sample.D",
     "likelihood.sigma_min",
+    *(f"restore.{name}" for name in ("level", "steps", "sweeps", "resample")),
     *(f"sample.{name}" for name in SOLVER_OPTIONS),
 )
 # Limits beyond any machine: a number with some zeros too many is refused before memory is allocated.
@@ -36,6 +37,8 @@ _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "
             "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
             "sample.steps": 10**6,
             "likelihood.n": 10**9, "likelihood.vectors": 10**4, "latents.n": 10**4, "latents.points": 10**4,
+            "restore.n": 10**4, "restore.batch": 2**20, "restore.steps": 10**5, "restore.sweeps": 10**5,
+            "restore.resample": 10**3,
             "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
@@ -179,6 +182,23 @@ def default():
     config.latents.steps = 36  # of a solver with fixed steps
     config.latents.split = "test"  # the real images that are encoded: train, val, test
     config.latents.seed = 0  # which of them
+
+    config.restore = ConfigDict()
+    config.restore.task = "inpaint"  # denoise, inpaint, superres, deblur
+    config.restore.n = 8  # draws of each image
+    config.restore.method = ""  # matched, repaint, pigdm, split_gibbs; "": the task's own
+    config.restore.steps = placeholder(int)  # of the method, as the others; None: its default
+    config.restore.sweeps = placeholder(int)  # split_gibbs
+    config.restore.resample = placeholder(int)  # repaint
+    config.restore.mask = "centre"  # inpaint: what is hidden (centre, right, random), or a picture, white: observed
+    config.restore.factor = 2  # superres: pixels of a side that are averaged
+    config.restore.width = 1.0  # deblur: the blur's standard deviation in pixels
+    config.restore.noise = "gaussian"  # gaussian, poisson, heavy
+    config.restore.level = placeholder(float)  # in the unit scale [-1, 1]; None: estimated for denoise, else 0
+    config.restore.label = ""  # the class of all images, by name or number; "": none
+    config.restore.simulate = False  # the source's images are clean: they are measured first, and are the truth
+    config.restore.seed = 0
+    config.restore.batch = 64  # draws at once
     return config.lock()
 
 
@@ -224,13 +244,16 @@ _ONE_OF = {
     "optim.decay": ("constant", "cosine"),
     "train.order": ("real", "balanced"),
     "latents.split": ("train", "val", "test"),
+    "restore.task": ("denoise", "inpaint", "superres", "deblur"),
+    "restore.noise": ("gaussian", "poisson", "heavy"),
 }
 # What a value must be whatever the others are: (rule, test, fields).
 _RULES = (
     ("at least 1", lambda v: v >= 1, (
         "model.channels", "model.blocks", "model.embedding_channels", "model.head_channels", "train.images",
         "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.eval_images",
-        "train.keep", "sample.n", "sample.batch", "likelihood.batch", "latents.n")),
+        "train.keep", "sample.n", "sample.batch", "likelihood.batch", "latents.n",
+        "restore.n", "restore.batch")),
     ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps")),
     ("greater than 0", lambda v: v > 0, (
         "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std", "likelihood.rtol",
@@ -242,7 +265,7 @@ _RULES = (
         "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
     ("greater than 0, or None to take it from the data", lambda v: v is None or v > 0, DERIVED),
     ("a whole number from 0 to 2³² − 1", lambda v: 0 <= v < 2**32, (
-        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed")),
+        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed", "restore.seed")),
     ("even, for sines and cosines", lambda v: v >= 0 and v % 2 == 0, ("model.channels", "model.noise_channels")),
     ("each >= 1", lambda v: len(v) > 0 and min(v) >= 1, ("model.multipliers",)),
     ("up to 16, each up to 1,024", lambda v: len(v) <= 16 and max(v) <= 1_024, ("model.multipliers",)),

@@ -17,6 +17,7 @@ from pfgm_jax import run as run_lib
 from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
+from pfgm_jax.inference import restoration
 from pfgm_jax.sampling import SolveStats, arguments, batches
 from pfgm_jax.sampling.settings import SampleSettings, check_guidance, labels_for
 from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
@@ -361,6 +362,30 @@ class Generator:
             x = np.asarray(inference.dequantised(np.asarray(images), keys))
         labels, key = self._labels_of(labels, len(x)), jax.random.fold_in(key, 1)
         return inference.log_likelihood(self.weighted, x, labels, key, sigma_min, progress, **options)
+
+    def restore(
+        self, measurement: Any, task: Any, n: Any = 8, key: Any = None, labels: Any = None, progress: bool = True, **how
+    ) -> restoration.Restoration:
+        """Draws of the posterior of images given measurements of them: draws, mean and uncertainty in the unit scale.
+
+        Args:
+          measurement: [B, *M], uint8 or floats in the unit scale: noisy images, images whose unobserved pixels hold
+            anything, [B, H/factor, W/factor, C], blurred images, or what an Operator gives.
+          task: denoise, inpaint, superres, deblur, or a `restoration.Operator(name, A, Aᵀ)`.
+          n: draws of each image. key, labels: as for `log_likelihood`.
+          how: mask (inpaint; booleans [H, W] or [B, H, W, 1 or C], True where observed), factor (superres; 2), width
+            (deblur; standard deviation in pixels, 1), noise (gaussian, poisson, heavy: `restoration.noise`), level (of
+            the noise, in the unit scale; None: estimated for denoise, else 0), method (matched, repaint, pigdm,
+            split_gibbs; None: by the task) and its options (`restoration.METHODS`).
+
+        Raises:
+          UserError: as `encode` and `restoration.task`.
+        """
+        asked = restoration.task(task, self.shape, self.process, **how)
+        x = restoration.measurements(measurement, asked)
+        n, key, labels = arguments.whole("n", n, 1), self._key(key, self.settings), self._labels_of(labels, len(x))
+        arguments.require_memory("n", n * len(x), self.shape)
+        return restoration.restore(self.weighted, x, asked, n, key, labels, self.derived["std"], progress)
 
 
 def _pretrained(workdir):

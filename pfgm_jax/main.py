@@ -198,6 +198,12 @@ def _interpolate(flags, config, overrides):
     return interpolation.interpolate(flags.workdir, overrides)
 
 
+def _restore(flags, config, overrides):
+    from pfgm_jax.evaluation import restoration
+
+    return restoration.restore(flags.workdir, flags.source, overrides)
+
+
 def _stats(flags, config, overrides):
     from pfgm_jax.evaluation import audit
 
@@ -271,6 +277,10 @@ MODES = {
         "encode real images; pictures of what lies between them and around them", _interpolate,
         sections=("latents.", "data."),
     ),
+    "restore": Mode(
+        "restore images with their uncertainty: denoise, inpaint, superres, deblur", _restore,
+        sections=("restore.",), source="the images to restore, a folder or an npz file",
+    ),
     "stats": Mode("make the reference features of the real images of --config, once", _stats, "needed", False),
     "audit": Mode(
         "measure the images in --source against those of --config", _audit, "needed", False,
@@ -316,7 +326,7 @@ def _check_paths(flags):
         run_record.load(flags.workdir)
     if flags.mode == "compare" and not flags.source.startswith("pretrained:"):
         run_record.load(flags.source)
-    if flags.mode in ("import", "audit") and not os.path.exists(flags.source):
+    if flags.mode in ("import", "audit", "restore") and not os.path.exists(flags.source):
         raise UserError(f"--source={flags.source} does not exist: give {MODES[flags.mode].source}")
 
 
@@ -368,7 +378,9 @@ def main():
         sys.exit(2)
 
 
-_SETTING = re.compile(r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate|likelihood|latents)\.[A-Za-z]\w*=")
+_SETTING = re.compile(
+    r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate|likelihood|latents|restore)\.[A-Za-z]\w*="
+)
 
 
 def _as_flags(line):

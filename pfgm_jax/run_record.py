@@ -12,12 +12,12 @@ from pfgm_jax.storage import atomic, digests
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = (
-    "sample.", "evaluate.", "likelihood.", "latents.", "train.images", "train.log_every", "train.eval_every",
-    "train.sample_every", "train.save_every", "train.keep", "train.steps_per_call", "data.dir", "data.check_md5",
-    "data.resident",
+    "sample.", "evaluate.", "likelihood.", "latents.", "restore.", "train.images", "train.log_every",
+    "train.eval_every", "train.sample_every", "train.save_every", "train.keep", "train.steps_per_call", "data.dir",
+    "data.check_md5", "data.resident",
 )  # fmt: skip
 
-_MEASURES = ("evaluate.", "likelihood.", "latents.")
+_MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.")
 # Settings of what is done with a trained run.
 USES = ("sample.", *_MEASURES, "data.")
 
@@ -85,9 +85,7 @@ def load(workdir):
         config = default()
         known = flatten(config)
         for key, value in recorded["config"].items():
-            if key in known or not key.startswith(
-                ("evaluate.", "likelihood.", "latents.")
-            ):  # how a run was measured is not part of it
+            if key in known or not key.startswith(_MEASURES):  # how a run was measured is not part of it
                 override(config, key, value)
     except UserError as error:
         raise UserError(f"{path} is no record of a run: {printable(error)}") from None

@@ -1,0 +1,100 @@
+"""--mode=restore from the command line, on the weights that come with the package."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfgm_jax import data, generator
+from pfgm_jax.config import default
+
+
+@pytest.fixture
+def run(tmp_path):
+    shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load(default().data).test.images[:3]
+
+
+@pytest.fixture
+def folder(tmp_path, digits):
+    (tmp_path / "clean").mkdir()
+    for i, image in enumerate(digits):
+        Image.fromarray(image[..., 0]).save(tmp_path / "clean" / f"digit {i}.png")
+    return tmp_path / "clean"
+
+
+FEW = ("--config.restore.n=3", "--config.restore.steps=3", "--config.restore.resample=1")
+
+
+def test_restore_and_go_on(command, run, folder, digits):
+    arguments = ("--mode=restore", f"--workdir={run}", f"--source={folder}", "--config.restore.simulate=True", *FEW)
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert "3 images restored: inpaint by repaint" in out and "calibrated draws hold 50.0%" in out and "PSNR" in out
+    (place,) = run.glob("restored/inpaint-*")
+    assert sorted(path.name for path in place.glob("digit*"))[:3] == ["digit 0-std.png", "digit 0.npz", "digit 0.png"]
+    stored = np.load(place / "digit 1.npz")
+    assert stored["draws"].shape == (3, 8, 8, 1)
+    seen = np.ones((8, 8), bool)
+    seen[2:6, 2:6] = False
+    image, std = (np.asarray(Image.open(place / f"digit 1{end}.png")) for end in ("", "-std"))
+    np.testing.assert_array_equal(image[seen], digits[1, ..., 0][seen])
+    assert (std[seen] == 0).all() and (std[~seen] > 0).any()
+    assert Image.open(place / "sheet.png").size[0] > 100
+    figures = json.loads((place / "figures.json").read_text())["figures"]
+    assert figures["psnr"] > 5 and 0 < figures["ssim"] <= 1 and figures["expected"] == 0.5
+
+    # Stopped and begun again: only the missing image is made, and is the same.
+    before = (place / "digit 0.npz").stat().st_mtime_ns
+    (place / "digit 2.npz").unlink()
+    code, again, _ = command(*arguments)
+    assert code == 0 and again == out and (place / "digit 2.npz").exists()
+    assert json.loads((place / "figures.json").read_text())["figures"] == figures
+    assert (place / "digit 0.npz").stat().st_mtime_ns >= before
+
+
+def test_measured_floats(command, run, tmp_path, digits):
+    noisy = digits / 127.5 - 1 + np.random.default_rng(0).normal(0, 0.5, digits.shape)
+    np.savez(tmp_path / "noisy.npz", images=noisy)
+    code, out, err = command(
+        "--mode=restore", f"--workdir={run}", f"--source={tmp_path / 'noisy.npz'}", "--config.restore.task=denoise",
+        "--config.restore.n=2", "--config.restore.steps=2",
+    )  # fmt: skip
+    assert code == 0 and "(estimated)" in out and "PSNR" not in out, err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("restore.task=inpant",), "did you mean 'inpaint'"),
+        (("restore.task=superres",), "8×8 px, and this task takes 4×4"),
+        (("restore.mask=nowhere.png",), "restore.mask=nowhere.png is none of centre"),
+        (("restore.task=denoise", "restore.simulate=True"), "--config.restore.level=0.3"),
+        (("restore.label=3",), "leave restore.label out"),
+        (("restore.method=pigdm",), "needs the score of D = inf"),
+        (("sample.n=3",), "takes overrides of restore.*"),
+        (("restore.n=0",), "at least 1"),
+    ],
+)
+def test_refusals(command, run, folder, overrides, words):
+    given = [f"--config.{override}" for override in overrides]
+    code, _, err = command("--mode=restore", f"--workdir={run}", f"--source={folder}", *given)
+    assert code == 2 and words in err and len(err.splitlines()) == 1, err
+    assert not (run / "restored").exists()
+
+
+def test_no_images(command, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "other.npz", pictures=np.zeros(3))
+    (tmp_path / "broken.npz").write_bytes(b"PK and no more")
+    for name, words in (("empty", "holds no images"), ("other.npz", "name the array"), ("broken.npz", "cannot be read"),
+                        ("gone", "does not exist")):  # fmt: skip
+        code, _, err = command("--mode=restore", f"--workdir={run}", f"--source={tmp_path / name}")
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
