@@ -1,5 +1,6 @@
 """Pictures: samples, the animation of a trajectory, the curves of a run."""
 
+import io
 import math
 import pathlib
 import textwrap
@@ -75,12 +76,10 @@ def labelled_rows(rows, columns=None, tile=48):
 
     Rows are as long as the longest or `columns`; shorter ones end in white.
     """
-    from matplotlib import get_data_path  # its font knows more alphabets than Pillow's
-
     columns = columns or max(len(images) for _, images in rows)
     strips = [grid(images[:columns], columns, tile).convert("RGB") if len(images) else None for _, images in rows]
     width, height = next((strip.size for strip in strips if strip), (0, tile))
-    font = ImageFont.truetype(pathlib.Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), max(11, height // 12))
+    font = _font(max(11, height // 12))
     wrapped = lambda line: textwrap.wrap(line, 24, max_lines=3, placeholder=" …")
     texts = ["\n".join(part for line in text.split("\n") for part in wrapped(line)) for text, _ in rows]
     measure = ImageDraw.Draw(Image.new("L", (1, 1)))
@@ -106,28 +105,121 @@ def class_grid(images, labels, classes, columns=16):
     return labelled_rows(rows, min(columns, counts.max()))
 
 
-def animate(trajectory, sigmas, sigma_data, path, seconds=4.0):
-    """Writes a GIF of states [T, n, H, W, C] (unscaled, float) from the prior to the data, as grids or as points.
+def animate(trajectory, sigmas, sigma_data, stem, seconds=4.0):
+    """Writes the way of states [T, n, H, W, C] (unscaled, float) from the prior to the data; returns the file's path.
 
-    Each state is shown divided by √(1 + σ²/σ_data²), so that noise and data fill the same range of greys; for points
-    it is the axes that grow by it.
+    It is STEM.gif, or STEM.webp where that is smaller: grids, or points, above a bar that says where σ is. Each state
+    is shown divided by √(1 + σ²/σ_data²), so that noise and data fill the same range of greys; for points it is the
+    axes that grow by it.
     """
     trajectory, scale = np.asarray(trajectory), np.sqrt(1 + np.square(sigmas / sigma_data))
     if _are_points(trajectory):
-        panels = ({f"σ = {sigma:.3g}": points} for sigma, points in zip(sigmas, trajectory, strict=True))
-        frames = [scatter(panel, 1.1 * factor) for panel, factor in zip(panels, scale, strict=True)]
+        frames = [scatter({"": points}, 1.1 * factor) for points, factor in zip(trajectory, scale, strict=True)]
     else:
         levels = np.clip(127.5 * trajectory / scale.reshape(-1, 1, 1, 1, 1) + 128, 0, 255).astype(np.uint8)
         frames = [grid(images) for images in levels]
-    film(frames, path, seconds, last=1.5)  # the samples stay
+    frames = [_above_bar(frame, sigma, sigmas) for frame, sigma in zip(frames, sigmas, strict=True)]
+    return smallest_film(frames, stem, seconds, last=1.5)  # the samples stay
+
+
+def _above_bar(picture, sigma, sigmas):
+    """A picture above a bar that fills as ln σ falls from the largest of `sigmas` to the smallest; a tick a decade."""
+    text, font, height = f"σ = {sigma:.3g}", _font(12), 26
+    label = 84  # pixels of the widest text
+    width = max(picture.width, label + 60)
+    canvas = Image.new("RGB", (width, picture.height + height), "white")
+    canvas.paste(picture, ((width - picture.width) // 2, 0))
+    draw = ImageDraw.Draw(canvas)
+    left, right, top, bottom = label, width - 8, picture.height + 9, picture.height + 17
+    high, low = np.log10(np.max(sigmas)), np.log10(np.min(sigmas))
+    at = lambda value: left + (right - left) * (high - value) / max(high - low, 1e-9)
+    draw.rectangle((left, top, right, bottom), "#DDDDDD")
+    draw.rectangle((left, top, at(np.log10(sigma)), bottom), PALETTE[0])
+    for decade in range(math.ceil(low), math.floor(high) + 1):
+        draw.line((at(decade), bottom + 1, at(decade), bottom + 4), "black")
+    draw.text((6, picture.height + height // 2), text, "black", font, anchor="lm")
+    return canvas
+
+
+def _font(size):
+    from matplotlib import get_data_path  # its font knows more alphabets than Pillow's
+
+    return ImageFont.truetype(pathlib.Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def film(frames, path, seconds=4.0, last=0.0):
     """Writes PIL images as a GIF, in one piece, that takes so many seconds and holds the last image for `last` more."""
-    pause = [1000 * seconds / len(frames)] * len(frames)
-    pause[-1] += 1000 * last
     with atomic.replacing(path) as temporary:
-        frames[0].save(temporary, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
+        temporary.write_bytes(_encoded(frames, "GIF", seconds, last))
+
+
+def smallest_film(frames, stem, seconds=4.0, last=0.0):
+    """As `film`, to STEM.gif or to STEM.webp (without loss), whichever is smaller; returns its path."""
+    films = {suffix: _encoded(frames, suffix.upper(), seconds, last) for suffix in ("gif", "webp")}
+    kept = min(films, key=lambda suffix: len(films[suffix]))
+    with atomic.replacing(f"{stem}.{kept}") as temporary:
+        temporary.write_bytes(films[kept])
+    for suffix in films:
+        if suffix != kept:  # of an earlier call, which it replaces
+            pathlib.Path(f"{stem}.{suffix}").unlink(missing_ok=True)
+    return f"{stem}.{kept}"
+
+
+def _encoded(frames, kind, seconds, last):
+    """PIL images as the bytes of an animated GIF or WebP."""
+    pause = [round(1000 * seconds / len(frames))] * len(frames)
+    pause[-1] += round(1000 * last)
+    options = {"lossless": True, "method": 4} if kind == "WEBP" else {}
+    stream = io.BytesIO()
+    frames[0].save(stream, kind, save_all=True, append_images=frames[1:], duration=pause, loop=0, **options)
+    return stream.getvalue()
+
+
+def paths(trajectory, sigmas, path, most=6):
+    """Draws the ways of the first `most` samples [T, n, H, W, C], each in the plane of its first two principal axes.
+
+    A way's principal axes are those of its own T states; a title gives the rms distance of the states to the plane.
+    The scales of a panel's axes differ: a way is much longer than it is bent. Below it is where it ends.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no global state and no screen
+
+    trajectory = np.asarray(trajectory, np.float64)[:, :most]
+    n, images = trajectory.shape[1], np.clip(127.5 * trajectory[-1] + 128, 0, 255).astype(np.uint8)
+    columns = min(3, n)
+    rows = math.ceil(n / columns)
+    figure = Figure(figsize=(3.6 * columns + 0.9, 3.1 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for i, axes in enumerate(panels):
+        if i >= n:
+            axes.set_axis_off()
+            continue
+        plane, off = principal_plane(trajectory[:, i].reshape(len(sigmas), -1))
+        axes.plot(*plane.T, color="#AAAAAA", linewidth=1, zorder=1)
+        dots = axes.scatter(*plane.T, c=sigmas, norm="log", cmap="viridis", s=16, zorder=2)
+        axes.margins(0.08, 0.1)
+        axes.set_title(f"off this plane: {off:.2g} rms", fontsize=12)
+        corner = axes.inset_axes((0.62, 0.04, 0.36, 0.36))
+        corner.imshow(images[i].squeeze(), cmap="gray", vmin=0, vmax=255)
+        corner.set(xticks=[], yticks=[])
+    for axes in panels[max(0, n - columns) : n]:
+        axes.set_xlabel("first principal axis")
+    for axes in panels[::columns]:
+        axes.set_ylabel("second")
+    figure.colorbar(dots, ax=panels.tolist(), label="σ", aspect=40)
+    save_figure(figure, path)
+
+
+def principal_plane(states):
+    """(coordinates [T, 2] of states [T, N] on their first two principal axes, the rms distance of states to the plane).
+
+    The last state is the origin; the first coordinate of the first state is positive, and the mean of the second ones
+    is negative, so that the lower right of a picture is free.
+    """
+    centred = states - states.mean(axis=0)
+    _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
+    plane = (states - states[-1]) @ axes[:2].T
+    plane *= np.where([plane[0, 0] < 0, plane[:, 1].mean() > 0], -1, 1)
+    return plane, float(np.sqrt(np.sum(lengths[2:] ** 2) / len(states)))
 
 
 def histograms(values, path, label, title):
@@ -170,6 +262,8 @@ def curves(records, path):
 
 
 def save_figure(figure, path):
-    """Writes a matplotlib figure as a PNG, in one piece."""
+    """Writes a matplotlib figure in one piece, as the suffix says: .png or .svg."""
+    kind = pathlib.Path(path).suffix[1:]
+    fixed = {"metadata": {"Date": None}} if kind == "svg" else {}  # the same picture is the same file
     with atomic.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format=kind, **fixed)

@@ -322,7 +322,9 @@ def test_sampling_writes_grid_images_and_animation(command, trained):
     assert code == 0 and "function evaluations" in out
     images = np.load(trained / "samples" / "rk45-n=10.npz")["images"]
     assert images.shape == (10, 8, 8, 1) and images.dtype == np.uint8
-    with Image.open(trained / "samples" / "rk45-frames=5,n=10.gif") as animation:
+    (film,) = (trained / "samples").glob("rk45-frames=5,n=10.[gw]*")  # a GIF or a WebP
+    assert (trained / "samples" / "rk45-frames=5,n=10_paths.png").exists()
+    with Image.open(film) as animation:
         assert animation.n_frames > 1
     with Image.open(trained / "samples" / "rk45-n=10.png") as grid:
         assert min(grid.size) > 32

@@ -79,7 +79,9 @@ def samples_depend_on(solver):
 
 
 def sample(workdir, overrides):
-    """Samples from a run: a picture (PNG), all of them (npz) and the way from the prior to the data (GIF).
+    """Samples from a run: a picture (PNG), all of them (npz) and the way from the prior to the data.
+
+    The way is an animation (GIF, or WebP where that is smaller) and, of images, a plot of the first ones' paths.
 
     A class-conditional network also gives a grid with a row for each class, and the labels are in the npz;
     sample.files writes every image by itself too. Files go to samples/, named after the solver and what differs from
@@ -119,9 +121,12 @@ def sample(workdir, overrides):
         if config.sample.files:
             lines += [f"  files      {_save_files(images, labels, generator, f'{stem}_files')}"]
         if frames:
-            film = f"{folder / settings.solver}{naming.suffix(config, own, relevant | {'sample.frames'})}.gif"
-            plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], film)
-            lines.append(f"  animation  {film}")
+            film = f"{folder / settings.solver}{naming.suffix(config, own, relevant | {'sample.frames'})}"
+            path = plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], film)
+            lines.append(f"  animation  {path}")
+            if not points:  # which are in a plane as they are
+                plots.paths(stats.trajectory, stats.sigmas, f"{film}_paths.png")
+                lines.append(f"  paths      {film}_paths.png")
     return "\n".join(lines)
 
 

@@ -301,7 +301,7 @@ def test_the_command_line(command, write, tmp_path, monkeypatch):
     code, out, _ = command("--mode=sample", f"--workdir={tmp_path}/run", "--config.sample.solver=heun",
                            "--config.sample.steps=3", "--config.sample.n=8", "--config.sample.frames=3")  # fmt: skip
     assert code == 0 and "weights of network.pkl" in out and "0 images" not in out
-    assert (tmp_path / "run" / "samples" / "heun-frames=3,n=8,steps=3.gif").exists()
+    assert list((tmp_path / "run" / "samples").glob("heun-frames=3,n=8,steps=3.[gw]*"))
     for argv in (["--mode=sample", source], ["--mode=import"], [source]):
         code, out, err = command(*argv, f"--workdir={tmp_path}/run")
         assert code == 2 and "--source=" in err and "--mode=import" in err and err.count("\n") == 1
