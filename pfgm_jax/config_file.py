@@ -12,21 +12,21 @@ from pfgm_jax.config import override
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.storage import atomic
 
+# The config files that come with the package: in a checkout a link to the folder configs/, in a wheel a copy of it.
+SHIPPED = pathlib.Path(__file__).parent / "configs"
+
 
 def load_config(argument, overrides=None):
-    """The config that `FILE[:ARGS]` and the overrides make.
+    """The config that `FILE[:ARGS]` and the overrides make; FILE is a path, or a name that the package has ("digits").
 
     Raises:
       UserError: no such file, one that is no Python or imports what there is not, no get_config in it, or an argument
         or key that it does not know. Other exceptions of the file's code pass through.
     """
-    path, _, args = (argument or "").partition(":")
-    if not path:
-        raise UserError("--config=FILE is missing, such as --config=configs/digits.py")
-    path = atomic.expanded(path)
-    if not path.is_file():
-        near = [str(file) for folder in {path.parent, pathlib.Path("configs")} for file in sorted(folder.glob("*.py"))]
-        raise UserError(f"--config={path}: there is no such file{nearest(str(path), near)}")
+    name, _, args = (argument or "").partition(":")
+    if not name:
+        raise UserError("--config=FILE is missing, such as --config=digits, or a file of your own")
+    path = find(name)
     get_config = getattr(_execute(path), "get_config", None)
     if get_config is None:
         raise UserError(f"--config={path} has no function get_config(arg)")
@@ -40,6 +40,23 @@ def load_config(argument, overrides=None):
     for key, text in (overrides or {}).items():
         override(config, key, text)
     return config
+
+
+def find(name):
+    """The path of a config file: the file called `name`, or else the package's own of that name ("digits").
+
+    Raises:
+      UserError: there is neither.
+    """
+    path, shipped = atomic.expanded(name), SHIPPED / f"{name}.py"
+    if path.is_file():
+        return path
+    if shipped.parent == SHIPPED and shipped.is_file():
+        return shipped
+    names = [file.stem for file in sorted(SHIPPED.glob("*.py"))]
+    near = [str(file) for folder in {path.parent, pathlib.Path("configs")} for file in sorted(folder.glob("*.py"))]
+    hint = nearest(str(path), near + names) or f"; the package has {', '.join(names)}"
+    raise UserError(f"--config={path}: there is no such file{hint}")
 
 
 def _execute(path):

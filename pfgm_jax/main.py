@@ -234,6 +234,12 @@ def _lessons(flags, config, overrides):
     return lessons.write(flags.workdir)
 
 
+def _doctor(flags, config, overrides):
+    from pfgm_jax import doctor
+
+    return doctor.doctor()
+
+
 class Mode(NamedTuple):
     """A row of the table of modes.
 
@@ -292,6 +298,7 @@ MODES = {
         source="the checkpoint to import",
     ),
     "lessons": Mode("draw what Poisson flow is, in pictures with their formulas", _lessons, "none"),
+    "doctor": Mode("versions, devices, caches, free space, and what works: for reports", _doctor, "none", False),
 }  # fmt: skip
 
 
@@ -391,7 +398,7 @@ def _as_flags(line):
 def _bug(error, flags):
     """The line above the traceback of a bug: what was going on, and whose code it is."""
     config = (flags.config or "").partition(":")[0] if flags else ""
-    line = config_file.line_in(atomic.expanded(config), error) if config else None
+    line = config_file.line_in(config_file.find(config), error) if config else None
     if line:
         return f"{type(error).__name__} in your config file {config}, line {line}; its traceback:"
     doing = f"--mode={flags.mode}" if flags else "reading the command line"

@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 
 from configs import digits, folder, medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, run_record, sampling
+from pfgm_jax import config_file, data, generator, models, run_record, sampling
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import parametrization
@@ -272,3 +272,12 @@ def test_a_published_network_attends_at_the_level_that_it_would_at_a_power_of_tw
     config = folder.get_config(f"dir=x,size={size},network=ddpmpp")
     expected = attention if size <= 64 else (16,)  # three levels do not come down from 128 px to 16
     assert config.model.attention == expected
+
+
+def test_a_config_that_the_package_has_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_file.load_config("digits:quick") == config_file.load_config(f"{config_file.SHIPPED}/digits.py:quick")
+    for name in ("digit", "../configs/digits", ".."):
+        with pytest.raises(UserError, match="there is no such file"):
+            config_file.load_config(name)
+    assert "'digits'" in str(pytest.raises(UserError, config_file.find, "digit").value)
