@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The documentation as a site in site/: environment, install, build; a broken link is an error. Arguments go to mkdocs build.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+prepare "[docs]"
+say "building"
+python -m mkdocs build "$@"
+say "site/index.html"

@@ -1,0 +1,62 @@
+"""Pages of the documentation that are made from other files: the home page and the configuration reference."""
+
+import html
+import pathlib
+import re
+
+from mkdocs.structure.files import File
+
+ROOT = pathlib.Path(__file__).parents[1]
+REPOSITORY_FILES = ("CONTRIBUTING.md", "CHANGELOG.md")
+
+
+def on_files(files, config):
+    """Adds the configuration reference, made from the comments of `pfgm_jax.config.default`."""
+    files.append(File.generated(config, "configuration.md", content=configuration()))
+    return files
+
+
+def on_page_markdown(markdown, page, **_):
+    """README.md is the home page; links of files at the top of the repository are to pages."""
+    if page.file.src_uri in ("index.md", "contributing.md", "changelog.md"):
+        markdown = re.sub(r"\]\((?:docs/)?([\w/.-]+\.(?:md|png|gif|webp|svg)(?:#[\w-]+)?)\)", _to_page, markdown)
+        markdown = re.sub(r"\]\((?:LICENSE|SECURITY\.md)\)", "](contributing.md)", markdown)
+    return re.sub(r"\]\(\.\./README\.md(#[\w-]+)?\)", "](index.md)", markdown)
+
+
+def _to_page(link):
+    path = link[1]
+    return f"]({path.lower() if path.partition('#')[0] in REPOSITORY_FILES else path})"
+
+
+def configuration():
+    """Markdown: a table of fields, defaults and meanings for each section of the default config."""
+    source = (ROOT / "pfgm_jax/config.py").read_text()
+    body = source.partition("def default():")[2].partition("\n    return config")[0]
+    lines = [
+        "# Configuration",
+        "",
+        "Every field, its default and its meaning. On the command line `--config.SECTION.FIELD=VALUE` changes one; in",
+        "a config file `config.SECTION.FIELD = VALUE`. `None` is derived from the data or the process, as the text says.",
+    ]
+    heading = ["", "| field | default | |", "|---|---|---|"]
+    for line in body.partition("config = ConfigDict()")[2].splitlines():
+        if section := re.fullmatch(r"    config\.(\w+) = ConfigDict\(\)(?:  # (.*))?", line):
+            lines += ["", f"## {section[1]}", "", section[2] or "", *heading]
+        elif field := re.fullmatch(r"    config\.([\w.]+) = (.*?)(?:  # (.*))?", line):
+            lines += heading if "." not in field[1] else []  # the first field, which is in no section
+            default = "None" if field[2].startswith("placeholder") else field[2]
+            lines.append(f"| `{field[1].rpartition('.')[2]}` | `{default}` | {_cell(field[3] or '')} |")
+        elif options := re.match(r"    for name, kind in SOLVER_OPTIONS.items\(\):  # .*; (.*)", line):
+            names = re.search(r"SOLVER_OPTIONS = {(.*?)}", source, re.DOTALL)[1]
+            listed = ", ".join(f"`{name}`" for name in re.findall(r'"(\w+)":', names))
+            lines.append(f"| {listed} | `None` | {_cell(options[1])} |")
+        elif more := re.fullmatch(r"    # (.*)", line):
+            lines[-1] = re.sub(r" \|$", f" {_cell(more[1])} |", lines[-1])
+        elif line.strip() and "config.sample[name] = placeholder(kind)" not in line:
+            raise ValueError(f"a line of config.default() that the reference cannot show: {line}")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text):
+    return html.escape(text, quote=False).replace("|", "\\|")
