@@ -37,7 +37,7 @@ def configuration():
         "# Configuration",
         "",
         "Every field, its default and its meaning. On the command line `--config.SECTION.FIELD=VALUE` changes one; in",
-        "a config file `config.SECTION.FIELD = VALUE`. `None` is derived from the data or the process, as the text says.",
+        "a config file `config.SECTION.FIELD = VALUE`. `None` is derived from the data or the process.",
     ]
     heading = ["", "| field | default | |", "|---|---|---|"]
     for line in body.partition("config = ConfigDict()")[2].splitlines():

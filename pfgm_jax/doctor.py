@@ -70,7 +70,7 @@ def _devices():
 
     memory = f"{parallel.device_memory() / GIB:.1f} GiB each; host {parallel.host_memory() / GIB:.1f} GiB free"
     return (
-        f"devices    {jax.device_count()} × {parallel.device_kind()} ({jax.default_backend()}), {memory}, "
+        f"devices    {parallel.device_count()} × {parallel.device_kind()} ({jax.default_backend()}), {memory}, "
         f"{os.cpu_count()} cores"
     )
 
