@@ -161,7 +161,7 @@ def _simulated(images, task, key):
 
 def _each(generator, settings, how, measured, names, label, folder):
     """Restores what has no files yet, some images at a time; returns {draws, mean, std, level} of all."""
-    size = max(1, settings.batch // settings.n)
+    size = min(max(1, settings.batch // settings.n), len(measured))
     starts = range(0, len(measured), size)
     path = lambda i: folder / f"{names[i]}.npz"
     generator = generator.with_overrides({"sample.batch": settings.batch})
@@ -170,9 +170,9 @@ def _each(generator, settings, how, measured, names, label, folder):
             part = range(start, min(start + size, len(measured)))
             if not all(path(i).exists() for i in part):
                 key = jax.random.fold_in(jax.random.key(settings.seed), start)
-                result = generator.restore(
-                    measured[part.start : part.stop], settings.task, settings.n, key, label, progress=False, **how
-                )
+                # The last ones are filled up: another number of images would be compiled again.
+                some = measured[np.minimum(np.arange(start, start + size), len(measured) - 1)]
+                result = generator.restore(some, settings.task, settings.n, key, label, progress=False, **how)
                 for row, i in enumerate(part):
                     _save(result, row, path(i))
             bar.update(len(part))
