@@ -412,6 +412,17 @@ def _numbered(workdir, config, step):
     return best
 
 
+def recorded_run(workdir):
+    """The Run that a folder's config.json describes; UserError where it makes none."""
+    config, derived = run_record.load(workdir)
+    try:
+        config_lib.check(config)
+        run_lib.check_derived(derived)
+        return run_lib.make_run(config, derived)
+    except UserError as error:
+        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
+
+
 def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
 
@@ -425,13 +436,8 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
         those of another network, or an unknown NAME.
     """
     source, workdir = str(workdir), atomic.expanded(_pretrained(workdir))
-    config, derived = run_record.load(workdir)
-    try:
-        config_lib.check(config)
-        run_lib.check_derived(derived)
-        run = run_lib.make_run(config, derived)
-    except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
+    run = recorded_run(workdir)
+    config, derived = run.config, run.derived
     like = jax.eval_shape(lambda: models.init(run.model, derived["shape"]))
     exported = pathlib.Path(workdir, safetensors.EXPORTED)
     if os.path.lexists(exported):
@@ -441,7 +447,8 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
             raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
         params = safetensors.load(exported, like, run_record.fingerprint(run_record.read(workdir)))
         return Generator(run, params, derived.get("step", 0), source)
-    restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step))
+    fixed = run_record.fixed(run_record.read(workdir))
+    restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step), fixed)
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")
     step, items = restored

@@ -216,6 +216,12 @@ def _audit(flags, config, overrides):
     return audit.run(flags.source, config, flags.workdir)
 
 
+def _verify(flags, config, overrides):
+    from pfgm_jax.training import verify
+
+    return verify.verify(flags.workdir)
+
+
 def _export(flags, config, overrides):
     from pfgm_jax.exchange import export_run
 
@@ -292,6 +298,7 @@ MODES = {
         "measure the images in --source against those of --config", _audit, "needed", False,
         source="the images, a folder or an npz file",
     ),
+    "verify": Mode("check the run's files for damage, and say what it can still do", _verify, sections=()),
     "export": Mode("write the run's weights with config, model card and picture, to be shared", _export),
     "import": Mode(
         "make a run in --workdir of the checkpoint --source of another project", _import, "optional",
@@ -342,6 +349,8 @@ def _check_overrides(mode, overrides):
     from pfgm_jax.config import default, override
 
     sections = MODES[mode].sections
+    if overrides and not sections:
+        raise UserError(f"--mode={mode} has no settings: leave out --config.{next(iter(overrides))}")
     for key, text in overrides.items():
         override(default(), key, text)  # unknown keys and wrong types first
         if not key.startswith(sections):

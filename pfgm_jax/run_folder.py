@@ -65,6 +65,27 @@ def _same_run(workdir, config, derived):
     return recorded
 
 
+def trained_by(workdir):
+    """Which process trains in `workdir` now ("process NUMBER on HOST"), "" for none."""
+    try:
+        import fcntl
+
+        with open(pathlib.Path(workdir, LOCK), encoding="utf-8", errors="replace") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _holder(stream)
+    except (ImportError, OSError):  # no locks there, or no training yet
+        pass
+    return ""
+
+
+def _holder(stream):
+    """What the process that holds the lock wrote into its file."""
+    stream.seek(0)
+    return printable(stream.read(200).strip()) or "another process"
+
+
 def _lock(stream, workdir):
     """Takes the lock on the open file, which the operating system lifts when the process ends, however it ends."""
     try:
@@ -74,10 +95,8 @@ def _lock(stream, workdir):
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        stream.seek(0)
-        holder = printable(stream.read(200).strip()) or "another process"
         raise UserError(
-            f"{workdir} is being trained by {holder}: wait for it or stop it, or use another workdir"
+            f"{workdir} is being trained by {_holder(stream)}: wait for it or stop it, or use another workdir"
         ) from None
     except OSError as error:  # a file system without locks
         print(f"{workdir} cannot be locked ({error.strerror}): start no second training there", file=sys.stderr)

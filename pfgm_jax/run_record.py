@@ -59,10 +59,15 @@ def read(workdir):
     return json.loads(_path(workdir).read_text(encoding="utf-8"))
 
 
+def fixed(record):
+    """What makes weights mean what they mean: a `record` without what may change when it is used."""
+    config = {key: value for key, value in record["config"].items() if not key.startswith(MUTABLE)}
+    return {"config": config, "derived": record["derived"]}
+
+
 def fingerprint(record):
-    """SHA-256 over what makes weights mean what they mean: a `record` without what may change when it is used."""
-    fixed = {key: value for key, value in record["config"].items() if not key.startswith(MUTABLE)}
-    return digests.of_json([fixed, record["derived"]])
+    """SHA-256 over `fixed`."""
+    return digests.of_json(list(fixed(record).values()))
 
 
 def load(workdir):

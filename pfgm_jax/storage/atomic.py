@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 import tempfile
 
 from pfgm_jax.errors import UserError
@@ -12,8 +13,16 @@ from pfgm_jax.errors import UserError
 def expanded(path):
     """The Path that a person means: ~ is the home folder, ~NAME that of NAME.
 
-    A shell leaves a ~ behind `--workdir=` alone. Raises UserError where there is no such home.
+    A shell leaves a ~ behind `--workdir=` alone. Raises UserError where there is no such home, and for a bucket's
+    address, which would silently become a folder called "gs:".
     """
+    if bucket := re.match(r"(gs|s3|hdfs|az)://([^/]*)/*(.*)", str(path)):
+        kind, name, rest = bucket.groups()
+        mount = f"gcsfuse {name} ~/{name}" if kind == "gs" else "mount it as a folder"
+        raise UserError(
+            f"{path} is a bucket's address and no folder: mount the bucket first ({mount}) and write the folder, "
+            f"such as ~/{name}/{rest}"
+        )
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:

@@ -1,15 +1,18 @@
 """Checkpoints by orbax, checked: every array's SHA-256 is saved beside it and compared when it is read.
 
 Orbax itself restores a file with a flipped byte without a word. A step that is damaged or incomplete is passed over,
-loudly, for the one before it. Saving is synchronous, so that a step exists only when all of it does, and no step is
-removed before its successor exists.
+loudly, for the one before it. A step exists only when all of it does, and no step is removed before its successor
+exists and has been read back.
 
-The checksums (`digest`) are under a checksum of their own, with the number of the step: a digest that is damaged, or of
-another step, is damage too, and no sign of another network. Digests of older versions are without it.
+The checksums (`digest`) are under a checksum of their own, with the number of the step and the settings and derived
+numbers that give the arrays their meaning: a digest that is damaged, or of another step, is damage too, and no sign of
+another network; arrays are not restored under other settings. Beside it lies a list of the step's files (`step_files`),
+which names the one that was changed. Steps of older versions lack some or all of this, and open.
 """
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import pathlib
@@ -22,7 +25,7 @@ import jax
 import numpy as np
 
 from pfgm_jax.errors import UserError, printable
-from pfgm_jax.storage import digests
+from pfgm_jax.storage import digests, step_files
 
 
 def _folder(workdir):
@@ -68,41 +71,47 @@ def _flatten(tree):
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _seal(step, arrays):
-    """The digest of a step: what `_describe` says of its arrays, its number, and a checksum over both."""
-    content = {"step": step, "arrays": arrays}
+def _seal(step, arrays, run):
+    """The digest of a step: its number, what `_describe` says of its arrays, its run, and a checksum over all."""
+    content = {"step": step, "arrays": arrays} | ({} if run is None else {"run": run})
     return content | {"sha256": digests.of_json(content)}
 
 
 def _unseal(step, digest):
-    """(what `_describe` said, whether a checksum vouches for it); ValueError for a digest that is not of this step."""
+    """(what `_describe` said, the run or None, whether a checksum vouches for it).
+
+    ValueError for a digest that is not of this step.
+    """
     if not {"step", "arrays", "sha256"} & digest.keys():
-        return digest, False
-    if digest != _seal(digest["step"], digest["arrays"]):
+        return digest, None, False
+    if digest != _seal(digest["step"], digest["arrays"], digest.get("run")):
         raise ValueError("the checksum of its digest does not match")
     if digest["step"] != step:
         raise ValueError(f"it is step {digest['step']} under another number")
-    return digest["arrays"], True
+    return digest["arrays"], digest.get("run"), True
 
 
-def save(workdir, step, items, keep=2, best=None):
+def save(workdir, step, items, keep=2, best=None, run=None):
     """Saves `items`, a dict of trees of host arrays, as `step`; then removes all but the newest `keep` and `best`.
 
-    A step that is there with the same content is left as it is. Steps after `step` were passed over as damaged when the
-    run was resumed, and are removed too, as soon as this one exists.
+    What was written is read back before anything is removed. A step that is there with the same content is left as it
+    is. Steps after `step` were passed over as damaged when the run was resumed, and are removed too.
+
+    Args:
+      run: {section: {name: value}} of what makes the arrays mean what they mean (`run_record.fixed`), kept with them.
 
     Raises:
       OSError: it could not be written, such as on a full disk; nothing was removed and nothing half-written is left.
     """
     import orbax.checkpoint as ocp
 
-    arrays = _describe(items)
+    arrays, folder = _describe(items), _folder(workdir) / str(step)
     trees = {name: ocp.args.StandardSave(_flatten(tree)) for name, tree in items.items()}
-    content = ocp.args.Composite(digest=ocp.args.JsonSave(_seal(step, arrays)), **trees)
+    content = ocp.args.Composite(digest=ocp.args.JsonSave(_seal(step, arrays, run)), **trees)
     if step in steps(workdir):
         if _holds(workdir, step, items, arrays):
             return
-        shutil.rmtree(_folder(workdir) / str(step))
+        shutil.rmtree(folder)
     _require_space(workdir, items)
     try:
         with _lost_callbacks_muted(), _manager(workdir) as manager:
@@ -117,6 +126,9 @@ def save(workdir, step, items, keep=2, best=None):
     there = steps(workdir)
     if step not in there:
         raise RuntimeError(f"orbax did not save step {step} in {workdir}")
+    step_files.write(folder)
+    if not _holds(workdir, step, items, arrays):  # a disk that does not keep what it takes
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
     before = [other for other in there if other <= step]
     for other in [s for s in there if s > step] + [s for s in before[:-keep] if s != best]:
         shutil.rmtree(_folder(workdir) / str(other))
@@ -167,17 +179,18 @@ def clean(workdir):
         time.sleep(0.2)  # threads of the failed save may still be writing
 
 
-def restore(workdir, like, step=None):
+def restore(workdir, like, step=None, run=None):
     """The newest sound checkpoint, or that of `step`: (step, items) with the items that `like` names.
 
     None without any checkpoint.
 
     Args:
       like: dict of trees of arrays or ShapeDtypeStructs; items come back in that form, as host arrays.
+      run: what config.json says now, in the form that `save` takes; compared where the step kept it.
 
     Raises:
-      UserError: the checkpoint holds other arrays than `like` (another network), every checkpoint is damaged, or there
-        is none of `step`.
+      UserError: the checkpoint holds other arrays than `like` (another network) or is of another `run` than config.json
+        says, every checkpoint is damaged, or there is none of `step`.
     """
     there = steps(workdir)
     if step is not None and step not in there:
@@ -190,16 +203,21 @@ def restore(workdir, like, step=None):
         with _manager(workdir) as manager:
             for number in [step] if step is not None else reversed(there):
                 try:
-                    return number, _restore_step(manager, number, like)
+                    items = _restore_step(manager, number, like, run)
+                    passed_over += [
+                        f"checkpoint {number} in {workdir}: {line}; its values are right"
+                        for line in step_files.strays(_folder(workdir) / str(number))
+                    ]
+                    return number, items
                 except (MemoryError, PermissionError):
                     raise
-                except _OtherNetwork as error:
+                except _OtherRun as error:
                     if error.certain:
                         raise
                     doubtful, reason = doubtful or error, error
                 except Exception as error:  # orbax and tensorstore raise many types for a damaged file
                     reason = error
-                line = printable((str(reason).splitlines() or [type(reason).__name__])[0][:120])
+                line = "; ".join(step_files.changes(_folder(workdir) / str(number))) or _line(reason)
                 passed_over.append(f"checkpoint {number} in {workdir} is damaged and passed over: {line}")
         if doubtful:  # and nothing else, so it is no damage
             passed_over.clear()
@@ -214,7 +232,28 @@ def restore(workdir, like, step=None):
     )
 
 
-class _OtherNetwork(UserError):
+def examine(workdir, step, like, run=None):
+    """(whether a step can be used, what is wrong with it in lines): every file is read.
+
+    It can where its values are those that were saved, and are finite; a stray file, or damage to one that holds no
+    values, does not hinder. Arguments as for `restore`.
+    """
+    wrong = step_files.changes(_folder(workdir) / str(step))
+    try:
+        with _manager(workdir) as manager:
+            items = _restore_step(manager, step, like, run)
+    except Exception as error:
+        return False, wrong or [_line(error)]
+    leaves = {f"{name}{path}": leaf for name, tree in items.items() for path, leaf in _flatten(tree).items()}
+    bad = [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]
+    return not bad, wrong + [f"{printable(path)} holds values that are not finite" for path in bad]
+
+
+def _line(error):
+    return printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+
+
+class _OtherRun(UserError):
     """The arrays are not those that are asked for; `certain` where the digest that says so has a checksum."""
 
     def __init__(self, text, certain):
@@ -222,18 +261,34 @@ class _OtherNetwork(UserError):
         self.certain = certain
 
 
-def _restore_step(manager, step, like):
+def _require_run(step, there, here):
+    """Raises _OtherRun where a value that both runs name differs; versions may name more, or fewer."""
+    here = json.loads(json.dumps(here))  # tuples are lists there
+    for section, values in there.items():
+        for key, value in values.items():
+            if key in (now := here.get(section, {})) and now[key] != value:
+                name = key if section == "config" else f"{section}.{key}"
+                raise _OtherRun(
+                    f"checkpoint {step} was made with {printable(f'{name}={value}')}, and config.json says "
+                    f"{printable(str(now[key]))}: config.json was changed or damaged since; put that value back",
+                    True,
+                )
+
+
+def _restore_step(manager, step, like, run=None):
     import orbax.checkpoint as ocp
 
     read = manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))["digest"]
-    digest, certain = _unseal(step, read)
+    digest, there, certain = _unseal(step, read)
+    if there is not None and run is not None:
+        _require_run(step, there, run)
     wanted = {name: _flatten(tree) for name, tree in like.items()}
     for name, leaves in wanted.items():
         for path in sorted(leaves.keys() | digest[name].keys()):
             there = "{1}{0}".format(*digest[name][path]) if path in digest[name] else "absent"
             here = f"{leaves[path].dtype}{list(leaves[path].shape)}" if path in leaves else "absent"
             if there != here:
-                raise _OtherNetwork(
+                raise _OtherRun(
                     f"checkpoint {step} is of another network: {name}{printable(path)} is {printable(there)} there "
                     f"and {here} here",
                     certain,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from pfgm_jax import parallel, plots, run_folder
+from pfgm_jax import parallel, plots, run_folder, run_record
 from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError
 from pfgm_jax.interrupt import Interrupt, Interrupted
@@ -21,7 +21,7 @@ from pfgm_jax.training import monitor
 from pfgm_jax.training.dry_run import Plan, describe, is_resident, prepare
 from pfgm_jax.training.log import Log
 from pfgm_jax.training.meter import Meter
-from pfgm_jax.training.step import TrainState, init_state, learning_rate, make_cadence, train_steps
+from pfgm_jax.training.step import TrainState, init_state, items, learning_rate, make_cadence, train_steps
 from pfgm_jax.training.warm_start import start_from
 
 
@@ -44,9 +44,10 @@ def train(config, workdir):
         finite; the last checkpoint is kept.
       KeyboardInterrupt: after an interrupt, with the state saved.
     """
+    workdir = atomic.expanded(workdir)
     with Interrupt("stopping before the first step: there is nothing to save") as interrupt:
         plan = prepare(config)
-        training = Training(config, plan, pathlib.Path(workdir))
+        training = Training(config, plan, workdir)
         with run_folder.opened(workdir, config, plan.derived) as recorded:
             try:
                 state = _start(training, recorded)
@@ -77,7 +78,7 @@ def _start(training, recorded):
     """The TrainState to go on from: that of the last checkpoint, that of train.init's weights, or a random one."""
     config, (dataset, derived, task, cadence), workdir = training
     state = init_state(task, dataset.shape)
-    restored = checkpoint.restore(workdir, _items(state))
+    restored = checkpoint.restore(workdir, items(state), run=run_record.fixed(run_record.record(config, derived)))
     if restored is not None:
         state = TrainState(np.asarray(restored[0], np.int32), **restored[1])
     else:
@@ -108,11 +109,6 @@ def _logged(training, state, interrupt):
 def _draw_curves(workdir):
     if records := read_metrics(workdir):
         plots.curves(records, pathlib.Path(workdir, "curves.png"))
-
-
-def _items(state):
-    """What a checkpoint holds; the step is its name."""
-    return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
 
 
 def _calls(step, cadence):
@@ -210,6 +206,7 @@ class _Milestones:
         """step: the run's last checkpoint, 0 without any."""
         config, (dataset, derived, task, self._cadence), workdir = training
         self._config, self._workdir, self._batch = config, workdir, task.batch
+        self._fixed = run_record.fixed(run_record.record(config, derived))
         self._log, self._interrupt, self._saved = log, interrupt, step
         self._evaluate = monitor.evaluation(config, task, dataset, source, log)
         self._show = monitor.picture(config, derived, workdir, dataset.train.images, log)
@@ -253,7 +250,7 @@ class _Milestones:
         best = run_folder.best_step(workdir, losses)
         if losses.get(step, math.inf) < losses.get(best, math.inf):
             best = step
-        _save(self._config, workdir, step, state, best if self._config.train.keep_best else None)
+        _save(self._config, workdir, step, state, best if self._config.train.keep_best else None, self._fixed)
         self._saved = step
 
     def best(self):
@@ -262,14 +259,14 @@ class _Milestones:
         return "" if best is None else f"; {how_to_get_best(self._workdir, best)}"
 
 
-def _save(config, workdir, step, state, best=None):
+def _save(config, workdir, step, state, best=None, run=None):
     """A checkpoint, unless the state is not finite: it would push out the last healthy one."""
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         stands = run_folder.last_checkpoint(workdir)
         raise UserError(f"the weights at step {step} are not finite; {stands}. Try a lower optim.lr")
     if not os.path.isdir(workdir):  # orbax would make it anew
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(workdir))
-    checkpoint.save(workdir, step, _items(state), config.train.keep, best)
+    checkpoint.save(workdir, step, items(state), config.train.keep, best, run)
 
 
 def how_to_get_best(workdir, step):

@@ -43,6 +43,11 @@ class TrainState:
     opt_state: tuple
 
 
+def items(state):
+    """What a checkpoint holds of a TrainState; the step is its name."""
+    return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+
+
 @flax.struct.dataclass
 class StepMetrics(clu_metrics.Collection):
     """Averages over the steps between two log lines."""
@@ -163,10 +168,19 @@ def init_state(task, shape):
 
     @functools.partial(jax.jit, compiler_options=quickly if jax.default_backend() == "cpu" else None)
     def init(key):
-        params = models.init(task.model, shape, key)
-        return TrainState(jnp.zeros((), jnp.int32), params, params, task.optimizer.init(params))
+        return _first_state(task, shape, key)
 
     return jax.device_get(init(jax.random.fold_in(jax.random.key(task.seed), 0)))
+
+
+def state_shapes(task, shape):
+    """The state for images of `shape` as shapes alone: nothing is computed."""
+    return jax.eval_shape(lambda: _first_state(task, shape, jax.random.key(0)))
+
+
+def _first_state(task, shape, key):
+    params = models.init(task.model, shape, key)
+    return TrainState(jnp.zeros((), jnp.int32), params, params, task.optimizer.init(params))
 
 
 def example_losses(task, params, examples, keys, train):

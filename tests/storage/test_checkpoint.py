@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pfgm_jax.errors import UserError
-from pfgm_jax.storage import checkpoint
+from pfgm_jax.storage import checkpoint, step_files
 
 TREE = {
     "params": {"w": np.arange(12, dtype=np.float32).reshape(3, 4), "b": np.zeros((), np.float32)},
@@ -95,6 +95,88 @@ def test_a_flipped_byte_never_restores_wrong_values(tmp_path, seed):
     assert_equal(checkpoint.restore(tmp_path, TREE)[1], TREE)
 
 
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    """A run with the steps 1 and 2, of other values each, to be copied and spoilt."""
+    folder = tmp_path_factory.mktemp("two")
+    for step in (1, 2):
+        checkpoint.save(folder, step, shifted(TREE, step))
+    return folder
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+SPOILT = {
+    "was changed": flip,
+    "was cut off": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "is missing": lambda path: path.unlink(),
+    "is a stray file": lambda path: path.with_name("stray").write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("damage", SPOILT)
+def test_whatever_file_is_spoilt_values_are_right_and_the_file_is_named(two_steps, tmp_path, capsys, damage, every):
+    """Each file of the newest step in turn: its values or those of the step before, never others, never none."""
+    files = [path for path in (two_steps / "checkpoints" / "2").rglob("*") if path.is_file() and path.stat().st_size]
+    files = sorted(files)[::every]
+    assert len(files) > 1
+    for number, path in enumerate(files):
+        workdir = shutil.copytree(two_steps, tmp_path / str(number))
+        spoilt = workdir / path.relative_to(two_steps)
+        SPOILT[damage](spoilt)
+        step, items = checkpoint.restore(workdir, TREE)
+        assert_equal(items, shifted(TREE, step))
+        said = capsys.readouterr().err
+        usable, wrong = checkpoint.examine(workdir, 2, TREE)
+        assert usable == (step == 2)
+        name = str(path.relative_to(two_steps / "checkpoints" / "2"))
+        if path.name == step_files.LIST and damage != "is a stray file":
+            assert step == 2 and wrong == ([] if damage == "is missing" else ["files.json is damaged"])
+            continue
+        if damage == "is a stray file":
+            name = str(pathlib.PurePath(name).with_name("stray"))
+        assert any(line.startswith(f"{name} {damage}") for line in wrong), (name, wrong)
+        assert f"{name} {damage}" in said or (step == 2 and damage != "is a stray file")
+
+
+def test_what_is_written_is_read_back_before_anything_is_removed(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, TREE, keep=1)
+    write = step_files.write
+
+    def write_and_spoil(folder):  # a disk that does not keep what it takes
+        write(folder)
+        for path in (folder / "params").rglob("*"):
+            if path.is_file():
+                flip(path)
+
+    monkeypatch.setattr(step_files, "write", write_and_spoil)
+    with pytest.raises(OSError) as caught:
+        checkpoint.save(tmp_path, 2, shifted(TREE, 1), keep=1)
+    assert caught.value.errno == errno.EIO
+    assert_equal(checkpoint.restore(tmp_path, TREE)[1], TREE)
+
+
+RUN = {"config": {"process.D": 128.0, "model.multipliers": (1, 2)}, "derived": {"sigma_max": 24.5}}
+
+
+def test_arrays_are_not_restored_under_other_settings(tmp_path):
+    checkpoint.save(tmp_path, 1, TREE, run=RUN)
+    more = {"config": RUN["config"] | {"optim.new": 1}, "derived": {}}  # of a version that has more settings
+    for run in (None, RUN, more):
+        assert_equal(checkpoint.restore(tmp_path, TREE, run=run)[1], TREE)
+    with pytest.raises(UserError, match=r"made with process.D=128.0, and config.json says 64.0"):
+        checkpoint.restore(tmp_path, TREE, run=RUN | {"config": {"process.D": 64.0}})
+    with pytest.raises(UserError, match=r"made with derived.sigma_max=24.5"):
+        checkpoint.restore(tmp_path, TREE, run=RUN | {"derived": {"sigma_max": 25.0}})
+    usable, wrong = checkpoint.examine(tmp_path, 1, TREE, RUN | {"derived": {"sigma_max": 25.0}})
+    assert not usable and "derived.sigma_max" in wrong[0]
+
+
 def test_an_empty_step_folder_is_passed_over(tmp_path, capsys):
     checkpoint.save(tmp_path, 1, TREE)
     (tmp_path / "checkpoints" / "9").mkdir()
@@ -154,7 +236,7 @@ def test_a_step_under_another_number_is_not_taken(tmp_path, capsys):
 @pytest.fixture
 def old_form(monkeypatch):
     """Saves as before digests had a checksum."""
-    monkeypatch.setattr(checkpoint, "_seal", lambda step, arrays: arrays)
+    monkeypatch.setattr(checkpoint, "_seal", lambda step, arrays, run: arrays)
 
 
 def test_digests_of_older_versions_restore(tmp_path, old_form):

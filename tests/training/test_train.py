@@ -140,7 +140,7 @@ def uninterrupted(tmp_path_factory):
 
 def final_items(config, workdir):
     dataset, _, task, cadence = dry_run.prepare(config)
-    step, items = checkpoint.restore(workdir, loop._items(step_lib.init_state(task, dataset.shape)))
+    step, items = checkpoint.restore(workdir, step_lib.items(step_lib.init_state(task, dataset.shape)))
     assert step == cadence.total
     return items
 
@@ -410,7 +410,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     loop.train(config, tmp_path)
     config.train.images = 512
     dataset, _, task, _ = dry_run.prepare(config)
-    items = checkpoint.restore(tmp_path, loop._items(step_lib.init_state(task, dataset.shape)))[1]
+    items = checkpoint.restore(tmp_path, step_lib.items(step_lib.init_state(task, dataset.shape)))[1]
     items["params"]["conv_in"]["kernel"] = items["params"]["conv_in"]["kernel"] * np.nan
     checkpoint.save(tmp_path, 12, items)
     with pytest.raises(UserError, match="optim.lr"):
