@@ -9,6 +9,7 @@
 Runs
     load(workdir)                   a trained run or an exported folder: a Generator
     train(config, workdir)          trains a run, or continues it
+    tune(source, workdir, {})       tunes a run to 1 or 2 evaluations, as a new run
     load_config("FILE:ARGUMENTS")   a config file's config; default_config() has every field with its meaning
     audit(images, real)             figures of anyone's images against real ones
 
@@ -27,6 +28,8 @@ Processes
 Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
     rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, ddim, sde, ancestral, euler_maruyama, predictor_corrector;
     SOLVERS by name
+    consistency                     by a flow map to σ = 0, such as a tuned network
+    flow_map, two_time_denoiser     the flow from any level to any lower one
 
 Inference: what is asked of a network besides samples
     Generator.encode, decode, interpolate, temperature, log_likelihood
@@ -55,6 +58,7 @@ _PUBLIC = {
     "Generator": ("generator", "Generator"),
     "load": ("generator", "load"),
     "train": ("training.loop", "train"),
+    "tune": ("training.tune", "tune"),
     "load_config": ("config_file", "load_config"),
     "default_config": ("config", "default"),
     "audit": ("evaluation.audit", "audit"),
@@ -67,7 +71,7 @@ _PUBLIC = {
     **{name: ("sampling", name) for name in ("SOLVERS", "SolveStats", "rk45", "tsit5", "euler", "heun", "dpmpp_2m")},
     **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
     **{name: ("inference", name) for name in ("bits_per_dim", "load_latents")},
-    **{name: ("sampling", name) for name in ("ipndm", "sde")},
+    **{name: ("sampling", name) for name in ("consistency", "flow_map", "ipndm", "sde", "two_time_denoiser")},
     **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
 }
 __all__ = ["UserError", *_PUBLIC]

@@ -1,7 +1,7 @@
 """Configuration: the defaults and their checks.
 
-A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, sample, evaluate,
-likelihood, latents, restore and export.
+A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, tune, sample, evaluate,
+likelihood, latents and restore.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
@@ -20,7 +20,7 @@ SOLVER_OPTIONS = {
     "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
     "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
     "start": str, "eta": float, "variance": str, "clip": float, "predictor": str, "corrector_steps": int, "snr": float,
-    "noise": float, "equal_weights": bool,
+    "noise": float, "equal_weights": bool, "levels": str,
 }  # fmt: skip
 # What may be None: that, and what a solver has a default for.
 OPTIONAL = (
@@ -34,12 +34,11 @@ OPTIONAL = (
 # Limits beyond any machine: a number with some zeros too many is refused before memory is allocated.
 _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "model.head_channels": 16_384,
             "model.noise_channels": 16_384, "model.embedding_channels": 65_536, "train.batch": 2**24,
-            "train.large_batch": 2**24, "train.steps_per_call": 2**16, "train.keep": 10_000, "sample.batch": 2**24,
-            "sample.steps": 10**6,
+            "train.large_batch": 2**24, "train.steps_per_call": 2**16, "tune.stages": 64, "train.keep": 10_000,
+            "sample.batch": 2**24, "sample.steps": 10**6,
             "likelihood.n": 10**9, "likelihood.vectors": 10**4, "latents.n": 10**4, "latents.points": 10**4,
             "restore.n": 10**4, "restore.batch": 2**20, "restore.steps": 10**5, "restore.sweeps": 10**5,
             "restore.resample": 10**3,
-            "export.samples": 10**6,
             "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
@@ -107,6 +106,7 @@ def default():
     config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
 
     config.optim = ConfigDict()
+    config.optim.name = "adam"  # adam, radam
     config.optim.lr = 1e-3  # at batch lr_batch; scaled by √(batch/lr_batch), the rule for Adam (arXiv 2205.10287)
     config.optim.lr_batch = 512
     config.optim.warmup = 10_000_000  # images
@@ -119,6 +119,7 @@ def default():
     config.optim.clip = math.inf  # largest gradient norm
 
     config.train = ConfigDict()
+    config.train.objective = "mean"  # what the network learns: mean, E[y | x, σ]; or consistency, the flow's end (tune)
     config.train.images = 200_000_000  # length of the run; all lengths and intervals below are in images too
     config.train.batch = 512
     config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
@@ -137,6 +138,15 @@ def default():
     config.train.init = ""  # start from other weights: a run's folder, or pretrained:NAME; "": random ones
     config.train.eval_images = 1024  # of train and of val, at most
     config.train.steps_per_call = 0  # training steps in one device call; 0: 8 on a CPU, 32 elsewhere
+
+    config.tune = ConfigDict()  # consistency tuning (ECT, arXiv 2406.14548): --mode=tune
+    config.tune.step = 0  # of the weights in train.init that were tuned, and
+    config.tune.digest = ""  # what identifies them; both are recorded by the mode
+    config.tune.P_mean = -1.1  # the upper level of a pair: ln t ~ N(P_mean, P_std²), within the process's range
+    config.tune.P_std = 2.0
+    config.tune.q = 2.0  # the step of a pair is t q^−(stage + 1) (1 + 8 sigmoid(−t)); 256 with one stage for short runs
+    config.tune.stages = 4  # of equal length, to train.images
+    config.tune.c = 0.0  # constant of the Pseudo-Huber distance; 0: the norm
 
     config.sample = ConfigDict()
     config.sample.n = 64
@@ -200,11 +210,6 @@ def default():
     config.restore.simulate = False  # the source's images are clean: they are measured first, and are the truth
     config.restore.seed = 0
     config.restore.batch = 64  # draws at once
-
-    config.export = ConfigDict()
-    config.export.dtype = "float32"  # of the weights' file: float32, or bfloat16, which halves it
-    config.export.samples = 3421  # drawn for the release gate; 0: no gate, which then needs force
-    config.export.force = False  # export what the gate refuses, or could not examine
     return config.lock()
 
 
@@ -248,26 +253,28 @@ _ONE_OF = {
     "model.decoder": ("standard", "skip"),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "optim.decay": ("constant", "cosine"),
+    "optim.name": ("adam", "radam"),
     "train.order": ("real", "balanced"),
+    "train.objective": ("mean", "consistency"),
     "latents.split": ("train", "val", "test"),
     "restore.task": ("denoise", "inpaint", "superres", "deblur"),
     "restore.noise": ("gaussian", "poisson", "heavy"),
-    "export.dtype": ("float32", "bfloat16"),
 }
 # What a value must be whatever the others are: (rule, test, fields).
 _RULES = (
     ("at least 1", lambda v: v >= 1, (
         "model.channels", "model.blocks", "model.embedding_channels", "model.head_channels", "train.images",
         "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.eval_images",
-        "train.keep", "sample.n", "sample.batch", "likelihood.batch", "latents.n",
+        "train.keep", "tune.stages", "sample.n", "sample.batch", "likelihood.batch", "latents.n",
         "restore.n", "restore.batch")),
+    ("greater than 1, at most 1e6", lambda v: 1 < v <= 1e6, ("tune.q",)),
     ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps")),
     ("greater than 0", lambda v: v > 0, (
-        "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std", "likelihood.rtol",
-        "likelihood.atol")),
+        "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std", "tune.P_std",
+        "likelihood.rtol", "likelihood.atol")),
     ("0 or more", lambda v: v >= 0, (
-        "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call",
-        "likelihood.vectors", "likelihood.steps")),
+        "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call", "tune.c",
+        "tune.step", "likelihood.vectors", "likelihood.steps")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, (
         "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
     ("greater than 0, or None to take it from the data", lambda v: v is None or v > 0, DERIVED),
@@ -282,7 +289,6 @@ _RULES = (
     ("greater than 0, or None for the process's smallest", lambda v: v is None or v > 0, ("likelihood.sigma_min",)),
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
-    ("0 for no gate, or at least 12", lambda v: v == 0 or v >= 12, ("export.samples",)),
 )  # fmt: skip
 
 
@@ -303,7 +309,7 @@ def check(config):
     for key, most in _LARGEST.items():
         require((flat[key] or 0) <= most, key, f"at most {most:,}")
     for key, value in flat.items():
-        bounded = key.startswith(("process.", "optim.")) and key not in ("process.D", "optim.clip")
+        bounded = key.startswith(("process.", "optim.", "tune.")) and key not in ("process.D", "optim.clip")
         require(not (bounded and isinstance(value, float)) or math.isfinite(value), key, "a finite number")
     for rule, test, keys in _RULES:
         for key in keys:
@@ -344,11 +350,15 @@ def _check_model(config, require):
 
 
 def _check_train(config, require):
-    """The large batch, labels, and augmentation, which go together or do not."""
-    from pfgm_jax import models
+    """The large batch, labels, augmentation and tuning, which go together or do not."""
+    from pfgm_jax import models, run
 
     c, name = config.train, config.process.name
-    pfgm = name == "pfgm"
+    pfgm, tuned = name == "pfgm", run.is_tuned(config)
+    rule = "the network of process=pfgm is not x at σ = 0, where tuning begins; use pfgmpp with D=1, the same kernel"
+    require(not (tuned and pfgm), "train.objective", rule)
+    rule = "tuning begins from a trained run: use --mode=tune --source=RUN"
+    require(not tuned or c.init, "train.objective", rule)
     require(c.large_batch > 0 or not pfgm, "train.large_batch", "PFGM's target is the field of a large batch")
     rule = "0, or at least train.batch, which is part of it"
     require(not c.large_batch or c.large_batch >= c.batch, "train.large_batch", rule)

@@ -19,7 +19,7 @@ from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.inference import restoration
 from pfgm_jax.sampling import SolveStats, arguments, batches
-from pfgm_jax.sampling.settings import SampleSettings, check_guidance, labels_for
+from pfgm_jax.sampling.settings import SampleSettings, check_network, labels_for
 from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
 
 # Weights that come with the package, each a folder as `export_run.export` writes it.
@@ -31,7 +31,7 @@ def check_sampling(run):
     settings = SampleSettings.of(run.config.sample)
     settings.check(run.process)
     labels_for(run, settings.labels, 1, jax.random.key(0))
-    check_guidance(run, settings)
+    check_network(run, settings)
 
 
 def to_images(derived, x):
@@ -111,7 +111,8 @@ class Generator:
         """How long the weights were trained."""
         if self.derived.get("imported"):
             return "imported"
-        return f"EMA weights after {self.step * self.config.train.batch:,} images"
+        tuned = f" of tuning from step {self.config.tune.step:,} of its source" if self.run.tuned else ""
+        return f"EMA weights after {self.step * self.config.train.batch:,} images{tuned}"
 
     def denoise(self, x: Any, sigma: Any, labels: Any = None) -> Float[Arrays, "B H W C"]:
         """The network's posterior mean E[y | x, σ], [B, H, W, C].
@@ -128,6 +129,7 @@ class Generator:
 
     def denoiser(self, labels: Any = None, guidance: Any = 1.0, guide: Any = None) -> Denoiser:
         """`denoise(x, sigma)` with guidance as in `sample`; arguments and labels as for `denoise`."""
+        self._require_mean("denoise")
         guide = self.guide(guidance, guide)
 
         def denoise(x, sigma):
@@ -155,21 +157,43 @@ class Generator:
         arguments.require_key(key)
         return key
 
+    def flow_end(self, x: Any, sigma: Any, labels: Any = None) -> Float[Arrays, "B H W C"]:
+        """Where the flow leads from x at σ, by one evaluation of a tuned network; arguments as for `denoise`.
+
+        Raises:
+          UserError: a network that is not tuned, and as `denoise`.
+        """
+        if not self.run.tuned:
+            raise UserError("flow_end needs a tuned network, and this one is a posterior mean: --mode=tune makes one")
+        x = arguments.states(x, self.shape)
+        own = arguments.state_labels(labels, len(x), self.classes)
+        return self.network.denoiser(self.params, own)(x, arguments.noise_levels(sigma, x))
+
+    def _require_mean(self, what):
+        """Raises UserError for a tuned network, which is no posterior mean."""
+        if self.run.tuned:
+            raise UserError(
+                f"{what} needs a posterior mean, and this network is tuned to the end of the flow: use the run it was "
+                f"tuned from, {printable(self.config.train.init)}"
+            )
+
     def guide(self, guidance: Any = None, guide: Any = None) -> batches.Guide | None:
         """The Guide that `sample` would use for these arguments, or None.
 
         Raises:
-          UserError: as `check_guidance`, or a guide for other images, noise levels or classes.
+          UserError: as `check_network`, or a guide for other images, noise levels or classes.
         """
         return self._guide(self.settings.changed(guidance=guidance, guide=guide))
 
     def _guide(self, settings):
-        check_guidance(self.run, settings)
+        check_network(self.run, settings)
         if settings.guidance == 1:
             return None
         if not settings.guide:
             return batches.Guide(self.network, self.params, False, settings.guidance)
         weak = settings.guide if isinstance(settings.guide, Generator) else load(settings.guide)
+        if weak.run.tuned:
+            raise UserError("a tuned network is no posterior mean and guides none: give the run it was tuned from")
         flow, guide_flow = self.process, weak.process
         if weak.shape != self.shape:
             shapes = ["×".join(map(str, shape)) for shape in (weak.shape, self.shape)]
@@ -283,7 +307,8 @@ class Generator:
 
     @functools.cached_property
     def weighted(self):
-        """The network with its weights, as the functions of `inference` take it."""
+        """The network with its weights, as the functions of `inference` take it; UserError for a tuned one."""
+        self._require_mean("the way along the flow")
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
         return inference.Weighted(
             self.network, self.params, digests.sha256(repr(self.process), *leaves), self.settings.batch

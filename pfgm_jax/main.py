@@ -4,7 +4,6 @@ python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/di
 python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
 python -m pfgm_jax.main --mode=data|advise|stats --config=configs/digits.py[:ARGUMENTS]
 python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
-python -m pfgm_jax.main --mode=study --config=configs/study_digits.py[:quick] --workdir=studies/digits
 python -m pfgm_jax.main --mode=lessons --workdir=lessons
 """
 
@@ -52,7 +51,7 @@ def parse(argv):
     """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
     argv, overrides = _overrides(argv)
     modes = "\n".join(f"  {name:13}{mode.help}" for name, mode in MODES.items())
-    planning = [name for name, mode in MODES.items() if mode.config in ("needed", "study")]
+    planning = [name for name, mode in MODES.items() if mode.config == "needed"]
     sources = {name: mode.source for name, mode in MODES.items() if mode.source}
     parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
                      usage="%(prog)s [--mode=MODE] [--config=FILE[:ARGS]] [--workdir=FOLDER] "
@@ -81,7 +80,7 @@ def parse(argv):
         raise UserError(f"--source=PATH is for --mode={' or --mode='.join(sources)}, not for --mode={flags.mode}")
     if (flags.config or overrides) and mode.config == "none":
         raise UserError(f"--mode={flags.mode} has no settings: leave out --config")
-    if flags.config and not mode.config:
+    if flags.config and mode.config in ("", "source"):
         raise UserError(f"--mode={flags.mode} takes the config of its run: leave out --config=FILE")
     if not flags.workdir and not flags.dry_run and mode.workdir:
         raise UserError(
@@ -149,6 +148,12 @@ def _how_to_sample(workdir):
         f"  g = pfgm_jax.load({workdir!r})\n"
         "  images, stats = g.sample(jax.random.key(0), 16)"
     )
+
+
+def _tune(flags, config, overrides):
+    from pfgm_jax.training import tune
+
+    return tune.tune(flags.source, flags.workdir, overrides) + "\n" + _how_to_sample(flags.workdir)
 
 
 def _data(flags, config, overrides):
@@ -247,24 +252,14 @@ def _doctor(flags, config, overrides):
     return doctor.doctor()
 
 
-def _study(flags, config, overrides):
-    from pfgm_jax.study import plan
-
-    study, path = plan.load_study(flags.config)
-    entries = plan.entries(study, path, flags.workdir, overrides)
-    from pfgm_jax.study import course
-
-    return course.study(study, entries, flags.workdir)
-
-
 class Mode(NamedTuple):
     """A row of the table of modes.
 
     Attributes:
       help: one line for --help.
       act: `(flags, config, overrides) -> text or None`.
-      config: "needed", "optional" (the mode then applies the overrides itself), "study" for a study's file, which the
-        mode reads, "none" for a mode without settings, or "" for a mode that opens a run.
+      config: "needed", "optional" (the mode then applies the overrides itself), "none" for a mode without settings,
+        "source" for that of the run in --source, or "" for a mode that opens the run in --workdir.
       workdir: whether --workdir is needed.
       sections: of the overrides that a mode takes which opens a run.
       source: what --source is; "" for a mode without it.
@@ -281,6 +276,10 @@ class Mode(NamedTuple):
 _WITH_DATA = ("sample.", "evaluate.", "data.")  # of modes that open real images too
 MODES = {
     "train": Mode("train the run in --workdir, or continue it from its last checkpoint", _train, "needed"),
+    "tune": Mode(
+        "tune the run in --source to 1 or 2 evaluations, as a new run in --workdir", _tune, "source",
+        sections=("tune.", "train.", "optim.", "model.", *_WITH_DATA), source="the trained run to tune",
+    ),
     "data": Mode("a data card: what the data set of --config holds, implies and lacks", _data, "needed", False),
     "advise": Mode("try the plan of --config for 20 s: memory, speed, hours, what to change", _advise, "needed", False),
     "sample": Mode("draw samples from the run in --workdir: a picture, an npz file, an animation", _sample),
@@ -310,16 +309,10 @@ MODES = {
         source="the images, a folder or an npz file",
     ),
     "verify": Mode("check the run's files for damage, and say what it can still do", _verify, sections=()),
-    "export": Mode(
-        "write the run's weights with config, model card and picture, once a gate finds no copies", _export,
-        sections=("sample.", "export.", "data."),
-    ),
+    "export": Mode("write the run's weights with config, model card and picture, to be shared", _export),
     "import": Mode(
         "make a run in --workdir of the checkpoint --source of another project", _import, "optional",
         source="the checkpoint to import",
-    ),
-    "study": Mode(
-        "train and measure the variants of --config alike, and write the report that compares them", _study, "study",
     ),
     "lessons": Mode("draw what Poisson flow is, in pictures with their formulas", _lessons, "none"),
     "doctor": Mode("versions, devices, caches, free space, and what works: for reports", _doctor, "none", False),
@@ -342,7 +335,7 @@ def perform(flags, overrides):
             config = config_file.load_config(flags.config, overrides)
         elif mode.config == "optional":
             config = config_file.load_config(flags.config) if flags.config else None
-        elif not mode.config:
+        elif mode.config != "none":
             _check_overrides(flags.mode, overrides)
         result = mode.act(flags, config, overrides)
     if result is not None:
@@ -355,7 +348,7 @@ def _check_paths(flags):
 
     if not MODES[flags.mode].config:
         run_record.load(flags.workdir)
-    if flags.mode == "compare" and not flags.source.startswith("pretrained:"):
+    if flags.mode in ("compare", "tune") and not flags.source.startswith("pretrained:"):
         run_record.load(flags.source)
     if flags.mode in ("import", "audit", "restore") and not os.path.exists(flags.source):
         raise UserError(f"--source={flags.source} does not exist: give {MODES[flags.mode].source}")
@@ -412,7 +405,7 @@ def main():
 
 
 _SETTING = re.compile(
-    r"(?<![\w./-])(data|process|model|optim|train|sample|evaluate|likelihood|latents|restore|export)\.[A-Za-z]\w*="
+    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore)\.[A-Za-z]\w*="
 )
 
 

@@ -34,6 +34,11 @@ class Run:
     parametrization: object
     model: object
 
+    @property
+    def tuned(self):
+        """See `is_tuned`."""
+        return is_tuned(self.config)
+
 
 def make_run(config, derived):
     """The Run of a checked config and its derived numbers."""
@@ -44,6 +49,11 @@ def make_run(config, derived):
         make_parametrization(config, derived),
         make_model(config, derived),
     )
+
+
+def is_tuned(config):
+    """Whether a run's network is the consistency function, the end of the flow, and no posterior mean."""
+    return config.train.objective == "consistency"
 
 
 def prior_mismatch(mean_square_norm, sigma_max):

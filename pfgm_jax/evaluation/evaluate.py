@@ -16,7 +16,7 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, naming, sample_cache
 from pfgm_jax.evaluation.score import TITLES, check_count, default_features, measure_against, number
 from pfgm_jax.metrics.tables import aligned
-from pfgm_jax.sampling.settings import check_guidance
+from pfgm_jax.sampling.settings import check_network
 from pfgm_jax.storage import atomic
 
 MEASURED = 10_000  # samples at most, unless more are asked for
@@ -33,7 +33,8 @@ def _check_options(generator, overrides, solvers=None):
     """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
     settings = generator.settings
     solvers = solvers or (settings.solver,)
-    check_guidance(generator.run, settings)
+    for solver in solvers:
+        check_network(generator.run, settings.changed(solver=solver))
     given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
     taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
     sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
@@ -57,6 +58,9 @@ def protocol(generator, settings, stats):
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
     imported, images = generator.derived.get("imported"), generator.step * generator.config.train.batch
     weights = f"weights of {imported}" if imported else f"EMA weights after {images:,} images"
+    if generator.run.tuned:
+        tune = generator.config.tune
+        weights += f" of tuning (from step {tune.step:,}, weights {tune.digest})"
     how = "" if settings.D is None else f", sampled with D = {settings.D:g}"
     how += f", labels {settings.labels}" if generator.classes else ""
     if guided:
@@ -299,7 +303,7 @@ def _pixel_score(generator, folder, workdir, overrides):
     from pfgm_jax.metrics import PixelScorer, controls, table
 
     config = generator.config
-    solvers = (config.sample.solver,) if "sample.solver" in overrides else SCORED
+    solvers = (config.sample.solver,) if "sample.solver" in overrides or generator.run.tuned else SCORED
     _check_options(generator, overrides, solvers)
     digits = data.load(config.data)
     held_out = np.concatenate([digits.val.images, digits.test.images])

@@ -1,11 +1,14 @@
-"""The one training loss: regression on a parametrisation's target, from the clean image or the large-batch mean."""
+"""Training losses: regression on a parametrisation's target, from the clean image or the large-batch mean; and the
+consistency of a flow map between two levels, for tuning (`training.tune`)."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.nn import sigmoid
+from jaxtyping import Array, Bool, Float, Int
 
-from pfgm_jax.array_types import Arrays
+from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.flow import field
 from pfgm_jax.flow.process import Process
 
@@ -52,3 +55,46 @@ def squared_error(
     output = parametrization.outputs(network(*parametrization.inputs(process, x, sigma)))
     error = output - parametrization.target(process, x, sigma, posterior_mean)
     return parametrization.weight(x) * jnp.mean(jnp.square(error).reshape(len(x), -1), axis=1)
+
+
+def lower_level(t: Float[Arrays, "B"], q: float, stage: int | Int[Array, ""], sigma_min: float) -> Float[Array, "B"]:
+    """ECT's lower level r of a pair at t, [B]: r = t max(0, 1 − q^−(s+1) (1 + 8 sigmoid(−t))) (arXiv 2406.14548).
+
+    The step t − r shrinks by q with each stage s. Below σ_min, where the kernel's width is none, r is 0.
+    """
+    r = t * jnp.maximum(0, 1 - q ** -(stage + 1.0) * (1 + 8 * sigmoid(-t)))
+    return jnp.where(r < sigma_min, 0, r)
+
+
+def consistency_error(
+    online: Denoiser,
+    stopped: Denoiser,
+    x: Float[Arrays, "B *S"],
+    t: Float[Arrays, "B"],
+    r: Float[Arrays, "B"],
+    mean: Float[Arrays, "B *S"],
+    c: float = 0.0,
+) -> Float[Array, "B"]:
+    """How much the end of the flow changes from x at t to x_r at r, per length of that step: [B].
+
+        √N (√(‖d(x, t) − d(x_r, r)‖² + c²) − c) / ‖x − x_r‖,     x_r = y + (r/t) (x − y),  d(x_0, 0) = y.
+
+    With the clean image for y the pair shares its noise (ECT, arXiv 2406.14548); with the posterior mean, x_r is one
+    step of Euler's method. ‖x − x_r‖ is (t − r) √N times the length of the sample's noise in units of its Gaussian
+    mean, so that at D = ∞ this is the published weight 1/(t − r). At small D the noise has heavy tails, and an example
+    counts by its own length and not by the typical one.
+
+    Args:
+      online, stopped: the consistency function with and without a gradient, with the same dropout.
+      x, t: [B, *S], [B] the upper end. r: [B] the lower level, 0 for the image itself.
+      mean: [B, *S] the clean image y, or E[y | x, t].
+      c: Pseudo-Huber constant; 0 for the norm itself.
+    """
+    per_image = lambda a: a.reshape(a.shape + (1,) * (x.ndim - 1))
+    lower = mean + per_image(r / t) * (x - mean)
+    # A network is asked for no level of 0, where its answer is not used.
+    target = jnp.where(per_image(r) > 0, stopped(lower, jnp.where(r > 0, r, t)), mean)
+    squared = lambda a: jnp.sum(jnp.square(a).reshape(len(x), -1), axis=1)
+    # The square root has no gradient at 0.
+    distance = jnp.sqrt(squared(online(x, t) - target) + c**2 + 1e-12) - c
+    return math.sqrt(math.prod(x.shape[1:])) * distance / jnp.sqrt(squared(x - lower))

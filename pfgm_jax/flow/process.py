@@ -37,10 +37,14 @@ SMALLEST_D = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class LogNormal:
-    """EDM's training law: ln σ ~ N(P_mean, P_std²), then the kernel (EDM table 1; PFGM++ keeps it for every D)."""
+    """EDM's training law: ln σ ~ N(P_mean, P_std²), then the kernel (EDM table 1; PFGM++ keeps it for every D).
+
+    clipped: whether σ is kept in the process's range.
+    """
 
     P_mean: float = -1.2
     P_std: float = 1.2
+    clipped: bool = False
     from_kernel = True
 
     def __call__(
@@ -48,6 +52,8 @@ class LogNormal:
     ) -> tuple[Float[Array, "*S"], Float[Array, ""]]:
         key_sigma, key_noise = jax.random.split(key)
         sigma = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key_sigma, (), y.dtype))
+        if self.clipped:
+            sigma = jnp.clip(sigma, process.sigma_min, process.sigma_max)
         return kernel_draw(process, key_noise, y, sigma), sigma
 
 

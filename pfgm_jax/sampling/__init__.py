@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.adaptive import rk45, tsit5
+from pfgm_jax.sampling.consistency import consistency, flow_map, two_time_denoiser
 from pfgm_jax.sampling.grids import GRIDS, levels
 from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m, ipndm
 from pfgm_jax.sampling.reverse_sde import sde
@@ -31,6 +32,7 @@ SOLVERS: dict[str, Callable] = {
         dpmpp_3m,
         ipndm,
         ddim,
+        consistency,
         sde,
         ancestral,
         euler_maruyama,
@@ -44,9 +46,11 @@ __all__ = [
     "check",
     "check_options",
     "find",
+    "flow_map",
     "levels",
     "levels_of",
     "shares_steps",
+    "two_time_denoiser",
     *SOLVERS,
 ]
 

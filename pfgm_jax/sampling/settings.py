@@ -90,13 +90,20 @@ def labels_for(run, labels, n, key):
     raise UserError("this network was trained without labels; train one with model.conditional=True")
 
 
-def check_guidance(run, settings):
-    """Raises UserError for guidance that a run's network cannot have.
+def check_network(run, settings):
+    """Raises UserError for a solver or guidance that a run's network cannot have.
 
-    That is a weight that is no number, a guide at weight 1, or no guide for a network that was trained without labels
-    or without label dropout.
+    A tuned network is the flow's end: it serves the solver `consistency` alone, without guidance, which would bend the
+    flow. Any other is a posterior mean and serves all others. Guidance is refused for a weight that is no number, for a
+    guide at weight 1, and without a guide where the network was trained without labels or without label dropout.
     """
     config, weight, guide = run.config, settings.guidance, settings.guide
+    if run.tuned != (settings.solver == "consistency"):
+        tuned = "this network is tuned to the end of the flow: sample with sample.solver=consistency"
+        other = "consistency needs a tuned network, and this one is a posterior mean: --mode=tune makes one of it"
+        raise UserError(tuned if run.tuned else other)
+    if run.tuned and weight != 1:
+        raise UserError("a tuned network has its flow's end by heart, and guidance bends the flow: leave it out")
     if not math.isfinite(weight):
         raise UserError(f"guidance must be a number, 1 for none, got {weight:g}")
     if guide and weight == 1:

@@ -125,6 +125,8 @@ def _variations(config):
     c = config.train
     if c.init:
         yield f"from the weights of {printable(c.init)}"
+    if run_lib.is_tuned(config):
+        yield f"tuned to the end of the flow (q = {config.tune.q:g}, {counted(config.tune.stages, 'stage')})"
     if c.order == "balanced":
         yield "every class as often"
     if c.flip:

@@ -12,6 +12,7 @@ import numpy as np
 from pfgm_jax import generator, parallel, plots
 from pfgm_jax.errors import UserError
 from pfgm_jax.run import make_run
+from pfgm_jax.training import flow_ends
 from pfgm_jax.training.step import (
     choose,
     distance_to_truth,
@@ -39,13 +40,7 @@ def evaluation(config, task, dataset, source, log):
     for split in splits if number else ():
         chosen = np.sort(choose(task.seed, len(split), number))  # in the order of the file, which reads faster
         held.append(parallel.replicate((split.images[chosen], split.labels[chosen])))
-    images = dataset.train.images
-    # For an unconditional network trained on balanced classes, the truth would weigh the images by class.
-    levels, whole = (), None
-    if math.prod(images.shape) <= TRUTH_LIMIT and (task.order == "real" or task.model.num_labels):
-        levels = truth_levels(task.process)
-        whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))
-        queries = truth_queries(task.seed, len(images))
+    truth = _truth(task, dataset, source)
 
     def evaluate(ema, seen):
         values, parts = {}, []
@@ -53,8 +48,8 @@ def evaluation(config, task, dataset, source, log):
             on_train, on_val = (float(evaluate_losses(task, ema, *split, batches)[0]) for split in held)
             values |= {"eval/train": on_train, "eval/val": on_val, "eval/gap": on_val - on_train}
             parts.append(f"loss {on_train:.4f} on training images, {on_val:.4f} on validation")
-        if len(levels):
-            errors = np.asarray(distance_to_truth(task, ema, *whole, queries, jnp.asarray(levels)))[0]
+        if truth:
+            levels, errors = truth(ema)
             values |= {f"truth/sigma={level:.2g}": error for level, error in zip(levels, errors, strict=True)}
             each = (f"{error:.3f} at σ {level:.2g}" for level, error in list(zip(levels, errors, strict=True))[::2])
             parts.append("rms error to the truth " + ", ".join(each))
@@ -64,6 +59,23 @@ def evaluation(config, task, dataset, source, log):
         return values
 
     return evaluate
+
+
+def _truth(task, dataset, source):
+    """`ema -> (levels [L], rms errors to the truth [L])`; None where it is too costly, or unknown.
+
+    The truth is the exact posterior mean of the training images, and for a tuned network the end of its flow.
+    """
+    images = dataset.train.images
+    if task.tuning:
+        return flow_ends.distance(task, dataset.train) if flow_ends.known(task, dataset.train) else None
+    # For an unconditional network trained on balanced classes, the truth would weigh the images by class.
+    if math.prod(images.shape) > TRUTH_LIMIT or not (task.order == "real" or task.model.num_labels):
+        return None
+    levels = truth_levels(task.process)
+    whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))
+    queries = truth_queries(task.seed, len(images))
+    return lambda ema: (levels, np.asarray(distance_to_truth(task, ema, *whole, queries, jnp.asarray(levels)))[0])
 
 
 def picture_path(workdir, step):

@@ -93,6 +93,19 @@ def make_cadence(config):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Consistency tuning: pairs of levels by `losses.lower_level`, their step shrinking by q after `stage_steps`.
+
+    stages: number of stages. c: Pseudo-Huber constant.
+    """
+
+    q: float
+    stages: int
+    stage_steps: int
+    c: float
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
     """What a training step needs to know, fixed for a run: hashable, a static argument of compiled programs."""
@@ -110,6 +123,7 @@ class Task:
     label_dropout: float
     ema_halflife: int
     ema_ramp: float
+    tuning: Tuning | None
 
 
 def make_task(config, derived):
@@ -118,9 +132,14 @@ def make_task(config, derived):
     if hasattr(model, "canonical_conv"):
         # See `layers.canonical_conv`: on a CPU this makes a step inside lax.scan 20 times faster.
         model = model.clone(canonical_conv=jax.default_backend() == "cpu")
-    c = config.train
+    c, flow, tuning = config.train, run_lib.make_process(config, derived), None
+    if run_lib.is_tuned(config):
+        law = process.LogNormal(config.tune.P_mean, config.tune.P_std, clipped=True)
+        flow = dataclasses.replace(flow, training_law=law)
+        stage_steps = math.ceil(make_cadence(config).total / config.tune.stages)
+        tuning = Tuning(config.tune.q, config.tune.stages, stage_steps, config.tune.c)
     return Task(
-        process=run_lib.make_process(config, derived),
+        process=flow,
         parametrization=run_lib.make_parametrization(config, derived),
         model=model,
         optimizer=make_optimizer(config, derived),
@@ -133,6 +152,7 @@ def make_task(config, derived):
         label_dropout=c.label_dropout,
         ema_halflife=c.ema_halflife,
         ema_ramp=c.ema_ramp,
+        tuning=tuning,
     )
 
 
@@ -154,10 +174,14 @@ def learning_rate(config, derived):
 
 
 def make_optimizer(config, derived):
-    """Adam with warm-up, clipping by the global norm and decoupled weight decay, as far as the config asks for them."""
+    """Adam or RAdam, warm-up, clipping by the global norm and decoupled weight decay, as the config asks for them."""
     c = config.optim
     clip = optax.identity() if math.isinf(c.clip) else optax.clip_by_global_norm(c.clip)
     rate = learning_rate(config, derived)
+    if c.name == "radam":
+        decay = optax.add_decayed_weights(c.weight_decay)
+        moments = optax.scale_by_radam(c.beta1, c.beta2, c.eps)
+        return optax.chain(clip, moments, decay, optax.scale_by_learning_rate(rate))
     return optax.chain(clip, optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay))
 
 
@@ -183,7 +207,7 @@ def _first_state(task, shape, key):
     return TrainState(jnp.zeros((), jnp.int32), params, params, task.optimizer.init(params))
 
 
-def example_losses(task, params, examples, keys, train):
+def example_losses(task, params, examples, keys, train, step=None):
     """Loss of each example, [b]: the objective of training and of validation.
 
     Args:
@@ -191,6 +215,7 @@ def example_losses(task, params, examples, keys, train):
         target.
       keys: [b] one per example.
       train: whether images are augmented, labels hidden and dropout on.
+      step: int32 [] of training, which says the stage of tuning; None for the last.
     """
     y, references = to_unit(examples.images), examples.references
     labels = examples.labels if task.model.num_labels else None
@@ -211,9 +236,15 @@ def example_losses(task, params, examples, keys, train):
         allowed = None if labels is None else (labels[:, None] < 0) | (labels[:, None] == reference_labels)
         mean = losses.posterior_target(task.process, x, sigma, y, references, allowed)
 
-    def network(x, noise):
+    def network(x, noise, params=params):
         return task.model.apply({"params": params}, x, noise, labels, dropout_keys if train else None, augmentation)
 
+    if task.tuning:
+        q, stages, stage_steps, c = dataclasses.astuple(task.tuning)
+        r = losses.lower_level(sigma, q, stages - 1 if step is None else step // stage_steps, task.process.sigma_min)
+        fixed = functools.partial(network, params=lax.stop_gradient(params))
+        online, stopped = (denoiser(task.parametrization, task.process, net) for net in (network, fixed))
+        return losses.consistency_error(online, stopped, x, sigma, r, mean, c)
     return losses.squared_error(task.parametrization, task.process, network, x, sigma, mean)
 
 
@@ -251,7 +282,7 @@ def loss_and_gradient(task, params, step, examples):
     )
 
     def loss(params):
-        return jnp.mean(example_losses(task, params, examples, keys, train=True))
+        return jnp.mean(example_losses(task, params, examples, keys, train=True, step=step))
 
     return parallel.mean(jax.value_and_grad(loss)(params))
 

@@ -74,12 +74,14 @@ OBJECTIVES = {
     "clean": {},
     "posterior mean, labels": {"train.large_batch": 64, "model.conditional": True},
     "PFGM": {"process.name": "pfgm", "process.D": 1.0, "train.large_batch": 64},
-}
+    "consistency": {"train.objective": "consistency", "train.init": "x", "sample.solver": "consistency",
+                    "optim.name": "radam", "train.large_batch": 0},
+}  # fmt: skip
 
 
 # The clean image's gradient on eight devices has a test of its own, below.
 @pytest.mark.parametrize(
-    "objective", [pytest.param(o, marks=pytest.mark.slow) if o == "clean" else o for o in OBJECTIVES]
+    "objective", [pytest.param(o, marks=pytest.mark.slow) if o in ("clean", "consistency") else o for o in OBJECTIVES]
 )
 def test_eight_devices_train_as_one_in_float64(x64, objective):
     # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments. The rate
