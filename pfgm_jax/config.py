@@ -1,7 +1,7 @@
 """Configuration: the defaults and their checks.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, tune, sample, evaluate,
-likelihood, latents and restore.
+likelihood, latents, restore and export.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
@@ -39,6 +39,7 @@ _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "
             "likelihood.n": 10**9, "likelihood.vectors": 10**4, "latents.n": 10**4, "latents.points": 10**4,
             "restore.n": 10**4, "restore.batch": 2**20, "restore.steps": 10**5, "restore.sweeps": 10**5,
             "restore.resample": 10**3,
+            "export.samples": 10**6,
             "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
@@ -210,6 +211,11 @@ def default():
     config.restore.simulate = False  # the source's images are clean: they are measured first, and are the truth
     config.restore.seed = 0
     config.restore.batch = 64  # draws at once
+
+    config.export = ConfigDict()
+    config.export.dtype = "float32"  # of the weights' file: float32, or bfloat16, which halves it
+    config.export.samples = 3421  # drawn for the release gate; 0: no gate, which then needs force
+    config.export.force = False  # export what the gate refuses, or could not examine
     return config.lock()
 
 
@@ -259,6 +265,7 @@ _ONE_OF = {
     "latents.split": ("train", "val", "test"),
     "restore.task": ("denoise", "inpaint", "superres", "deblur"),
     "restore.noise": ("gaussian", "poisson", "heavy"),
+    "export.dtype": ("float32", "bfloat16"),
 }
 # What a value must be whatever the others are: (rule, test, fields).
 _RULES = (
@@ -289,6 +296,7 @@ _RULES = (
     ("greater than 0, or None for the process's smallest", lambda v: v is None or v > 0, ("likelihood.sigma_min",)),
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
+    ("0 for no gate, or at least 12", lambda v: v == 0 or v >= 12, ("export.samples",)),
 )  # fmt: skip
 
 

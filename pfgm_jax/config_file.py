@@ -23,23 +23,33 @@ def load_config(argument, overrides=None):
       UserError: no such file, one that is no Python or imports what there is not, no get_config in it, or an argument
         or key that it does not know. Other exceptions of the file's code pass through.
     """
+    config, _ = call(argument, "get_config", ConfigDict, "the changed config.default()")
+    for key, text in (overrides or {}).items():
+        override(config, key, text)
+    return config
+
+
+def call(argument, function, kind, what):
+    """(what a function of FILE returns for ARGS, path of FILE), for `FILE[:ARGS]`; UserError as `load_config`.
+
+    Args:
+      function: its name. kind: the type that the result must be of, `what` in words.
+    """
     name, _, args = (argument or "").partition(":")
     if not name:
         raise UserError("--config=FILE is missing, such as --config=digits, or a file of your own")
     path = find(name)
-    get_config = getattr(_execute(path), "get_config", None)
-    if get_config is None:
-        raise UserError(f"--config={path} has no function get_config(arg)")
+    there = getattr(_execute(path), function, None)
+    if there is None:
+        raise UserError(f"--config={path} has no function {function}(arg)")
     try:
-        inspect.signature(get_config).bind(args or None)
+        inspect.signature(there).bind(args or None)
     except (TypeError, ValueError):
-        raise UserError(f"get_config of {path} must take one argument: the text behind FILE:, or None") from None
-    config = get_config(args or None)
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"get_config of {path} returns {type(config).__name__}: return the changed config.default()")
-    for key, text in (overrides or {}).items():
-        override(config, key, text)
-    return config
+        raise UserError(f"{function} of {path} must take one argument: the text behind FILE:, or None") from None
+    result = there(args or None)
+    if not isinstance(result, kind):
+        raise UserError(f"{function} of {path} returns {type(result).__name__}: return {what}")
+    return result, path
 
 
 def find(name):

@@ -4,6 +4,7 @@ python -m pfgm_jax.main --config=configs/digits.py[:ARGUMENTS] --workdir=runs/di
 python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=100 ...]
 python -m pfgm_jax.main --mode=data|advise|stats --config=configs/digits.py[:ARGUMENTS]
 python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
+python -m pfgm_jax.main --mode=study --config=configs/study_digits.py[:quick] --workdir=studies/digits
 python -m pfgm_jax.main --mode=lessons --workdir=lessons
 """
 
@@ -51,7 +52,7 @@ def parse(argv):
     """(flags, overrides {"section.field": text}) of a command line; UserError for what it cannot mean."""
     argv, overrides = _overrides(argv)
     modes = "\n".join(f"  {name:13}{mode.help}" for name, mode in MODES.items())
-    planning = [name for name, mode in MODES.items() if mode.config == "needed"]
+    planning = [name for name, mode in MODES.items() if mode.config in ("needed", "study")]
     sources = {name: mode.source for name, mode in MODES.items() if mode.source}
     parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
                      usage="%(prog)s [--mode=MODE] [--config=FILE[:ARGS]] [--workdir=FOLDER] "
@@ -252,14 +253,25 @@ def _doctor(flags, config, overrides):
     return doctor.doctor()
 
 
+def _study(flags, config, overrides):
+    from pfgm_jax.study import plan
+
+    study, path = plan.load_study(flags.config)
+    entries = plan.entries(study, path, flags.workdir, overrides)
+    from pfgm_jax.study import course
+
+    return course.study(study, entries, flags.workdir)
+
+
 class Mode(NamedTuple):
     """A row of the table of modes.
 
     Attributes:
       help: one line for --help.
       act: `(flags, config, overrides) -> text or None`.
-      config: "needed", "optional" (the mode then applies the overrides itself), "none" for a mode without settings,
-        "source" for that of the run in --source, or "" for a mode that opens the run in --workdir.
+      config: "needed", "optional" (the mode then applies the overrides itself), "study" for a study's file, which the
+        mode reads, "none" for a mode without settings, "source" for that of the run in --source, or "" for a mode that
+        opens the run in --workdir.
       workdir: whether --workdir is needed.
       sections: of the overrides that a mode takes which opens a run.
       source: what --source is; "" for a mode without it.
@@ -309,10 +321,16 @@ MODES = {
         source="the images, a folder or an npz file",
     ),
     "verify": Mode("check the run's files for damage, and say what it can still do", _verify, sections=()),
-    "export": Mode("write the run's weights with config, model card and picture, to be shared", _export),
+    "export": Mode(
+        "write the run's weights with config, model card and picture, once a gate finds no copies", _export,
+        sections=("sample.", "export.", "data."),
+    ),
     "import": Mode(
         "make a run in --workdir of the checkpoint --source of another project", _import, "optional",
         source="the checkpoint to import",
+    ),
+    "study": Mode(
+        "train and measure the variants of --config alike, and write the report that compares them", _study, "study",
     ),
     "lessons": Mode("draw what Poisson flow is, in pictures with their formulas", _lessons, "none"),
     "doctor": Mode("versions, devices, caches, free space, and what works: for reports", _doctor, "none", False),
@@ -335,7 +353,7 @@ def perform(flags, overrides):
             config = config_file.load_config(flags.config, overrides)
         elif mode.config == "optional":
             config = config_file.load_config(flags.config) if flags.config else None
-        elif mode.config != "none":
+        elif not mode.config:
             _check_overrides(flags.mode, overrides)
         result = mode.act(flags, config, overrides)
     if result is not None:
@@ -405,7 +423,7 @@ def main():
 
 
 _SETTING = re.compile(
-    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore)\.[A-Za-z]\w*="
+    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore|export)\.[A-Za-z]\w*="
 )
 
 

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from pfgm_jax import config_file, generator, main
+from pfgm_jax.study import plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted(
@@ -30,7 +31,9 @@ def test_commands_are_understood(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for argv in commands(page):
         flags, overrides = main.parse(argv)
-        if flags.config:
+        if main.MODES[flags.mode].config == "study":
+            plan.entries(*plan.load_study(flags.config), flags.workdir, overrides)
+        elif flags.config:
             config_file.load_config(flags.config.replace("=PATH", "=."), overrides)
         elif not main.MODES[flags.mode].config:
             main._check_overrides(flags.mode, overrides)

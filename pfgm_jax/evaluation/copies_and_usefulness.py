@@ -62,10 +62,10 @@ def copies(dataset, images, to=NOWHERE, extractor=None, mirror=False):
     return lines
 
 
-def use(dataset, images, labels, to=NOWHERE, seeds=3, steps=None):
+def use(dataset, images, labels, to=NOWHERE, seeds=3, steps=None, arms=usefulness.ARMS):
     """What a classifier learns from labelled images, beside real ones: lines, and STEM-usefulness-SEEDS.json.
 
-    Args: as for `copies`; labels int [n] or None. seeds, steps: as for `usefulness.usefulness`.
+    Args: as for `copies`; labels int [n] or None. seeds, steps, arms: as for `usefulness.usefulness`.
 
     Raises:
       UserError: images without labels, a set of one class, or fewer than two seeds.
@@ -74,7 +74,7 @@ def use(dataset, images, labels, to=NOWHERE, seeds=3, steps=None):
         raise UserError("usefulness needs labels: train with model.conditional=True, or give images with their labels")
     if seeds < 2:
         raise UserError(f"evaluate.seeds={seeds}: error bars need 2 or more")
-    result = usefulness.usefulness(dataset, images, np.asarray(labels), seeds, steps)
+    result = usefulness.usefulness(dataset, images, np.asarray(labels), seeds, steps, arms=arms)
     if to.stem:
         mean = lambda values: {"mean": float(np.mean(values)), "error": float(_error(values))}
         scores = {

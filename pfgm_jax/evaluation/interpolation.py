@@ -37,7 +37,7 @@ def interpolate(workdir, overrides):
     if len(split) < 2 * settings.n:
         raise UserError(f"{settings.n} pairs need {2 * settings.n} images, {settings.split} has {len(split)}")
     folder = atomic.writable(pathlib.Path(workdir, "samples"))
-    key = naming.key_of([generator.step, dict(settings), dict(generator.config.data)])
+    path = lambda name, kind: path_of(generator, folder, name, kind)
     rng = np.random.default_rng(settings.seed)
     indices = _pairs(split.labels, settings.n, rng)
     images, labels = split.images[indices], split.labels[indices] if generator.classes else None
@@ -55,7 +55,6 @@ def interpolate(workdir, overrides):
     _say("other temperatures")
     warm = [(f"norms × {factor:g}", generator.decode(some.scaled(factor))) for factor in TEMPERATURES]
     with atomic.writing_to(folder):
-        path = lambda name, kind: f"{folder}/{name}-{key}.{kind}"
         plots.save(plots.grid(rows.reshape(-1, *generator.shape), rows.shape[1]), path("interpolation", "png"))
         there = [plots.grid(between[:, i]) for i in range(settings.points)]
         plots.film(there + there[-2:0:-1], path("interpolation", "gif"))
@@ -73,6 +72,13 @@ def interpolate(workdir, overrides):
                 f"  classes      {path('classes', 'png')}: {', '.join(map(str, AMOUNTS))} of the way to a class"
             )
     return "\n".join(lines)
+
+
+def path_of(generator, folder, name, kind="png"):
+    """The file that `interpolate` writes into a run's folder samples: "interpolation", "temperature", "classes"."""
+    config = generator.config
+    key = naming.key_of([generator.step, dict(config.latents), dict(config.data)])
+    return f"{folder}/{name}-{key}.{kind}"
 
 
 def _say(text):

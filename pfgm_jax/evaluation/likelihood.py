@@ -43,8 +43,7 @@ def likelihood(workdir, overrides):
         )
     sets = _sets(generator)
     folder = atomic.writable(pathlib.Path(workdir, "results"))
-    key = naming.key_of([generator.step, dict(settings), dict(config.data)])
-    stem, begun = f"{folder}/likelihood-{key}", time.perf_counter()
+    stem, begun = stem_of(generator, folder), time.perf_counter()
     values, errors, nfe = {}, {}, []
     for name, images in sets.items():
         print(f"log-likelihood of {len(images)} images: {name}", file=sys.stderr, flush=True)
@@ -76,6 +75,12 @@ def likelihood(workdir, overrides):
         plots.histograms(values, f"{stem}.png", "bits per dimension", "log-likelihood")
     lines = [tables.aligned(rows), "", CAUTION, protocol, f"  picture    {stem}.png", f"  per image  {stem}.npz"]
     return "\n".join(lines)
+
+
+def stem_of(generator, folder):
+    """The path, without suffix, of what `likelihood` writes into the folder results of a run."""
+    config = generator.config
+    return f"{folder}/likelihood-{naming.key_of([generator.step, dict(config.likelihood), dict(config.data)])}"
 
 
 def _sets(generator):

@@ -90,11 +90,8 @@ def curve(workdir, overrides):
         name = f"{point.name}, {point.setting}"
         bar.set_description(name)
         settings = dataclasses.replace(point.settings(generator.settings), n=n, guide=guide)
-        with atomic.writing_to(folder):
-            samples = sample_cache.collect(generator, settings, folder, measure.extractor, timed=True, silent=True)
-        figures = {name: figure._asdict() for name, figure in measure.estimate(samples.features).items()}
-        row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
-        rows.append(row | {"seconds": _finite(samples.seconds), "figures": figures})
+        row, samples = measured(generator, point, settings, measure, folder)
+        rows.append(row)
         protocols[name] = evaluate.protocol(generator, settings, samples)
     protocol = measure.protocol() | {
         "samples": f"{n} samples a point, all from the noise of seed {generator.settings.seed}",
@@ -106,6 +103,15 @@ def curve(workdir, overrides):
         draw(rows, floor, measure.extractor.distances[0], n, f"{stem}.png")
     lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in protocol.items())]
     return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
+
+
+def measured(generator, point, settings, measure, folder):
+    """(row of a curve, SampleSet) of a Generator sampled with the settings of a Point; samples are kept in `folder`."""
+    with atomic.writing_to(folder):
+        samples = sample_cache.collect(generator, settings, folder, measure.extractor, timed=True, silent=True)
+    figures = {name: figure._asdict() for name, figure in measure.estimate(samples.features).items()}
+    row = {"name": point.name, "solver": point.solver, "D": point.D, "setting": point.setting, "nfe": samples.nfe}
+    return row | {"seconds": _finite(samples.seconds), "figures": figures}, samples
 
 
 def _suffix(config, workdir, sweep):

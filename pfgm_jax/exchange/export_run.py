@@ -1,4 +1,7 @@
-"""A run made ready to travel: a folder with its EMA weights, config, model card and a picture; `load` opens it."""
+"""A run made ready to travel: a folder with its EMA weights, config, model card and pictures; `load` opens it.
+
+What the release gate refuses is exported only with export.force, and the model card says so.
+"""
 
 import dataclasses
 import json
@@ -6,50 +9,83 @@ import math
 import pathlib
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from pfgm_jax import __version__, plots, run_record
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.evaluation import evaluate
+from pfgm_jax.exchange import release_gate
 from pfgm_jax.storage import atomic, safetensors
 
 FULL = 300  # samples, of records that do not say themselves whether they are of the full protocol
 
 
 def export(workdir, overrides):
-    """Writes workdir/export: model.safetensors, config.json, samples.png and README.md, the model card.
+    """Writes workdir/export: model.safetensors, config.json, samples.png, copies.png and README.md, the model card.
+
+    With export.dtype=bfloat16 the weights are rounded first: what is sampled and examined is what is written. The
+    folder of the data stays behind.
 
     Returns the lines that say so.
 
     Raises:
-      UserError: no run or checkpoint in workdir, or a folder that cannot be written.
+      UserError: no run or checkpoint in workdir, a folder that cannot be written, or weights that the release gate
+        refuses.
     """
     generator = evaluate.open_run(workdir, overrides)
+    force = generator.config.export.force
+    generator = generator.with_params(_rounded(generator.params, generator.config.export.dtype))
+    generator.labels()  # those that the network does not know are refused before anything is written
+    gate = release_gate.examine(generator, workdir)
+    if gate.reasons and not force:
+        panel = f"; look at {gate.panel}" if gate.panel else ""
+        raise UserError(f"not exported: {'; '.join(gate.reasons)}{panel}; export.force=True exports all the same")
     folder = atomic.writable(pathlib.Path(workdir, "export"))
     settings = dataclasses.replace(generator.settings, guide=evaluate.guide_of(generator))
     images, stats = generator.sample(settings=settings)
-    card = model_card(generator, evaluate.protocol(generator, settings, stats), _results(workdir))
+    card = model_card(generator, evaluate.protocol(generator, settings, stats), _results(workdir), gate)
     try:
-        return _write(generator, folder, plots.picture(images), card)
+        return _write(generator, folder, plots.picture(images), card, gate)
     except OSError as error:
         raise UserError(f"nothing usable was exported: {atomic.unwritable(folder, error)}") from None
 
 
-def _write(generator, folder, picture, card):
+def _rounded(params, dtype):
+    """The weights in float32 as they are, or as bfloat16 holds them: half the bytes, three digits."""
+    if dtype == "float32":
+        return params
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16).astype(leaf.dtype), params)
+
+
+def _write(generator, folder, picture, card, gate):
     """Writes the exported folder; returns the lines that say so."""
+    dtype = generator.config.export.dtype
     if generator.config.sample.guide:  # which stays behind
         generator = generator.with_overrides({"sample.guide": "", "sample.guidance": 1.0})
+    generator = generator.with_overrides({"data.dir": "", "export.force": False, "export.dtype": "float32"})
     config, derived = generator.config, generator.derived | {"step": generator.step}
     imported = derived.get("imported")
     origin = {"imported": imported} if imported else {"images": str(generator.step * config.train.batch)}
     fingerprint = run_record.fingerprint(run_record.record(config, derived))
     about = origin | {"pfgm_jax": __version__, safetensors.CONFIG: fingerprint}
-    safetensors.save(folder / safetensors.EXPORTED, generator.params, about)
+    params = generator.params
+    if dtype == "bfloat16":  # exact: they were rounded before
+        params = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), params)
+    safetensors.save(folder / safetensors.EXPORTED, params, about)
     plots.save(picture, folder / "samples.png")
+    panel = release_gate.take_panel(gate, folder)
     atomic.write_text(folder / "README.md", card)
     run_record.save(folder, config, derived)  # last: it makes the folder a run
-    names = (safetensors.EXPORTED, "config.json", "samples.png", "README.md")
-    return "\n".join(
-        [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]
+    names = (safetensors.EXPORTED, "config.json", "samples.png", *([panel] if panel else []), "README.md")
+    lines = [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]
+    return "\n".join([*lines, *(f"gate       {line}" for line in (*_verdict(gate), *gate.lines))])
+
+
+def _verdict(gate):
+    """What the gate says, in a line or a few."""
+    return tuple(f"refused, and exported by force: {reason}" for reason in gate.reasons) or (
+        ("passed",) if gate.panel else ()
     )
 
 
@@ -111,8 +147,17 @@ def _origin(generator):
     )
 
 
-def model_card(generator, sampled, results):
-    """The model card of a Generator, Markdown: data and licence, process, budget, figures with their protocol."""
+def _release(gate):
+    """The gate as Markdown: its verdict, its measurements and its picture."""
+    lines = [*_verdict(gate), *gate.lines]
+    if not lines:
+        return "Nothing was examined."
+    panel = f"![the samples closest to training images]({release_gate.PANEL})\n\n" if gate.panel else ""
+    return panel + "\n".join(f"* {line}" for line in lines)
+
+
+def model_card(generator, sampled, results, gate=release_gate.Gate()):  # noqa: B008, a constant
+    """The model card of a Generator, Markdown: data and licence, process, budget, figures with protocol, the gate."""
     config, derived = generator.config, generator.derived
     process = generator.process
     trained_on, licence, training = _origin(generator)
@@ -144,8 +189,14 @@ images, stats = g.sample(jax.random.key(0), 16)
 
 {figures or "None measured: evaluate the run before it is exported."}
 
+## Copies and membership
+
+{_release(gate)}
+
 ## Limits
 
 Images drawn by this network are synthetic. They follow its training set, with that set's classes, their frequencies
-and its biases, and may resemble single training images. They are no substitute for real images in a diagnosis.
+and its biases, and may resemble single training images. They are no substitute for real images in a diagnosis:
+nobody has tested what a reader or a classifier would miss who learned from them. That no copies were found, and no
+membership by this attack, is no proof of privacy.
 """

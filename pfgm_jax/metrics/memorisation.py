@@ -20,6 +20,7 @@ find few copies. And the shares of classes count: if samples have more of a clas
 number rises without a copy. So look at the picture.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -176,6 +177,61 @@ def memorisation(
         f"{len(train)} training images, Euclidean distance in {extractor.name}"
         f"{', mirrored or not' if mirror else ''}{moved}",
     )
+
+
+class NearCopies(NamedTuple):
+    """What `near_copies` found.
+
+    chance: probability that as many fresh images lie so near, for the number of thresholds tried; at most 1.
+    count, expected: samples below the most telling threshold, and the fresh images expected there.
+    caught: smallest share of samples that would be caught in 19 of 20 draws were they exact copies.
+    """
+
+    chance: float
+    count: int
+    expected: float
+    caught: float
+
+
+def near_copies(
+    distances: Num[np.ndarray, "n"], held_out_distances: Num[np.ndarray, "m"], level: float = 1e-3
+) -> NearCopies:
+    """A sharper test for few copies than `memorisation`'s share below one threshold.
+
+    The k-th smallest held-out distance is the threshold for k = 1, 3, 10, 32, … up to the 1st percentile. The count
+    below each is beta-binomial(n, k, m + 1 − k) for fresh images (see the module); the smallest probability counts,
+    times their number (Bonferroni). Exact copies show at k = 1, where hardly a fresh image is, noisy ones further up.
+
+    Args:
+      distances: [n] of samples to their nearest training image, as `Memorisation` has them.
+      held_out_distances: [m] of held-out images, at least 2.
+      level: the probability below which copies count as caught.
+
+    Raises:
+      ValueError: fewer distances.
+    """
+    n, m = len(distances), len(held_out_distances)
+    if not n or m < 2:
+        raise ValueError(f"{n} distances of samples and {m} of held-out images: too few")
+    held_out, laws = np.sort(held_out_distances), _fresh_laws(n, m)
+    found, caught = [], []
+    for k, tail in laws:
+        count = int((distances < held_out[k - 1]).sum())
+        found.append((float(tail[count]), count, n * k / (m + 1)))
+        needed = int(np.argmax(tail < level / len(laws)))
+        usual = int(np.argmax(1 - tail[1:] >= 0.05))  # so many fresh images, or more, in 19 of 20 draws
+        caught.append(needed - usual + 1)  # one more, as copies take the places of fresh images
+    chance, count, expected = min(found)
+    return NearCopies(min(1.0, len(laws) * chance), count, expected, min(1.0, min(caught) / n))
+
+
+@functools.lru_cache(8)
+def _fresh_laws(n, m):
+    """[(k, P(X >= 0), …, P(X >= n + 1))] of the thresholds of `near_copies`."""
+    last = max(1, (m + 1) // 100)
+    orders = sorted({*(round(10 ** (i / 2)) for i in range(12) if 10 ** (i / 2) < last), last})
+    tails = (np.cumsum(betabinom.pmf(np.arange(n + 1), n, k, m + 1 - k)[::-1])[::-1] for k in orders)
+    return [(k, np.append(tail, 0.0)) for k, tail in zip(orders, tails, strict=True)]
 
 
 def _views(mirror, shift):

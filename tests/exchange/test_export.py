@@ -2,12 +2,14 @@
 
 import errno
 import json
+import re
 import shutil
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save_file
 
 import pfgm_jax
@@ -16,11 +18,19 @@ from pfgm_jax import data, generator, models, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate
-from pfgm_jax.exchange import export_run
+from pfgm_jax.exchange import export_run, release_gate
 from pfgm_jax.storage import checkpoint, safetensors
 
-FEW = {"sample.n": "8", "sample.solver": "heun", "sample.steps": "3", "sample.frames": "3"}
-ARGUMENTS = [f"--config.{key}={value}" for key, value in FEW.items()]
+FEW = {
+    "sample.n": "8",
+    "sample.solver": "heun",
+    "sample.steps": "3",
+    "sample.frames": "3",
+    "sample.batch": "8",
+    "export.samples": "64",
+}
+ARGUMENTS = [f"--config.{key}={value}" for key, value in FEW.items()]  # of --mode=export
+SAMPLE = [word for word in ARGUMENTS if ".sample." in word]
 
 
 def tiny():
@@ -78,13 +88,14 @@ def test_the_exported_folder_is_the_run(run, folder):
     there, back = pfgm_jax.load(run), pfgm_jax.load(folder)
     same(back.params, jax.device_get(there.params))
     assert back.step == 32 and back.derived == there.derived | {"step": 32}
-    assert back.config.to_dict() == there.config.to_dict() | {"sample": back.config.sample.to_dict()}
+    changed = {"sample": back.config.sample.to_dict(), "export": back.config.export.to_dict()}
+    assert back.config.to_dict() == there.config.to_dict() | changed
     assert back.config.sample.solver == "heun"  # what it was exported with
     np.testing.assert_array_equal(sample(back), sample(there))
 
 
 def test_sampling_from_the_exported_folder(command, folder):
-    code, out, _ = command("--mode=sample", f"--workdir={folder}", *ARGUMENTS)
+    code, out, _ = command("--mode=sample", f"--workdir={folder}", *SAMPLE)
     assert code == 0 and "EMA weights after 2,048 images" in out
     assert np.load(folder / "samples" / "heun.npz")["images"].shape == (8, 8, 8, 1)
     code, out, _ = command("--mode=export", f"--workdir={folder}", *ARGUMENTS)
@@ -95,7 +106,8 @@ def test_sampling_from_the_exported_folder(command, folder):
 def test_export_says_what_it_wrote(command, run):
     code, out, _ = command("--mode=export", f"--workdir={run}", *ARGUMENTS)
     assert code == 0
-    for name in ("model.safetensors", "config.json", "samples.png", "README.md"):
+    assert "gate       passed" in out
+    for name in ("model.safetensors", "config.json", "samples.png", "copies.png", "README.md"):
         assert name in out and (run / "export" / name).stat().st_size > 100
 
 
@@ -127,6 +139,7 @@ def test_the_card_shows_results_with_their_protocol(run):
     scores = {"samples, heun": {"density": 0.987654, "n": 360, "failed": []}, "noise": {"density": "inf"}}
     record = {"protocol": {"score": "360 held-out digits", "heun": "360 samples"}, "scores": scores}
     folder = run / "results"
+    kept = shutil.move(folder, run / "kept") if folder.exists() else ""
     folder.mkdir()
     try:
         (folder / "pixel_score.json").write_text(json.dumps(record))
@@ -138,6 +151,8 @@ def test_the_card_shows_results_with_their_protocol(run):
         assert "pixel_score.json cannot be read" in refusal(export_run._results, run)
     finally:
         shutil.rmtree(folder)
+        if kept:
+            shutil.move(kept, folder)
 
 
 def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
@@ -149,12 +164,16 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
     config.data.name = "imported"
     run_record.save(tmp_path, config, known | unknown)
     safetensors.save(tmp_path / safetensors.EXPORTED, made.params, {})
-    assert command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS)[0] == 0
+    code, _, err = command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS)
+    assert code == 2 and "its training images are not at hand" in err and "--config.export.force=True" in err
+    assert not (tmp_path / "export").exists()
+    force = "--config.export.force=True"
+    assert command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS, force)[0] == 0
     card = (tmp_path / "export" / "README.md").read_text()
     assert "imported from edm-cifar10.pkl" in card and card.count("unknown: the imported file") == 2
     for words in ("0 images", "images 1", "learning rate", "digits"):
         assert words not in card
-    code, out, _ = command("--mode=sample", f"--workdir={tmp_path}/export", *ARGUMENTS)
+    code, out, _ = command("--mode=sample", f"--workdir={tmp_path}/export", *SAMPLE)
     assert code == 0 and "weights of edm-cifar10.pkl" in out
     assert list((tmp_path / "export" / "samples").glob("heun.[gw]*"))  # the animation
     same(pfgm_jax.load(tmp_path / "export").params, jax.device_get(made.params))
@@ -171,6 +190,72 @@ def test_a_guide_stays_behind(run, tmp_path):
     config, _ = run_record.load(copy / "export")
     assert (config.sample.guide, config.sample.guidance) == ("", 1.0)
     assert f"guidance 2 from {run}" in (copy / "export" / "README.md").read_text()
+
+
+def test_the_gate_refuses_copies(run, tmp_path, monkeypatch, command):
+    """A generator that returns training digits, some of them slightly changed."""
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "results"))
+    train = data.load(pfgm_jax.default_config().data).train.images
+    monkeypatch.setattr(generator, "to_images", lambda derived, x: train[: len(x)])
+    code, _, err = command("--mode=export", f"--workdir={copy}", *ARGUMENTS)
+    assert code == 2 and err.rstrip().count("\n") <= 3  # progress, and one line
+    last = err.rstrip().split("\n")[-1]
+    assert "not exported: 64 samples lie nearer" in last and "--config.export.force=True exports" in last
+    panel = re.search(r"look at (\S+\.png)", last)[1]
+    with Image.open(panel) as picture:
+        assert min(picture.size) > 300
+    assert not (copy / "export").exists()
+    code, out, _ = command("--mode=export", f"--workdir={copy}", *ARGUMENTS, "--config.export.force=True")
+    assert code == 0 and "refused, and exported by force: 64 samples" in out
+    card = (copy / "export" / "README.md").read_text()
+    assert "refused, and exported by force" in card and "![the samples closest" in card and "membership: area" in card
+    config, _ = run_record.load(copy / "export")
+    assert not config.export.force  # an export of the export asks again
+
+
+def test_without_a_gate_force_is_needed(run, command):
+    code, _, err = command("--mode=export", f"--workdir={run}", *ARGUMENTS, "--config.export.samples=0")
+    assert code == 2 and "the gate was left out" in err
+
+
+def test_membership_is_a_matter_of_memory(run):
+    """A network that knows its training digits, exactly, and one that knows nothing."""
+    made = pfgm_jax.load(run)
+    digits_set = data.load(made.config.data)
+    held_out = [digits_set.val, digits_set.test]
+    blind = release_gate.membership(made, digits_set, held_out)
+    # Random weights know nothing, but these digits' test split is of other writers, who are harder or easier.
+    assert abs(blind.value - 0.5) < 0.15
+
+    class Knowing:
+        def denoiser(self, params, labels):
+            return pfgm_jax.exact_denoiser(data.to_unit(digits_set.train.images), D=128.0)
+
+    class Told(generator.Generator):
+        network = Knowing()
+
+    knowing = release_gate.membership(Told(made.run, made.params), digits_set, held_out)
+    assert knowing.low > 0.95
+
+
+def test_bfloat16_weights_are_those_that_were_sampled(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "results"))
+    export_run.export(copy, FEW)
+    whole = (copy / "export" / safetensors.EXPORTED).stat().st_size
+    pictures = (copy / "export" / "samples.png").read_bytes()
+    text = export_run.export(copy, FEW | {"export.dtype": "bfloat16", "data.dir": str(tmp_path)})
+    half = (copy / "export" / safetensors.EXPORTED).stat().st_size
+    assert half < 0.65 * whole and "passed" in text  # the rest is the header
+    there, back = pfgm_jax.load(run), pfgm_jax.load(copy / "export")
+    for a, b in zip(jax.tree.leaves(there.params), jax.tree.leaves(back.params), strict=True):
+        # Round to nearest: 8 bits of mantissa.
+        np.testing.assert_allclose(b, a, rtol=2.0**-8, atol=1e-38)
+        assert b.dtype == a.dtype and (np.asarray(b) == np.asarray(b).astype(ml_dtypes.bfloat16)).all()
+    assert back.config.data.dir == ""
+    assert (copy / "export" / "samples.png").read_bytes() != pictures
+    again = export_run.export(copy / "export", FEW | {"export.dtype": "bfloat16"})
+    assert "passed" in again
+    same(pfgm_jax.load(copy / "export" / "export").params, back.params)
 
 
 def test_training_into_weights_alone_is_refused(folder, command):
@@ -265,7 +350,8 @@ def test_a_full_disk_leaves_no_part_of_an_exported_folder(run, tmp_path, monkeyp
 
     monkeypatch.setattr("pfgm_jax.storage.atomic.os.fsync", full)
     code, _, err = command("--mode=export", f"--workdir={copy}", *ARGUMENTS)
-    assert code == 2 and "is full: free some space" in err and err.count("\n") == 1
+    *progress, line = err.strip().split("\n")
+    assert code == 2 and "is full: free some space" in line and progress == ["release gate: 64 samples"]
     assert not (copy / "export").exists()  # what was made for it is gone too
 
 

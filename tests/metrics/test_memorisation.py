@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
-from scipy.stats import nhypergeom
+from scipy.stats import betabinom, gamma, nhypergeom
 
 from pfgm_jax import data
 from pfgm_jax.data.dataset import LazyImages
@@ -130,3 +130,72 @@ def test_the_picture(digits, tmp_path, channels):
     images = [split.images.repeat(channels, -1)[:60] for split in (digits.val, digits.train, digits.test)]
     module.plot(module.memorisation(*images, k=4), tmp_path / "m.png")
     assert Image.open(tmp_path / "m.png").size[0] > 500
+
+
+# ---- the sharper test of the release gate
+
+
+def draw(rng, planted=0, noisy=False, n=3421, m=5000):
+    """Distances of n samples and m held-out images of one heavy-tailed law, `planted` of the first replaced by copies.
+
+    Noisy copies lie where 0.2 % of fresh images do.
+    """
+    distances, held_out = (rng.gamma(3.0, size=size) for size in (n, m))
+    chosen = rng.choice(n, planted, replace=False)
+    distances[chosen] = rng.uniform(0, gamma.ppf(0.002, 3.0), planted) if noisy else 0
+    return distances, held_out
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_one_percent_of_copies_is_caught(noisy):
+    rng = np.random.default_rng(0)
+    found = [module.near_copies(*draw(rng, 34, noisy)) for _ in range(200)]
+    assert sum(each.chance < 1e-3 for each in found) >= 190  # 19 of 20 are promised
+    assert all(each.caught < 0.01 for each in found)
+    # The share below one threshold alone, that of the 1st percentile, would not do.
+    law = betabinom(3421, 50, 4951)
+    assert law.isf(1e-3) - 3421 * 50 / 5001 > 0.7 * 34
+
+
+def test_fresh_images_are_not_taken_for_copies():
+    rng = np.random.default_rng(1)
+    chances = np.array([module.near_copies(*draw(rng)).chance for _ in range(1000)])
+    assert (chances < 1e-3).sum() <= 6  # one is expected at most: 6 or more come in 6 of 10,000 tries
+    # Bonferroni: as a p-value it is too large, never too small.
+    for level in (0.01, 0.05, 0.2):
+        assert (chances < level).mean() < level + 5 * np.sqrt(level / 1000)
+
+
+def test_what_is_promised_to_be_caught_is():
+    rng = np.random.default_rng(2)
+    for n, m in ((3421, 5000), (500, 360), (3421, 60)):
+        caught = module.near_copies(*draw(rng, n=n, m=m)).caught
+        if caught < 1:
+            planted = int(np.ceil(caught * n))
+            chances = [module.near_copies(*draw(rng, planted, n=n, m=m)).chance for _ in range(200)]
+            assert sum(chance < 1e-3 for chance in chances) >= 184  # 190 are promised; five sigma less would be 175
+    with pytest.raises(ValueError, match="too few"):
+        module.near_copies(np.zeros(3), np.zeros(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fresh", "exact", "noisy"])
+def test_the_gate_on_images(kind):
+    """20 draws of 3421 images of 8×8, smooth and of many shapes, against 12 000 training and 5000 held-out ones."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(12, 64)) * np.linspace(1.5, 0.2, 12)[:, None]
+
+    def images(n):
+        pixels = 128 + 25 * rng.standard_t(5, size=(n, 12)) @ mixing + rng.normal(0, 2, (n, 64))
+        return np.clip(pixels, 0, 255).astype(np.uint8).reshape(n, 8, 8, 1)
+
+    train, passed = images(12_000), 0
+    for _ in range(20):
+        samples, held_out = images(3421), images(5000)
+        if kind != "fresh":
+            copies = train[rng.choice(len(train), 34, replace=False)].astype(float)
+            copies += rng.normal(0, 2, copies.shape) if kind == "noisy" else 0
+            samples[:34] = np.clip(copies, 0, 255)
+        found = module.memorisation(samples, train, held_out)
+        passed += module.near_copies(found.distances, found.held_out_distances).chance >= 1e-3
+    assert passed >= 19 if kind == "fresh" else passed <= 1, passed
