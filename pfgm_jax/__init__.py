@@ -26,8 +26,8 @@ Processes
     pfgm, pfgmpp, edm, ve, vp, subvp, ddpm; prior, perturb, log_prior, with_D
 
 Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
-    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, ddim, sde, ancestral, euler_maruyama, predictor_corrector;
-    SOLVERS by name
+    rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, unipc, ddim, sde, ancestral, euler_maruyama,
+    predictor_corrector; auto, which takes one by the number of evaluations; SOLVERS by name
     consistency                     by a flow map to σ = 0, such as a tuned network
     flow_map, two_time_denoiser     the flow from any level to any lower one
 
@@ -71,7 +71,8 @@ _PUBLIC = {
     **{name: ("sampling", name) for name in ("SOLVERS", "SolveStats", "rk45", "tsit5", "euler", "heun", "dpmpp_2m")},
     **{name: ("sampling", name) for name in ("dpmpp_3m", "ddim", "ancestral", "euler_maruyama", "predictor_corrector")},
     **{name: ("inference", name) for name in ("bits_per_dim", "load_latents")},
-    **{name: ("sampling", name) for name in ("consistency", "flow_map", "ipndm", "sde", "two_time_denoiser")},
+    **{name: ("sampling", name) for name in ("auto", "consistency", "flow_map", "ipndm", "sde", "two_time_denoiser")},
+    "unipc": ("sampling", "unipc"),
     **{name: ("metrics", name) for name in ("density_coverage", "fid", "kid", "precision_recall")},
 }
 __all__ = ["UserError", *_PUBLIC]

@@ -1,7 +1,7 @@
 """Configuration: the defaults and their checks.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, tune, sample, evaluate,
-likelihood, latents, restore and export.
+likelihood, latents, restore, export and schedule.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
@@ -40,6 +40,7 @@ _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "
             "restore.n": 10**4, "restore.batch": 2**20, "restore.steps": 10**5, "restore.sweeps": 10**5,
             "restore.resample": 10**3,
             "export.samples": 10**6,
+            "schedule.draws": 10**6,
             "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
@@ -190,7 +191,7 @@ def default():
     config.latents.n = 6  # pairs of images that are joined, a row each
     config.latents.points = 9  # images of a row
     config.latents.path = "slerp"  # slerp (along the sphere, at kept norm), straight
-    config.latents.solver = "dpmpp_3m"  # rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, reversible
+    config.latents.solver = "dpmpp_3m"  # rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, unipc, reversible
     config.latents.steps = 36  # of a solver with fixed steps
     config.latents.split = "test"  # the real images that are encoded: train, val, test
     config.latents.seed = 0  # which of them
@@ -216,6 +217,12 @@ def default():
     config.export.dtype = "float32"  # of the weights' file: float32, or bfloat16, which halves it
     config.export.samples = 3421  # drawn for the release gate; 0: no gate, which then needs force
     config.export.force = False  # export what the gate refuses, or could not examine
+
+    config.schedule = ConfigDict()
+    config.schedule.field = "network"  # whose paths grids are searched on: network, data (the training set's own field)
+    config.schedule.steps = (4, 5, 6, 7, 8, 10, 12)  # numbers of evaluations, a grid each
+    config.schedule.draws = 128  # paths from the prior, and training images of each level of the trace
+    config.schedule.seed = 0  # of both
     return config.lock()
 
 
@@ -266,6 +273,7 @@ _ONE_OF = {
     "restore.task": ("denoise", "inpaint", "superres", "deblur"),
     "restore.noise": ("gaussian", "poisson", "heavy"),
     "export.dtype": ("float32", "bfloat16"),
+    "schedule.field": ("network", "data"),
 }
 # What a value must be whatever the others are: (rule, test, fields).
 _RULES = (
@@ -273,7 +281,7 @@ _RULES = (
         "model.channels", "model.blocks", "model.embedding_channels", "model.head_channels", "train.images",
         "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.eval_images",
         "train.keep", "tune.stages", "sample.n", "sample.batch", "likelihood.batch", "latents.n",
-        "restore.n", "restore.batch")),
+        "restore.n", "restore.batch", "schedule.draws")),
     ("greater than 1, at most 1e6", lambda v: 1 < v <= 1e6, ("tune.q",)),
     ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps")),
     ("greater than 0", lambda v: v > 0, (
@@ -286,7 +294,7 @@ _RULES = (
         "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
     ("greater than 0, or None to take it from the data", lambda v: v is None or v > 0, DERIVED),
     ("a whole number from 0 to 2³² − 1", lambda v: 0 <= v < 2**32, (
-        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed", "restore.seed")),
+        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed", "restore.seed", "schedule.seed")),
     ("even, for sines and cosines", lambda v: v >= 0 and v % 2 == 0, ("model.channels", "model.noise_channels")),
     ("each >= 1", lambda v: len(v) > 0 and min(v) >= 1, ("model.multipliers",)),
     ("up to 16, each up to 1,024", lambda v: len(v) <= 16 and max(v) <= 1_024, ("model.multipliers",)),

@@ -18,7 +18,7 @@ from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.inference import restoration
-from pfgm_jax.sampling import SolveStats, arguments, batches
+from pfgm_jax.sampling import SolveStats, arguments, batches, schedules
 from pfgm_jax.sampling.settings import SampleSettings, check_network, labels_for
 from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
 
@@ -208,6 +208,15 @@ class Generator:
             raise UserError(f"the guide is told classes that this network does not know: {names}")
         return batches.Guide(weak.network, weak.params, weak.classes > 0, settings.guidance)
 
+    @functools.cached_property
+    def schedule(self) -> schedules.Schedule | None:
+        """What --mode=schedule found for the run that was loaded, of these weights or of others; None for nothing."""
+        return schedules.load(atomic.expanded(_pretrained(self.source))) if self.source else None
+
+    def prepared(self, settings: SampleSettings) -> SampleSettings:
+        """The settings with what the run's schedule gives to them (`schedules.prepared`); UserError as there."""
+        return schedules.prepared(settings, self.process, self.schedule, lambda: (self.weights_digest, self.step))
+
     def sample(
         self,
         key: Any = None,
@@ -280,7 +289,7 @@ class Generator:
         if key is None and settings is None and not self._seed_said:
             self._seed_said = True
             print(f"no key: sampling from seed {self.config.sample.seed}, the run's own", file=sys.stderr)
-        settings = (settings or self.settings).changed(n, labels, solver, **others)
+        settings = self.prepared((settings or self.settings).changed(n, labels, solver, **others))
         n, options = settings.n, settings.solver_options
         key, first = self._key(key, settings), arguments.whole("first", first, 0)
         framed = None if framed is None else arguments.whole("framed", framed, 0)
@@ -306,13 +315,15 @@ class Generator:
     # ---- what is asked of the network besides samples (`inference`)
 
     @functools.cached_property
+    def weights_digest(self):
+        """What tells these weights and their process from others."""
+        return digests.sha256(repr(self.process), *(np.asarray(leaf) for leaf in jax.tree.leaves(self.params)))
+
+    @functools.cached_property
     def weighted(self):
         """The network with its weights, as the functions of `inference` take it; UserError for a tuned one."""
         self._require_mean("the way along the flow")
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(self.params)]
-        return inference.Weighted(
-            self.network, self.params, digests.sha256(repr(self.process), *leaves), self.settings.batch
-        )
+        return inference.Weighted(self.network, self.params, self.weights_digest, self.settings.batch)
 
     def _labels_of(self, labels, n):
         """The classes [n] that the network is given for n images: `labels`, or none, −1."""
@@ -327,8 +338,8 @@ class Generator:
         Args:
           images: uint8 [n, H, W, C], or floats in the unit scale [-1, 1], taken as states at σ_min.
           labels: for a conditional network: a class's number or [n] of them, −1 for none; None gives it none.
-          solver: rk45, tsit5, heun, euler, dpmpp_2m, dpmpp_3m or ipndm, which come back to the images up to their
-            error; or reversible, which comes back to the same bytes (`inference.reversible`).
+          solver: rk45, tsit5, heun, euler, dpmpp_2m, dpmpp_3m, ipndm or unipc, which come back to the images up
+            to their error; or reversible, which comes back to the same bytes (`inference.reversible`).
           options: of the solver, such as rtol, steps, grid.
 
         Raises:

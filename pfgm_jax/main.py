@@ -211,6 +211,12 @@ def _restore(flags, config, overrides):
     return restoration.restore(flags.workdir, flags.source, overrides)
 
 
+def _schedule(flags, config, overrides):
+    from pfgm_jax.evaluation import schedule
+
+    return schedule.schedule(flags.workdir, overrides)
+
+
 def _stats(flags, config, overrides):
     from pfgm_jax.evaluation import audit
 
@@ -314,6 +320,10 @@ MODES = {
     "restore": Mode(
         "restore images with their uncertainty: denoise, inpaint, superres, deblur", _restore,
         sections=("restore.",), source="the images to restore, a folder or an npz file",
+    ),
+    "schedule": Mode(
+        "find grids for few evaluations, and what noise at finite D needs; kept with the run", _schedule,
+        sections=("schedule.", "data."),
     ),
     "stats": Mode("make the reference features of the real images of --config, once", _stats, "needed", False),
     "audit": Mode(
@@ -423,7 +433,8 @@ def main():
 
 
 _SETTING = re.compile(
-    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore|export)\.[A-Za-z]\w*="
+    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore|export|schedule)\."
+    r"[A-Za-z]\w*="
 )
 
 

@@ -39,7 +39,8 @@ def _check_options(generator, overrides, solvers=None):
     taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
     sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
     for solver in solvers:
-        settings.changed(solver=solver).check(generator.process, frames=generator.config.sample.frames)
+        prepared = generator.prepared(settings.changed(solver=solver))
+        prepared.check(generator.process, frames=generator.config.sample.frames)
 
 
 # Of a solver's options, those that belong to every protocol; others where they are set.
@@ -48,10 +49,12 @@ _ALWAYS_GIVEN = ("rtol", "atol", "steps", "grid", "rho", "eta", "variance", "pre
 
 def protocol(generator, settings, stats):
     """How settings.n samples were drawn, for every figure and file; stats: nfe and sample_nfe."""
-    given = settings.solver_options
-    options = sampling.find(settings.solver)[1] | given
+    settings = generator.prepared(settings)
+    solver, given = sampling.concrete(settings.solver, settings.solver_options)
+    options = sampling.find(solver)[1] | given
     shown = [name for name in options if name in given or (name in _ALWAYS_GIVEN and options[name] is not None)]
-    detail = ", ".join(f"{name} {options[name]}" for name in shown)
+    detail = ", ".join(f"{name} {options[name]}" for name in shown if name != "second_moment")
+    chosen = "" if solver == settings.solver else f"{settings.solver}: "
     guided = settings.guidance != 1
     calls = f"{stats.nfe:g} function evaluations" + (" of 2 network calls each" if guided else "")
     if stats.sample_nfe.min() < stats.sample_nfe.max():
@@ -68,7 +71,7 @@ def protocol(generator, settings, stats):
         how += f", guidance {settings.guidance:g} from {guide}"
     return (
         f"{settings.n} samples, {generator.process.name} D = {generator.process.D:g}{how}, "
-        f"{weights}, {settings.solver} ({detail}), {calls}, seed {settings.seed}"
+        f"{weights}, {chosen}{solver} ({detail}), {calls}, seed {settings.seed}"
     )
 
 

@@ -56,7 +56,7 @@ def points(generator):
             sets = [{"steps": s} for s in options.steps] if by_steps else [{"rtol": t, "atol": t} for t in TOLERANCES]
             for swept in sets:
                 point = Point(name, D, swept)
-                point.settings(generator.settings).check(generator.process)
+                generator.prepared(point.settings(generator.settings)).check(generator.process)
                 sweep.append(point)
     return sweep
 

@@ -42,7 +42,7 @@ class SampleSet(NamedTuple):
 
 def facts(generator, settings):
     """All that samples of a Generator with these SampleSettings depend on, but for their number, as JSON."""
-    flow = settings.process(generator.process)
+    flow, settings = settings.process(generator.process), generator.prepared(settings)
     return {
         "weights": _digest(generator.params),
         "process": [flow.name, str(flow.D), float(flow.sigma_max), float(flow.sigma_min)],

@@ -16,6 +16,7 @@ from pfgm_jax import __version__, plots, run_record
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.evaluation import evaluate
 from pfgm_jax.exchange import release_gate
+from pfgm_jax.sampling import schedules
 from pfgm_jax.storage import atomic, safetensors
 
 FULL = 300  # samples, of records that do not say themselves whether they are of the full protocol
@@ -76,6 +77,8 @@ def _write(generator, folder, picture, card, gate):
     plots.save(picture, folder / "samples.png")
     panel = release_gate.take_panel(gate, folder)
     atomic.write_text(folder / "README.md", card)
+    if generator.schedule is not None and generator.schedule.weights == generator.weights_digest:
+        schedules.save(folder, generator.schedule)
     run_record.save(folder, config, derived)  # last: it makes the folder a run
     names = (safetensors.EXPORTED, "config.json", "samples.png", *([panel] if panel else []), "README.md")
     lines = [f"exported   {folder}", *(f"  {name:18}{(folder / name).stat().st_size:>12,} bytes" for name in names)]

@@ -90,7 +90,7 @@ def likelihoods(network, flow, options):
 
 
 # Solvers that follow the flow and nothing else, and options that say so.
-FLOW_SOLVERS = ("rk45", "tsit5", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "ipndm")
+FLOW_SOLVERS = ("rk45", "tsit5", "euler", "heun", "dpmpp_2m", "dpmpp_3m", "ipndm", "unipc")
 _DEFAULTS = {
     "reversible": {"grid": "edm", "rho": 7.0, "steps": 40, "settle": True},
     "rk45": {"rtol": 1e-5, "atol": 1e-5},

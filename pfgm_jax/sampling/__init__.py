@@ -13,6 +13,7 @@ from jaxtyping import Float
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.adaptive import rk45, tsit5
+from pfgm_jax.sampling.auto import auto, choice
 from pfgm_jax.sampling.consistency import consistency, flow_map, two_time_denoiser
 from pfgm_jax.sampling.grids import GRIDS, levels
 from pfgm_jax.sampling.multistep import dpmpp_2m, dpmpp_3m, ipndm
@@ -20,6 +21,7 @@ from pfgm_jax.sampling.reverse_sde import sde
 from pfgm_jax.sampling.single_step import euler, heun
 from pfgm_jax.sampling.stats import SolveStats
 from pfgm_jax.sampling.stochastic import ancestral, ddim, euler_maruyama, predictor_corrector
+from pfgm_jax.sampling.unipc import unipc
 
 SOLVERS: dict[str, Callable] = {
     solver.__name__: solver
@@ -31,12 +33,14 @@ SOLVERS: dict[str, Callable] = {
         dpmpp_2m,
         dpmpp_3m,
         ipndm,
+        unipc,
         ddim,
         consistency,
         sde,
         ancestral,
         euler_maruyama,
         predictor_corrector,
+        auto,
     )
 }
 __all__ = [
@@ -45,6 +49,8 @@ __all__ = [
     "SolveStats",
     "check",
     "check_options",
+    "choice",
+    "concrete",
     "find",
     "flow_map",
     "levels",
@@ -112,8 +118,18 @@ def _check_kind(asks, value, kind):
         raise UserError(f"{asks} a word, got {value!r}")
 
 
+def concrete(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(name, given options) of the solver that is meant: another one only for `auto`, by its number of steps."""
+    if name != auto.__name__:
+        return name, options
+    taken = find(name)[1] | options
+    chosen, own = choice(taken["steps"], taken["grid"])
+    return chosen, own | {option: value for option, value in options.items() if option not in ("steps", "grid")}
+
+
 def levels_of(name: str, process: Process, options: dict[str, Any]) -> Float[np.ndarray, "n"]:
     """The descending levels [n + 1] that n steps of a solver visit; a hundred of ln σ where it chooses its own."""
+    name, options = concrete(name, options)
     taken = find(name)[1] | options
     if "grid" in taken:
         return levels(process, taken["grid"], taken["steps"], taken["rho"])
@@ -133,7 +149,7 @@ def check(name: str, process: Process, options: dict[str, Any]) -> None:
 
     The solver is traced on an empty denoiser, which costs little and finds whatever it would refuse.
     """
-    check_options(name, options)
+    check_options(name, {option: value for option, value in options.items() if option not in _PLUMBING})
     solver = SOLVERS[name]
     x, keys = jnp.zeros((1, 1)), jax.random.split(jax.random.key(0), 1)
     jax.eval_shape(lambda x, keys: solver(process, lambda x, sigma: x, x, keys=keys, **options), x, keys)

@@ -39,6 +39,7 @@ def time_grid(process: Process, steps: int) -> Float[np.ndarray, "n"]:
 
 
 MOST = 100_000  # levels of a grid
+SEARCHED = "searched"  # the grid that a run's schedule holds (`schedules.Schedule`), which a Generator puts here
 
 GRIDS = {"edm": edm_grid, "log": log_grid, "time": time_grid}
 
@@ -47,7 +48,8 @@ def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> 
     """[steps] float64 levels of the grid called `grid`: "edm" (with ρ), "log" or "time".
 
     Or the levels themselves, as `search.searched` finds them: a text of falling numbers such as "80,11,0.57,0.002",
-    from the process's σ_max to its σ_min, as many as there are steps.
+    from the process's σ_max to its σ_min, as many as there are steps. A Generator replaces "searched" by those that its
+    run's schedule holds.
 
     None is "time", the grid of DDPM, DDIM and the published SDE samplers; "edm" where the time is σ itself, as steps of
     equal σ would skip the small ones.
@@ -60,6 +62,8 @@ def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> 
         grid = "edm" if isinstance(process.schedule, Identity) else "time"
     if "," in grid:
         return _written(process, grid, steps)
+    if grid == SEARCHED:
+        raise UserError("grid=searched is found for the weights of a run, by mode=schedule, and kept with them")
     if grid not in GRIDS:
         raise UserError(f"unknown grid {grid!r}; there are {', '.join(GRIDS)}{nearest(grid, GRIDS)}")
     if steps < 2:

@@ -3,8 +3,9 @@
 import jax
 from jaxtyping import Array, Float, Int
 
-from pfgm_jax.array_types import Arrays, PRNGKeys
+from pfgm_jax.array_types import Arrays, PRNGKeys, SecondMoment
 from pfgm_jax.errors import UserError
+from pfgm_jax.flow import diffusion
 from pfgm_jax.flow.process import Process
 
 
@@ -13,10 +14,12 @@ def standard_normal(
 ) -> Float[Array, "B *S"]:
     """Noise of step `index`, [B, *S]: sample i's is a function of (keys[i], index) alone; see `require_keys`."""
 
-    def one_sample(key, x):
-        return jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+    return jax.vmap(lambda key, x: jax.random.normal(key, x.shape, x.dtype))(keys_of_step(keys, index), x)
 
-    return jax.vmap(one_sample)(keys, x)
+
+def keys_of_step(keys: PRNGKeys | None, index: int | Int[Array, ""]) -> PRNGKeys:
+    """PRNG keys [B] of step `index`, one for each sample."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
 
 
 def require_keys(keys: PRNGKeys | None, solver: str) -> None:
@@ -30,5 +33,21 @@ def require_gaussian(process: Process, solver: str, why: str) -> None:
     if not process.is_gaussian:
         raise UserError(
             f"{solver} is for D = inf only, and this process has D = {process.D:g}: {why}. "
-            "Use rk45, tsit5, heun, euler, ddim, dpmpp_2m, dpmpp_3m or ipndm, or sample with D = inf"
+            "Use rk45, tsit5, heun, euler, ddim, dpmpp_2m, dpmpp_3m, ipndm or unipc, sde for noise at any D, or sample "
+            "with D = inf"
         )
+
+
+def require_second_moment(second_moment: SecondMoment | None, solver: str, N: int, D: float) -> SecondMoment:
+    """`second_moment`, which noise at finite D cannot do without.
+
+    Raises:
+      UserError: there is none, or N + D is 2 or less.
+    """
+    diffusion.require_noise(N, D)
+    if second_moment is None:
+        raise UserError(
+            f"{solver} at D = {D:g} needs second_moment, E[‖x − y‖² | x, σ]: a trained run has it once mode=schedule "
+            "has measured it, field.exact_second_moment gives that of a data set; or use no noise, or D = inf"
+        )
+    return second_moment

@@ -21,7 +21,7 @@ from pfgm_jax.flow import diffusion
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.fixed_grid import march
 from pfgm_jax.sampling.grids import levels
-from pfgm_jax.sampling.noise import require_keys, standard_normal
+from pfgm_jax.sampling.noise import require_keys, require_second_moment, standard_normal
 from pfgm_jax.sampling.stats import Output, SolveStats
 
 
@@ -47,7 +47,7 @@ def sde(
       process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
       keys: [B] PRNG keys, one per sample, for noise > 0.
       second_moment: `(x [B, *S], sigma [B], denoise(x, sigma)) -> E[‖x − y‖² | x, σ] [B]`, needed for noise > 0 at
-        finite D: `field.exact_second_moment` for a data set.
+        finite D: `field.exact_second_moment` for a data set, `posterior_trace.TraceCurve` for a network.
       steps: levels n of the grid; n evaluations.
       noise: λ >= 0 of (1).
 
@@ -64,8 +64,7 @@ def sde(
     if noise:
         require_keys(keys, "sde")
         if not process.is_gaussian:
-            diffusion.require_noise(N, process.D)
-            squared_distance = _required(second_moment, process.D)
+            squared_distance = require_second_moment(second_moment, "sde with noise > 0", N, process.D)
 
     def step(denoise, x, memory, at):
         ratio = at.sigma_next / at.sigma
@@ -85,12 +84,3 @@ def sde(
 
     sigmas = levels(process, grid, steps, rho)
     return march(denoise, x, sigmas, [(step, steps - 1)], Output(last_denoise, frames, framed, axis_name))
-
-
-def _required(second_moment: SecondMoment | None, D: float) -> SecondMoment:
-    if second_moment is None:
-        raise UserError(
-            f"sde with noise > 0 at D = {D:g} needs second_moment, E[‖x − y‖² | x, σ] (field.exact_second_moment of a "
-            "data set; a network gives none): use noise=0, or sample with D = inf"
-        )
-    return second_moment

@@ -8,22 +8,64 @@ from where the flow is at σ_i misses where it is at σ_j by
 and a grid of n levels is the cheapest path of n − 1 jumps from σ_0 to σ_m. Costs add up with a discount: what a jump
 costs and γ times the costs of all jumps after it, found backwards (γ > 1 weighs the later, smaller levels more).
 
-`denoise` may be a network, or the exact field of the training set, which needs no training at all. One search gives the
-grids of every n.
+`denoise` may be a network, or the exact field of the training set, which needs no training at all. One path gives the
+grids of every n and γ. Which γ is best for a solver is measured: `best` runs `ipndm` over the grid of each and takes
+the one whose end is nearest to that of the path.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.grids import levels
+from pfgm_jax.sampling.multistep import adams_bashforth
 from pfgm_jax.sampling.single_step import heun_step
 
 GAMMA = 1.15  # as published for CIFAR-10
+GAMMAS = (0.9, 1.0, GAMMA, 1.3)  # that `best` tries
+OTHERS = ("edm", "log")  # grids that it compares with
+
+
+class FinePath(NamedTuple):
+    """Where the flow is at each fine level: levels [m], states x and means d [m, B, *S]."""
+
+    sigmas: Float[np.ndarray, "m"]
+    states: Float[Array, "m B *S"]
+    means: Float[Array, "m B *S"]
+
+
+def fine_path(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    fine: int = 61,
+    tick: Callable[[], None] = lambda: None,
+) -> FinePath:
+    """The FinePath of draws x of the prior, by Heun's method: 2 · `fine` − 1 calls of `denoise`, `tick` at each level.
+
+    The levels are EDM's with ρ = 7.
+    """
+    sigmas = levels(process, "edm", fine)
+    at = jax.jit(lambda x, sigma: denoise(x, jnp.full(len(x), sigma, x.dtype)))
+
+    @jax.jit
+    def down(x, d, sigma, lower):
+        return heun_step(lambda y, level: d if y is x else at(y, level), x, sigma, lower)
+
+    states, means = [jnp.asarray(x)], []
+    for i, sigma in enumerate(np.asarray(sigmas, states[0].dtype)):
+        means.append(at(states[-1], sigma))
+        if i + 1 < fine:
+            states.append(down(states[-1], means[-1], sigma, np.asarray(sigmas[i + 1], states[0].dtype)))
+        tick()
+    return FinePath(sigmas, jnp.stack(states), jnp.stack(means))
 
 
 def searched(
@@ -39,7 +81,7 @@ def searched(
 
     Args:
       process: gives the ends of the grids; the fine one is EDM's with ρ = 7.
-      denoise: posterior mean; it is called 2 · `fine` times.
+      denoise: posterior mean; it is called 2 · `fine` − 1 times.
       x: [B, *S] draws of the prior; 256 were published.
       steps: numbers of levels n.
       fine: levels of the fine grid, m + 1.
@@ -48,40 +90,90 @@ def searched(
     Raises:
       UserError: a number of levels below 2 or above `fine`, or γ <= 0.
     """
-    if not steps or min(steps) < 2 or max(steps) > fine:
-        raise UserError(f"a searched grid has from 2 to fine = {fine} levels, got steps = {tuple(steps)}")
+    check_steps(steps, fine)
     if not gamma > 0:
         raise UserError(f"a searched grid needs gamma > 0, got {gamma}")
-    sigmas = levels(process, "edm", fine)
-    cost = np.asarray(jax.jit(lambda x: _costs(denoise, x, jnp.asarray(sigmas, x.dtype)))(jnp.asarray(x)), np.float64)
-    if not np.isfinite(cost[np.triu_indices(fine, 1)]).all():
-        raise UserError("the search met NaN or inf: the denoiser's weights are unusable")
-    return {n: ",".join(f"{sigma:.7g}" for sigma in sigmas[cheapest(cost, n - 1, gamma)]) for n in steps}
+    path = fine_path(process, denoise, x, fine)
+    cost = costs(path)
+    return {n: written(path.sigmas[cheapest(cost, n - 1, gamma)]) for n in steps}
 
 
-def _costs(denoise, x, sigmas):
-    """c [m + 1, m + 1] of equation (1), which holds above the diagonal."""
-    at = lambda x, sigma: denoise(x, jnp.full(len(x), sigma, x.dtype))
+def check_steps(steps: tuple[int, ...], fine: int) -> None:
+    """Raises UserError for numbers of levels that a grid within `fine` levels cannot have."""
+    if not steps or min(steps) < 2 or max(steps) > fine:
+        raise UserError(f"a searched grid has from 2 to fine = {fine} levels, got steps = {tuple(steps)}")
 
-    def down(x, pair):
-        sigma, lower = pair
-        return heun_step(at, x, sigma, lower), x
 
-    end, path = jax.lax.scan(down, x, (sigmas[:-1], sigmas[1:]))
-    path = jnp.concatenate([path, end[None]])
+def written(sigmas: Float[np.ndarray, "n"]) -> str:
+    """Levels as a text, which `grids.levels` reads."""
+    return ",".join(f"{sigma:.7g}" for sigma in sigmas)
 
-    def row(_, start):
-        x, sigma = start
-        d = at(x, sigma)
 
+def by_steps(
+    denoise: Denoiser, tick: Callable[[], None] = lambda: None
+) -> Callable[[Float[Arrays, "B *S"], Float[np.ndarray, "n"]], Float[Array, "B *S"]]:
+    """`(x at σ_0, levels [n]) -> x at σ_(n−1)` of `ipndm` with the weights of its levels, `tick` after each call.
+
+    One compiled step serves all levels: where many grids are tried, a program for each would take most of the time.
+    """
+
+    @jax.jit
+    def step(x, past, sigma, row):
+        slope = (x - denoise(x, jnp.full(len(x), sigma, x.dtype))) / sigma
+        values = jnp.concatenate([slope[None], past[:-1]])
+        return row[0] * x + jnp.tensordot(row[1:], values, 1), values
+
+    def follow(x, sigmas):
+        rows = adams_bashforth(sigmas, equal_weights=False)
+        past = jnp.zeros((rows.shape[1] - 1, *x.shape), x.dtype)
+        for sigma, row in zip(*(a.astype(x.dtype) for a in (sigmas, rows)), strict=False):
+            x, past = step(x, past, sigma, row)
+            tick()
+        return x
+
+    return follow
+
+
+def best(
+    process: Process, follow: Callable, path: FinePath, cost: Float[np.ndarray, "m m"], n: int
+) -> tuple[str, dict[str, float]]:
+    """(grid of n levels, {"searched", and each of OTHERS: error}) for `ipndm` with the weights of its levels.
+
+    The error is the mean distance, over the draws of the path, between the solver's end and the path's at σ_min, as
+    rms over the values of an image. `follow` is `by_steps` of the path's denoiser, which takes n − 1 calls for each of
+    GAMMAS and OTHERS.
+    """
+    texts = [written(path.sigmas[cheapest(cost, n - 1, gamma)]) for gamma in GAMMAS]
+    errors = []
+    for text in (*texts, *OTHERS):
+        missed = np.asarray(follow(path.states[0], levels(process, text, n)) - path.states[-1])
+        errors.append(float(np.sqrt(np.mean(np.square(missed).reshape(len(missed), -1), axis=1)).mean()))
+    winner = int(np.argmin(errors[: len(GAMMAS)]))
+    return texts[winner], {"searched": errors[winner], **dict(zip(OTHERS, errors[len(GAMMAS) :], strict=True))}
+
+
+def costs(path: FinePath) -> Float[np.ndarray, "m m"]:
+    """c of equation (1), float64, which holds above the diagonal.
+
+    Raises:
+      UserError: a path with NaN or inf.
+    """
+
+    @jax.jit
+    def row(x, d, ratios, states):
         def jump(_, target):
-            y, lower = target
-            missed = d + lower / sigma * (x - d) - y
+            y, ratio = target
+            missed = d + ratio * (x - d) - y
             return (), jnp.mean(jnp.linalg.norm(missed.reshape(len(x), -1), axis=1))
 
-        return (), jax.lax.scan(jump, (), (path, sigmas))[1]
+        return jax.lax.scan(jump, (), (states, ratios))[1]
 
-    return jax.lax.scan(row, (), (path, sigmas))[1]
+    ratios = (path.sigmas / path.sigmas[:, None]).astype(path.states.dtype)
+    parts = (row(x, d, r, path.states) for x, d, r in zip(path.states, path.means, ratios, strict=True))
+    cost = np.stack([np.asarray(part, np.float64) for part in parts])
+    if not np.isfinite(cost[np.triu_indices(len(cost), 1)]).all():
+        raise UserError("the search met NaN or inf: the denoiser's weights are unusable")
+    return cost
 
 
 def cheapest(cost: Float[np.ndarray, "m m"], jumps: int, gamma: float = 1.0) -> list[int]:

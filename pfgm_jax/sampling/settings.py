@@ -27,6 +27,7 @@ class SampleSettings:
       labels: as `Generator.sample` takes them.
       guidance: the weight, 1 for none.
       guide: a Generator, what `generator.load` takes, or "" for the network without its label.
+      second_moment: what noise at finite D needs of the network, a TraceCurve; None for none.
     """
 
     n: int
@@ -38,18 +39,27 @@ class SampleSettings:
     labels: Any
     guidance: float
     guide: Any
+    second_moment: Any = None
 
     @classmethod
     def of(cls, section):
         """The settings in the `sample` section of a config."""
         options = {name: section[name] for name in sampling.option_kinds() if section[name] is not None}
-        names = [field.name for field in dataclasses.fields(cls) if field.name != "options"]
+        names = [field.name for field in dataclasses.fields(cls) if field.name not in ("options", "second_moment")]
         return cls(options=options, **{name: section[name] for name in names})
 
     @property
     def solver_options(self):
         """The options that this solver takes, {option: value}, without those left to its default."""
-        return {name: self.options[name] for name in sampling.find(self.solver)[1] if name in self.options}
+        own = {name: self.options[name] for name in sampling.find(self.solver)[1] if name in self.options}
+        return own if self.second_moment is None else own | {"second_moment": self.second_moment}
+
+    @property
+    def draws_noise(self):
+        """Whether the solver adds noise that at finite D asks for a second moment."""
+        options = sampling.find(self.solver)[1] | self.options
+        amount = {"sde": options.get("noise"), "heun": options.get("S_churn")}.get(self.solver)
+        return amount is not None and amount > 0
 
     def process(self, trained):
         """The process to sample with: the trained one, or the same with another D."""

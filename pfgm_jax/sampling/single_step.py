@@ -5,11 +5,12 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys, SecondMoment
+from pfgm_jax.flow import diffusion
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.fixed_grid import march
 from pfgm_jax.sampling.grids import levels
-from pfgm_jax.sampling.noise import require_gaussian, require_keys, standard_normal
+from pfgm_jax.sampling.noise import keys_of_step, require_keys, require_second_moment, standard_normal
 from pfgm_jax.sampling.stats import Output, SolveStats
 
 
@@ -72,6 +73,7 @@ def heun(
     x: Float[Arrays, "B *S"],
     *,
     keys: PRNGKeys | None = None,
+    second_moment: SecondMoment | None = None,
     steps: int = 18,
     grid: str | None = "edm",
     rho: float = 7.0,
@@ -87,43 +89,49 @@ def heun(
     """EDM's sampler (arXiv 2206.00364, algorithm 2; algorithm 1 where S_churn = 0): Heun's method, also called improved
     Euler, with a last step to σ = 0 by Euler.
 
-    With churn each step first lifts σ to σ̂ = σ (1 + γ), γ = min(S_churn/n, √2 − 1), by fresh Gaussian noise, where
-    S_min ≤ σ ≤ S_max.
+    With churn each step first lifts σ to σ̂ = σ (1 + γ), γ = min(S_churn/n, √2 − 1), by fresh noise, where
+    S_min ≤ σ ≤ S_max. At finite D that is the noise of `diffusion.lift` with E‖x − y‖² in the place of ‖x − y‖².
 
     Args:
       process, denoise, x, grid, rho, last_denoise, frames, framed, axis_name: as for `euler`.
       keys: [B] PRNG keys, one per sample, for churn.
-      steps: levels n of the grid; 2n − 1 evaluations, 2n − 2 without the last.
-      S_churn, S_min, S_max, S_noise: EDM's names; S_churn > 0 needs D = ∞.
+      second_moment: as for `reverse_sde.sde`, for churn at finite D.
+      steps: levels n of the grid; 2n − 1 evaluations, 2n − 2 without the last. Churn at finite D takes one more for
+        each level.
+      S_churn, S_min, S_max, S_noise: EDM's names.
 
     Returns:
       (samples [B, *S], SolveStats).
 
     Raises:
-      UserError: an unknown grid, fewer than 2 steps, or churn at finite D.
+      UserError: an unknown grid, fewer than 2 steps, or churn at finite D without a second moment.
     """
     if S_churn:
-        require_gaussian(
-            process, "heun with S_churn > 0", "Gaussian noise on top of a Student-t kernel is no such kernel"
-        )
         require_keys(keys, "heun with S_churn > 0")
+        if not process.is_gaussian:
+            N = math.prod(x.shape[1:])
+            squared_distance = require_second_moment(second_moment, "heun with S_churn > 0", N, process.D)
     sigmas = levels(process, grid, steps, rho)
     gamma = min(S_churn / steps, math.sqrt(2) - 1)
 
-    def lift(x, sigma, index):
+    def lift(denoise, x, sigma, index):
         if not S_churn:
             return x, sigma
         sigma_hat = jnp.where((S_min <= sigma) & (sigma <= S_max), sigma * (1 + gamma), sigma)
+        if not process.is_gaussian:
+            squared = squared_distance(x, jnp.full(len(x), sigma, x.dtype), denoise(x, sigma))
+            lifted = diffusion.lift(keys_of_step(keys, index), x, sigma, sigma_hat, squared, process.D)
+            return x + S_noise * (lifted - x), sigma_hat
         # σ̂² − σ², in a form that float32 does not cancel.
         extra = jnp.sqrt((sigma_hat - sigma) * (sigma_hat + sigma))
         return x + extra * S_noise * standard_normal(keys, index, x), sigma_hat
 
     def step(denoise, x, memory, at):
-        x, sigma = lift(x, at.sigma, at.index)
+        x, sigma = lift(denoise, x, at.sigma, at.index)
         return heun_step(denoise, x, sigma, at.sigma_next), memory
 
     def last(denoise, x, sigma):
-        return denoise(*lift(x, sigma, steps - 1))
+        return denoise(*lift(denoise, x, sigma, steps - 1))
 
     output = Output(last_denoise, frames, framed, axis_name)
     return march(denoise, x, sigmas, [(step, steps - 1)], output, last=last)

@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 from oracles import CHARGES, FREQUENCIES, draw, keys, solve
+from scipy.integrate import quad_vec
 from scipy.interpolate import lagrange
 
 from pfgm_jax import sampling
@@ -56,6 +57,7 @@ FIXED_STEPS = [
     ("ipndm", dict(start="rk4", equal_weights=False, grid="log"), [161, 321, 641], 4, 0.3),
     ("ipndm", dict(start="rk4", rho=1.0), [161, 321, 641], 4, 0.3),  # equal steps
     ("ipndm", dict(equal_weights=False), [161, 321, 641], 2, 0.2),  # its first step is Euler's
+    ("unipc", {}, [81, 161, 321], 4, 0.5),  # the third order of its first step, a small part of the way, is yet to come
     ("ipndm", {}, [161, 321, 641], 2, 0.1),  # neighbouring steps differ by a part of the step
 ]
 
@@ -64,6 +66,12 @@ FIXED_STEPS = [
 @pytest.mark.parametrize("solver, options, counts, expected, tolerance", FIXED_STEPS)
 def test_order_of_fixed_steps(x64, field_name, solver, options, counts, expected, tolerance):
     assert order(solver, field_name, counts, **options) == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("field_name", ["gaussian", "points"])
+def test_unipc_on_the_log_grid_is_of_order_3_or_more(x64, field_name):
+    """Its first step is of second order, which limits it to 3; the others are of order 4."""
+    assert 2.9 < order("unipc", field_name, [81, 161, 321], grid="log") < 4.2
 
 
 @pytest.mark.parametrize("solver, field_name, low, high", [
@@ -286,3 +294,28 @@ def test_ipndm_by_hand(x64, equal_weights):
         expected = expected + sum(w * slope for w, slope in zip(weights, slopes, strict=False))
     ours, _ = solve("ipndm", process, data.denoise, x, steps=7, equal_weights=equal_weights, last_denoise=False)
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("grid", ["edm", "log"])
+def test_unipc_by_hand(x64, grid):
+    """Predictor and corrector with SciPy's integrals of Lagrange polynomials, on uneven levels."""
+    data, process = oracles.Gaussian(), edm(0.1, 10.0)
+    x = np.asarray(draw(process, 3, (3,)))
+    time = -np.log(sampling.levels(process, grid, 7))
+
+    def step(x, i, points, values):
+        """From time[i] to time[i + 1], d being the polynomial through values at points."""
+        d = lambda s: sum(lagrange(points, one)(s) * v for one, v in zip(np.eye(len(points)), values, strict=True))
+        integral, _ = quad_vec(lambda s: np.exp(s - time[i + 1]) * d(s), time[i], time[i + 1], epsabs=1e-12)
+        return np.exp(time[i] - time[i + 1]) * x + integral
+
+    predicted, corrected, values = x, None, []
+    for i in range(6):
+        values.insert(0, data.denoise(predicted, np.full(3, np.exp(-time[i]))))
+        if i == 0:
+            corrected = x
+        else:  # the step before once more, with the value at its end
+            corrected = step(corrected, i - 1, time[i::-1][:4], values[:4])
+        predicted = step(corrected, i, time[i::-1][:3], values[:3])
+    ours, _ = solve("unipc", process, data.denoise, x, steps=7, grid=grid, last_denoise=False)
+    np.testing.assert_allclose(ours, predicted, rtol=0, atol=1e-9)

@@ -27,6 +27,10 @@ FIXED = [
     ("dpmpp_3m", dict(start="rk4"), 13),
     ("ipndm", {}, 7),
     ("ipndm", dict(start="rk4"), 16),
+    ("unipc", {}, 7),
+    ("unipc", dict(last_denoise=False), 6),
+    ("auto", {}, 7),
+    ("auto", dict(grid="log", last_denoise=False), 6),
     ("ddim", {}, 7),
     ("ddim", dict(eta=0.5, last_denoise=False), 6),
     ("sde", {}, 7),
@@ -65,8 +69,7 @@ def test_evaluations_counted_are_the_calls_made(solver, options, nfe):
 def test_stops_where_the_field_is_not_finite(solver, options, nfe):
     """At the first level below 3, exactly; the step that meets it is finished, and no other begun."""
     process = vp()
-    grid = options.get("grid") or sampling.find(solver)[1]["grid"]
-    levels = sampling.levels(process, grid, 7)
+    levels = sampling.levels_of(solver, process, options | dict(steps=7))
     bad = jnp.array([jnp.nan, 0, jnp.inf])
     counting, calls = counted(lambda x, sigma: jnp.where(sigma[:, None] < 3, bad, toy(x, sigma)))
     _, stats = jax.block_until_ready(
@@ -166,7 +169,7 @@ def test_find():
     assert not {"keys", "axis_name", "x", "process"} & set(options)
     with pytest.raises(UserError, match="unknown solver 'huen'; .*; did you mean 'heun'"):
         sampling.find("huen")
-    with pytest.raises(UserError, match="there are rk45, tsit5, euler, heun, dpmpp_2m, .*predictor_corrector$"):
+    with pytest.raises(UserError, match="there are rk45, tsit5, euler, heun, dpmpp_2m, .*predictor_corrector, auto$"):
         sampling.find("x")
 
 
@@ -209,7 +212,9 @@ REFUSALS = [
     ("euler_maruyama", pfgmpp(1), {}, "euler_maruyama is for D = inf only"),
     ("predictor_corrector", pfgmpp(3.5), {}, "predictor_corrector is for D = inf only, .* D = 3.5"),
     ("ddim", pfgmpp(2048), dict(eta=0.1), "ddim with eta > 0 is for D = inf only"),
-    ("heun", pfgmpp(2048), dict(S_churn=1.0), "heun with S_churn > 0 is for D = inf only"),
+    ("heun", pfgmpp(2048), dict(S_churn=1.0), "heun with S_churn > 0 at D = 2048 needs second_moment"),
+    ("auto", edm(), dict(steps=1), "auto needs steps >= 2, the number of evaluations, got 1"),
+    ("euler", edm(), dict(grid="searched"), "is found for the weights of a run, by mode=schedule"),
     (
         "euler_maruyama",
         ddpm(),

@@ -43,6 +43,32 @@ def test_a_searched_grid_leads_nearer_to_the_flow_s_end(D):
     assert error(grids[6]) < min(error("edm"), error("log"))
 
 
+def test_steps_by_one_program_are_the_solver_s_own():
+    process, denoise = edm(0.05, 20.0), oracles.denoiser(POINTS, np.inf)
+    x, grid, calls = draw(process, 8, (6,)), "20,9,2,0.8,0.3,0.05", []
+    ours = search.by_steps(denoise, lambda: calls.append(0))(x, sampling.levels(process, grid, 6))
+    options = dict(steps=6, grid=grid, equal_weights=False, last_denoise=False)
+    np.testing.assert_allclose(ours, solve("ipndm", process, denoise, x, **options)[0], rtol=0, atol=1e-4)
+    assert len(calls) == 5
+
+
+def test_the_best_discount_is_taken():
+    """Of the grids of all γ the one whose end is nearest to the flow's; its error is that of the solver."""
+    process, denoise = edm(0.05, 20.0), oracles.denoiser(POINTS, np.inf)
+    path = search.fine_path(process, denoise, draw(process, 32, (6,)), 31)
+    cost = search.costs(path)
+    grid, errors = search.best(process, search.by_steps(denoise), path, cost, 6)
+
+    def error(grid):
+        options = dict(steps=6, grid=grid, equal_weights=False, last_denoise=False)
+        missed = np.asarray(solve("ipndm", process, denoise, path.states[0], **options)[0] - path.states[-1])
+        return np.sqrt(np.mean(missed**2, axis=1)).mean()
+
+    tried = [search.written(path.sigmas[search.cheapest(cost, 5, gamma)]) for gamma in search.GAMMAS]
+    assert error(grid) == pytest.approx(min(map(error, tried)), rel=1e-3)
+    assert errors == pytest.approx({name: error(grid if name == "searched" else name) for name in errors}, rel=1e-3)
+
+
 def test_a_written_grid():
     process = edm(0.002, 80.0)
     np.testing.assert_array_equal(sampling.levels(process, "80,11,0.002", 3), [80, 11, 0.002])

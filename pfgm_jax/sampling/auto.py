@@ -1,0 +1,61 @@
+"""A solver by the number of evaluations: the one that did best at so many on digits (docs/solvers.md)."""
+
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
+from pfgm_jax.errors import UserError
+from pfgm_jax.flow.process import Process
+from pfgm_jax.sampling.multistep import dpmpp_3m, ipndm
+from pfgm_jax.sampling.stats import SolveStats
+
+FEW = 16  # evaluations up to which `ipndm` is taken
+_SOLVERS = {"ipndm": ipndm, "dpmpp_3m": dpmpp_3m}
+
+
+def choice(steps: int, grid: str | None = None) -> tuple[str, dict[str, Any]]:
+    """The solver that `auto` takes for so many evaluations and its options: `(name, {"steps": …, "grid": …})`.
+
+    Up to FEW evaluations that is `ipndm` with the weights of its levels, beyond them `dpmpp_3m`, each on its own grid
+    unless another is given.
+
+    Raises:
+      UserError: fewer than 2 evaluations, the first of which gives no more than the mean of the data.
+    """
+    if steps < 2:
+        raise UserError(f"auto needs steps >= 2, the number of evaluations, got {steps}")
+    if steps <= FEW:
+        return "ipndm", {"steps": steps, "grid": grid or "edm", "equal_weights": False}
+    return "dpmpp_3m", {"steps": steps, "grid": grid or "log"}
+
+
+def auto(
+    process: Process,
+    denoise: Denoiser,
+    x: Float[Arrays, "B *S"],
+    *,
+    keys: PRNGKeys | None = None,
+    steps: int = 18,
+    grid: str | None = None,
+    last_denoise: bool = True,
+    frames: int = 0,
+    framed: int | None = None,
+    axis_name: str | None = None,
+) -> tuple[Float[Array, "B *S"], SolveStats]:
+    """The solver and grid for a number of evaluations (`choice`).
+
+    Args:
+      process, denoise, x, keys, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
+      steps: evaluations, and levels of the grid.
+      grid: another grid than the solver's own; a Generator gives the one found for its weights, if there is one.
+
+    Returns:
+      (samples [B, *S], SolveStats).
+
+    Raises:
+      UserError: an unknown grid, or fewer than 2 steps.
+    """
+    name, options = choice(steps, grid)
+    output = dict(last_denoise=last_denoise, frames=frames, framed=framed, axis_name=axis_name)
+    return _SOLVERS[name](process, denoise, x, keys=keys, **options, **output)
