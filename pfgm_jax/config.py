@@ -1,7 +1,7 @@
 """Configuration: the defaults and their checks.
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, tune, sample, evaluate,
-likelihood, latents, restore, export and schedule.
+likelihood, latents, restore, export, schedule and diagnose.
 Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
 derived. JAX is imported only by `check`, so that a misspelt key is refused at once.
 """
@@ -41,6 +41,7 @@ _LARGEST = {"data.size": 8_192, "model.channels": 16_384, "model.blocks": 256, "
             "restore.resample": 10**3,
             "export.samples": 10**6,
             "schedule.draws": 10**6,
+            "diagnose.n": 10**6, "diagnose.num_samples": 10**9, "diagnose.batch": 2**24,
             "sample.max_steps": 10**6, "sample.fixed_steps": 10**6,
             "sample.corrector_steps": 10**4,
             "sample.frames": 10_000, "evaluate.num_samples": 10**9, "evaluate.seeds": 1_000, "process.T": 100_000,
@@ -223,6 +224,19 @@ def default():
     config.schedule.steps = (4, 5, 6, 7, 8, 10, 12)  # numbers of evaluations, a grid each
     config.schedule.draws = 128  # paths from the prior, and training images of each level of the trace
     config.schedule.seed = 0  # of both
+
+    config.diagnose = ConfigDict()
+    config.diagnose.studies = "norms,truth,paths,solvers,noise,steps,weights"
+    config.diagnose.n = 128  # samples whose ways are studied, and training images
+    config.diagnose.num_samples = 0  # of a figure of quality; 0: as evaluate takes, at most 1000
+    config.diagnose.solvers = "euler,heun,dpmpp_2m,dpmpp_3m,rk45"  # whose error is measured, by these numbers of steps
+    config.diagnose.steps = (5, 9, 18, 36, 50)
+    config.diagnose.alphas = "0,0.1,0.2"  # noise that is added before every step, over σ
+    config.diagnose.bits = (9, 8, 7, 6, 5, 4)  # of the network's weights, but for those with these words in their names
+    config.diagnose.exact = "norm,affine,embed,conv_in,conv_out,enc0_,dec0_"
+    config.diagnose.seed = 0
+    config.diagnose.batch = 128  # states at once
+    config.diagnose.quick = False  # a smoke test: few samples, few settings
     return config.lock()
 
 
@@ -281,9 +295,9 @@ _RULES = (
         "model.channels", "model.blocks", "model.embedding_channels", "model.head_channels", "train.images",
         "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.eval_images",
         "train.keep", "tune.stages", "sample.n", "sample.batch", "likelihood.batch", "latents.n",
-        "restore.n", "restore.batch", "schedule.draws")),
+        "restore.n", "restore.batch", "schedule.draws", "diagnose.batch")),
     ("greater than 1, at most 1e6", lambda v: 1 < v <= 1e6, ("tune.q",)),
-    ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps")),
+    ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps", "diagnose.n")),
     ("greater than 0", lambda v: v > 0, (
         "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std", "tune.P_std",
         "likelihood.rtol", "likelihood.atol")),
@@ -294,7 +308,8 @@ _RULES = (
         "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
     ("greater than 0, or None to take it from the data", lambda v: v is None or v > 0, DERIVED),
     ("a whole number from 0 to 2³² − 1", lambda v: 0 <= v < 2**32, (
-        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed", "restore.seed", "schedule.seed")),
+        "seed", "sample.seed", "data.split_seed", "likelihood.seed", "latents.seed", "restore.seed",
+        "schedule.seed", "diagnose.seed")),
     ("even, for sines and cosines", lambda v: v >= 0 and v % 2 == 0, ("model.channels", "model.noise_channels")),
     ("each >= 1", lambda v: len(v) > 0 and min(v) >= 1, ("model.multipliers",)),
     ("up to 16, each up to 1,024", lambda v: len(v) <= 16 and max(v) <= 1_024, ("model.multipliers",)),
@@ -305,6 +320,9 @@ _RULES = (
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
     ("0 for no gate, or at least 12", lambda v: v == 0 or v >= 12, ("export.samples",)),
+    ("0 for the default, or at least 12", lambda v: v == 0 or v >= 12, ("diagnose.num_samples",)),
+    ("each at least 2", lambda v: len(v) > 0 and min(v) >= 2, ("diagnose.steps",)),
+    ("each from 2 to 16", lambda v: len(v) > 0 and 2 <= min(v) and max(v) <= 16, ("diagnose.bits",)),
 )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ def parse(argv):
     mode = MODES[flags.mode]
     if flags.dry_run and flags.mode != "train":
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
-    if mode.source and not flags.source:
+    if mode.source and not flags.source and not mode.several:
         raise UserError(f"--mode={flags.mode} needs --source=PATH: {mode.source}")
     if flags.source is not None and not mode.source:
         raise UserError(f"--source=PATH is for --mode={' or --mode='.join(sources)}, not for --mode={flags.mode}")
@@ -91,9 +91,18 @@ def parse(argv):
         raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
     for name in ("workdir", "source"):
         path = getattr(flags, name)
-        if path and not path.startswith("pretrained:"):
-            setattr(flags, name, str(atomic.expanded(path)))
+        if path:
+            paths = path.split(",") if name == "source" and mode.several else [path]
+            there = (p if p.startswith("pretrained:") else str(atomic.expanded(p)) for p in paths)
+            setattr(flags, name, ",".join(there))
     return flags, overrides
+
+
+def _sources(flags):
+    """The paths in --source, none to several."""
+    if not MODES[flags.mode].several:
+        return [flags.source] if flags.source else []
+    return [path for path in (flags.source or "").split(",") if path]
 
 
 def _overrides(argv):
@@ -193,6 +202,12 @@ def _curve(flags, config, overrides):
     return nfe_curve.curve(flags.workdir, overrides)
 
 
+def _diagnose(flags, config, overrides):
+    from pfgm_jax.evaluation import diagnose
+
+    return diagnose.diagnose(flags.workdir, _sources(flags), overrides)
+
+
 def _likelihood(flags, config, overrides):
     from pfgm_jax.evaluation import likelihood
 
@@ -281,6 +296,7 @@ class Mode(NamedTuple):
       workdir: whether --workdir is needed.
       sections: of the overrides that a mode takes which opens a run.
       source: what --source is; "" for a mode without it.
+      several: whether --source is any number of paths, with commas between them, or none.
     """
 
     help: str
@@ -289,6 +305,7 @@ class Mode(NamedTuple):
     workdir: bool = True
     sections: tuple = ("sample.", "evaluate.")
     source: str = ""
+    several: bool = False
 
 
 _WITH_DATA = ("sample.", "evaluate.", "data.")  # of modes that open real images too
@@ -309,6 +326,10 @@ MODES = {
         sections=_WITH_DATA, source="the run to compare with",
     ),
     "curve": Mode("quality against evaluations of the network, solver by solver", _curve, sections=_WITH_DATA),
+    "diagnose": Mode(
+        "study the run, and others beside it: norms, errors, solvers, robustness", _diagnose,
+        sections=("diagnose.", "evaluate.", "data."), source="further runs, RUN,RUN,…, if any", several=True,
+    ),
     "likelihood": Mode(
         "bits per dimension of real images, and which sets they tell apart", _likelihood,
         sections=("likelihood.", "data."),
@@ -376,8 +397,9 @@ def _check_paths(flags):
 
     if not MODES[flags.mode].config:
         run_record.load(flags.workdir)
-    if flags.mode in ("compare", "tune") and not flags.source.startswith("pretrained:"):
-        run_record.load(flags.source)
+    for source in _sources(flags) if flags.mode in ("compare", "tune", "diagnose") else ():
+        if not source.startswith("pretrained:"):
+            run_record.load(source)
     if flags.mode in ("import", "audit", "restore") and not os.path.exists(flags.source):
         raise UserError(f"--source={flags.source} does not exist: give {MODES[flags.mode].source}")
 
@@ -433,8 +455,8 @@ def main():
 
 
 _SETTING = re.compile(
-    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore|export|schedule)\."
-    r"[A-Za-z]\w*="
+    r"(?<![\w./-])(data|process|model|optim|train|tune|sample|evaluate|likelihood|latents|restore|export|schedule|"
+    r"diagnose)\.[A-Za-z]\w*="
 )
 
 

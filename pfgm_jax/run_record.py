@@ -12,13 +12,12 @@ from pfgm_jax.storage import atomic, digests
 
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = (
-    "sample.", "evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "train.images",
-    "train.log_every",
-    "train.eval_every", "train.sample_every", "train.save_every", "train.keep", "train.steps_per_call", "data.dir",
-    "data.check_md5", "data.resident",
+    "sample.", "evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.",
+    "train.images", "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.keep",
+    "train.steps_per_call", "data.dir", "data.check_md5", "data.resident",
 )  # fmt: skip
 
-_MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.")
+_MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.")
 # Settings of what is done with a trained run.
 USES = ("sample.", *_MEASURES, "data.")
 

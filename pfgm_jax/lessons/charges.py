@@ -30,7 +30,7 @@ def net_arrow(quick):
     arrow(total, BLACK)
     left.plot(*at, "o", color=BLACK, ms=6)
     left.text(*(at + 0.42 * total + [-0.08, -0.02]), "sum", ha="right")
-    _, _, grid = mesh((-1.35, 1.35), (0.15, 1.95), 11, 8)
+    _, _, grid = mesh((-1.35, 1.35), (0.15, 1.83), 11, 8)
     E_x, E_z = field.poisson_field(grid[:, :1].astype(np.float32), grid[:, 1].astype(np.float32), data[:, None], 1.0)
     arrows = np.stack([np.asarray(E_x)[:, 0], np.asarray(E_z)], axis=1)
     arrows /= np.linalg.norm(arrows, axis=1, keepdims=True)

@@ -152,14 +152,16 @@ def finite_data(quick):
         means = jax.vmap(lambda points, x=query_at: field.posterior_mean(x, 0.1, points, 1.0))
         error.append(float(np.sqrt(np.mean((np.asarray(means(sets))[..., 0] - segment_mean(*at)) ** 2))))
         if n in (4, 64, 4096):
-            shown[n] = (sets[0], np.asarray(field.posterior_mean(query, level, sets[0], 1.0)).reshape(X.shape))
+            # The set whose points lie farthest apart, so that each is seen.
+            own = sets[np.argmax(np.diff(np.sort(sets[..., 0], axis=1), axis=1).min(axis=1))]
+            shown[n] = (own, np.asarray(field.posterior_mean(query, level, own, 1.0)).reshape(X.shape))
     fields = figure(7.6, 5.2)
     panels = fields.subplots(2, 2, sharex=True, sharey=True).ravel()
     together = [(f"{n} points", points, mean) for n, (points, mean) in shown.items()] + [("density", None, truth)]
     for axes, (title, points, mean) in zip(panels, together, strict=True):
         axes.streamplot(x, z, X - mean, Z, color=BLUE, density=0.7, linewidth=1.1)
         if points is None:
-            axes.plot([-1, 1], [0, 0], color=BLACK, lw=5, solid_capstyle="butt")
+            axes.plot([-1, 1], [0, 0], color=BLACK, lw=10, solid_capstyle="butt")
         else:
             axes.plot(points, 0 * points, "|", color=BLACK, ms=10, mew=2 if len(points) < 100 else 0.5)
         axes.set(title=title, xlim=(-1.5, 1.5), ylim=(-0.08, 1.2), yticks=[0, 0.5, 1])
@@ -172,7 +174,7 @@ def finite_data(quick):
     axes = drawing.subplots()
     axes.loglog(sizes, error, "o-", color=BLUE, label="measured, z = 0.1")
     axes.loglog(sizes, error[-1] * np.sqrt(sizes[-1] / np.array(sizes)), "--", color=ORANGE, label="∝ 1/√n")
-    axes.set(xlabel="points n", ylabel="rms error of E[y | x, z]", title="to the density's field")
+    axes.set(xlabel="points n", ylabel="rms error of E[y | x, z]", title="distance to the field of the density")
     axes.legend(frameon=False)
     return Lesson(
         "finite-data",
@@ -226,6 +228,9 @@ def steps_in_log_z(quick):
         right.loglog(calls[name], errors[name], mark, color=colour)
     left.set(xlabel="tolerance", ylabel="evaluations", title="cost")
     right.set(xlabel="evaluations", ylabel="rms error", title="error for the cost")
+    for axis in (left.yaxis, right.xaxis):
+        axis.set_ticks([50, 100, 200, 300], ["50", "100", "200", "300"])
+        axis.set_ticks([], minor=True)
     left.legend(frameon=False)
     ratio = calls["z"][2] / calls["ln z"][2]
     return Lesson(

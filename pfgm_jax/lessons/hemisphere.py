@@ -140,8 +140,8 @@ def projection(quick):
     cdf = lambda r: 1 - z_max / np.sqrt(r**2 + z_max**2)
     distance = {name: float(stats.kstest(r, cdf).statistic) for name, r in radius.items()}
 
-    drawing = figure(7.6, 4.0)
-    left, right = drawing.subplots(1, 2)
+    drawing = figure(7.6, 3.6)
+    left, right = drawing.subplots(1, 2, width_ratios=(1.2, 1))
     angle = np.radians(np.linspace(20, 160, 15))
     turn = np.linspace(0, np.pi, 200)
     left.plot(np.cos(turn), np.sin(turn), color=BLUE)
@@ -189,8 +189,9 @@ def flux(quick):
     C = charges.T @ charges / len(charges)
     theory = 4.5 * np.sqrt(2 / 15 * (np.trace(C @ C) - np.trace(C) ** 2 / 3)) / radii**2
 
-    drawing = figure(7.6, 3.9)
+    drawing = figure(7.6, 3.6)
     left, right = drawing.subplots(1, 2, width_ratios=(1, 1.15))
+    left.set_anchor("S")  # beside its colours
     _, _, grid = mesh((-1, 1), (-1, 1), 161)
     inside = np.linalg.norm(grid, axis=1) < 0.995
     upper = np.concatenate([grid, np.sqrt(np.maximum(1 - np.sum(grid**2, axis=1, keepdims=True), 0))], axis=1)

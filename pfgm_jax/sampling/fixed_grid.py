@@ -117,6 +117,8 @@ def march(
     intervals = Step(jnp.arange(n - 1), sigmas[:-1], sigmas[1:], extra)
     begin = 0
     for step, count in segments:
+        if not count:  # which `lax.scan` refuses where it is not compiled
+            continue
 
         def body(walk, row, step=step):
             slot, interval = row
