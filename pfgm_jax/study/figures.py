@@ -4,7 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure as Canvas  # no pyplot: no global state and no screen
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogFormatter
 
 from pfgm_jax import plots
 from pfgm_jax.evaluation.score import TITLES
@@ -35,10 +35,11 @@ def _style(i):
                 linestyle=LINES[i // len(plots.PALETTE) % len(LINES)], linewidth=1.3)  # fmt: skip
 
 
-def _numbers(axis):
-    """Plain numbers on a logarithmic axis."""
-    axis.set_major_formatter(ScalarFormatter())
-    axis.set_minor_formatter(NullFormatter())
+def _numbers(*axes):
+    """Plain numbers on logarithmic axes, on minor ticks too where there are few major ones."""
+    for axis in axes:
+        axis.set_major_formatter(LogFormatter())
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
 def _interval(ax, x, figures, **style):
@@ -83,7 +84,13 @@ def against_evaluations(findings):
         n = max(floors)
         ax.axhline(floors[n][1], color="grey", linestyle="--", linewidth=1, label=f"{floors[n][0]} (n = {n})")
         ax.set(yscale="log", xscale="log", title=solvers[k], xlabel="evaluations of the network")
-        _numbers(ax.xaxis)
+        counts = {p["nfe"] for entry in findings.entries for p in findings.points(entry) if p["solver"] == solvers[k]}
+        if len(counts) <= 5:
+            ax.set_xticks(sorted(counts), [f"{count:.3g}" for count in sorted(counts)])
+            ax.set_xticks([], minor=True)
+        else:
+            _numbers(ax.xaxis)
+        _numbers(ax.yaxis)
         ax.grid(alpha=0.3, which="both", linewidth=0.5)
     for ax in axes[:, 0]:
         ax.set_ylabel(f"{TITLES[distance]}, 95 %")
@@ -133,6 +140,7 @@ def truth(findings):
     for i, entry, points in lines:
         ax.plot(*zip(*points, strict=True), label=entry.name, **_style(i))
     ax.set(xscale="log", yscale="log", xlabel="σ", ylabel="rms error per value")
+    _numbers(ax.xaxis, ax.yaxis)
     ax.grid(alpha=0.3, which="both", linewidth=0.5)
     ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     words = "rms distance of each network to the exact posterior mean of the training set against the noise level"
@@ -187,6 +195,7 @@ def against_time(findings):
     if not drawn:
         return None
     ax.set(xscale="log", yscale="log", xlabel="milliseconds a sample", ylabel=f"best {TITLES[distance]} so far")
+    _numbers(ax.xaxis, ax.yaxis)
     ax.grid(alpha=0.3, which="both", linewidth=0.5)
     ax.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     words = f"the best {TITLES[distance]} that any solver reaches in a given time a sample, as measured on this machine"

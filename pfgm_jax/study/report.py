@@ -191,12 +191,12 @@ tbody th { text-align: left; font-weight: 600; position: sticky; left: 0; backgr
   white-space: normal; }
 thead th:first-child { text-align: left; position: sticky; left: 0; }
 table.words td { white-space: normal; text-align: left; vertical-align: top; min-width: 9rem; }
-table.words thead th { text-align: left; }
+table.words th { text-align: left; vertical-align: top; }
 tr:last-child > * { border-bottom: 0; }
 .note, figcaption { color: var(--soft); font-size: .85rem; max-width: 70rem; }
 .none { color: var(--soft); }
 figure { margin: 1rem 0; }
-.paper svg { background: #fff; border-radius: 6px; width: 100%; height: auto; max-width: 64rem; display: block; }
+.paper svg { background: #fff; border-radius: 6px; max-width: 100%; height: auto; display: block; }
 .pictures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 15rem), 1fr)); }
 .pictures.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 30rem), 1fr)); }
 .pictures figure { margin: 0; }

@@ -75,7 +75,7 @@ def _ratio(a, b):
     """The verdict on two costs, of which less is better."""
     if not (tables.finite(a) and tables.finite(b)):
         return tables.NOT_MEASURED, ""
-    words = f"{b / a:.3g} times less" if b > a else f"{a / b:.3g} times more"
     if max(a, b) < NOTABLE * min(a, b):
-        return "not resolved", words if a != b else "equal"
+        return "not resolved", "alike"
+    words = f"{b / a:.3g} times less" if b > a else f"{a / b:.3g} times more"
     return ("ahead" if a < b else "behind"), words
