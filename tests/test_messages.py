@@ -39,7 +39,7 @@ def refused(*argv):
         (["--train.batch=8", "--workdir=x"], "written --config.train.batch=8"),
         (["--dry-run"], "did you mean '--dry_run'?"),
         (["--dry_run=1"], "--dry_run takes no value"),
-        (["--mode=smaple"], "lessons; did you mean 'sample'?"),
+        (["--mode=smaple"], "; did you mean 'sample'?"),
         (["--mode=" + "x" * 5000], "…"),
         (["--config.sample.n"], "--config.sample.n has no value"),
         (["--config.model.conditional", "--dry_run"], "--config.model.conditional has no value"),
