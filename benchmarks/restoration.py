@@ -37,7 +37,7 @@ from pfgm_jax.inference.restoration import METHODS, Problem, exact, noise, opera
 from pfgm_jax.metrics.frechet import fid
 from pfgm_jax.metrics.image_quality import psnr, ssim
 
-POINTS, MEASUREMENTS, DRAWS = 500, 6, 50
+POINTS, MEASUREMENTS, DRAWS = 500, 6, 40
 SIGMA_MAX = 80.0  # well above the data's norms, 7 and 29, so that the prior's centre is no part of the figures
 
 
@@ -101,8 +101,12 @@ def on_exact_fields(flags):
             head = f"{task:10}{level:7.2f}{effective:8.1f}"  # noqa: B023
             print(f"{head}  {name:24}{figures[0]:7.3f}{figures[1]:7.3f}{off:7.2f}{seconds:>6}", flush=True)
 
-        own = np.stack([rng.choice(len(points), DRAWS, p=w) for w in posterior.weights])
-        say("the posterior itself", _figures(own, posterior))
+        own = [
+            _figures(np.stack([rng.choice(len(points), DRAWS, p=w) for w in posterior.weights]), posterior)
+            for _ in range(200)
+        ]
+        say("the posterior itself", np.mean(own, axis=0))
+        say("  ± of one such figure", np.std(own, axis=0))
         begun = time.perf_counter()
         say("exact conditional flow", _figures(posterior.draws(flow, jax.random.key(2), DRAWS), posterior), begun=begun)
         for name, method in METHODS.items():
@@ -184,15 +188,15 @@ def with_a_wrong_level(flags):
     clean = to_unit(np.concatenate([sets.test.images, sets.val.images])[: flags.images])
     fields = {D: pfgm_jax.exact_denoiser(to_unit(sets.train.images), D) for D in (8.0, 128.0, math.inf)}
     networks = {g.process.D: g.denoise for g in map(pfgm_jax.load, flags.runs)}
+    colours = dict(zip(sorted({*fields, *networks}), plots.PALETTE, strict=False))
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    plots.use_palette(*panels)
     both = (("exact field of the training digits", fields), ("trained networks", networks))
     for axes, (title, denoisers) in zip(panels, both, strict=True):
         for D, denoise in denoisers.items():
             values = np.array([_right_and_wrong(jax.jit(denoise), clean, SAID, ratio) for ratio in RATIOS])
             name = "∞" if math.isinf(D) else f"{D:g}"
-            axes.plot(RATIOS, values[:, 0] - values[:, 1], marker="o", label=f"D = {name}")
+            axes.plot(RATIOS, values[:, 0] - values[:, 1], marker="o", label=f"D = {name}", color=colours[D])
             for column, what in enumerate(("said level", "right level")):
                 print(f"{title:36}D = {name:5}{what:12}" + "".join(f"{v:7.2f}" for v in values[:, column]), flush=True)
         axes.axhline(0, color="0.7", linewidth=1, zorder=0)

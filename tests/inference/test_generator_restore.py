@@ -10,6 +10,7 @@ from test_generator import make
 
 from pfgm_jax.data import to_uint8
 from pfgm_jax.errors import UserError
+from pfgm_jax.inference import restoration
 from pfgm_jax.inference.restoration import Operator, operators
 
 KEY, QUIET = jax.random.key(0), {"progress": False}
@@ -85,6 +86,22 @@ def test_other_noise_and_an_estimated_level(generator):
         assert np.isfinite(result.draws).all()
     level = generator.restore(x, "denoise", 1, KEY, steps=2, **QUIET).level
     assert level.shape == (2,) and (level > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "level", "method"),
+    [
+        ("denoise", 0.3, "matched"),
+        ("inpaint", 0.0, "repaint"),
+        ("inpaint", 0.3, "split_gibbs"),
+        ("deblur", 0.0, "split_gibbs"),
+    ],
+)
+def test_the_method_goes_by_task_noise_and_D(generator, gaussian, task, level, method):
+    mask = {"mask": HALF} if task == "inpaint" else {}
+    assert restoration.task(task, (8, 8, 1), generator.process, level=level, **mask).method == method
+    at_infinity = restoration.task(task, (8, 8, 1), gaussian.process, level=level, **mask).method
+    assert at_infinity == ("pigdm" if method == "split_gibbs" else method)
 
 
 WRONG = [

@@ -78,13 +78,12 @@ def task(
     if level is None and name != "denoise":
         level = 0.0
     level = level if level is None else _checked_level(level, name, noise, process)
-    method = method or _usual(name, process)
+    usual = _usual(name, process, level)
+    method = method or usual
     _one_of("method", method, METHODS)
     chosen = METHODS[method]
     if chosen.tasks and name not in chosen.tasks:
-        raise UserError(
-            f"the method {method} is for {' and '.join(chosen.tasks)}, not for {name}: use {_usual(name, process)}"
-        )
+        raise UserError(f"the method {method} is for {' and '.join(chosen.tasks)}, not for {name}: use {usual}")
     if chosen.gaussian and not process.is_gaussian:
         raise UserError(
             f"the method {method} needs the score of D = inf, and this network has D = {process.D:g}, whose field is "
@@ -94,9 +93,16 @@ def task(
     return Task(name, operator, mask, noise, level, method, _checked_options(method, options), measured)
 
 
-def _usual(name, process):
-    """The method of a task where none is asked for."""
-    return {"denoise": "matched", "inpaint": "repaint"}.get(name, "pigdm" if process.is_gaussian else "split_gibbs")
+def _usual(name, process, level):
+    """The method of a task where none is asked for.
+
+    Replacement needs pixels without noise: of noisy ones it says little once the level is below their noise.
+    """
+    if name == "denoise":
+        return "matched"
+    if name == "inpaint" and not level:
+        return "repaint"
+    return "pigdm" if process.is_gaussian else "split_gibbs"
 
 
 def _one_of(what, value, options, more=""):
