@@ -99,4 +99,5 @@ def colours(subjects):
 def legend_below(drawing, axes):
     """One legend for all panels, below them."""
     handles, labels = axes.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    fitting = int(drawing.get_figwidth() // 2.8)
+    drawing.legend(handles, labels, loc="outside lower center", ncols=max(1, min(fitting, len(labels))), frameon=False)
