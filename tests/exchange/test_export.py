@@ -245,7 +245,8 @@ def test_bfloat16_weights_are_those_that_were_sampled(run, tmp_path):
     pictures = (copy / "export" / "samples.png").read_bytes()
     text = export_run.export(copy, FEW | {"export.dtype": "bfloat16", "data.dir": str(tmp_path)})
     half = (copy / "export" / safetensors.EXPORTED).stat().st_size
-    assert half < 0.65 * whole and "passed" in text  # the rest is the header
+    values = sum(leaf.size for leaf in jax.tree.leaves(pfgm_jax.load(run).params))
+    assert abs(whole - half - 2 * values) < 0.1 * values and "passed" in text  # offsets in the header have fewer digits
     there, back = pfgm_jax.load(run), pfgm_jax.load(copy / "export")
     for a, b in zip(jax.tree.leaves(there.params), jax.tree.leaves(back.params), strict=True):
         # Round to nearest: 8 bits of mantissa.
