@@ -38,11 +38,11 @@ def export(workdir, overrides):
     force = generator.config.export.force
     generator = generator.with_params(_rounded(generator.params, generator.config.export.dtype))
     generator.labels()  # those that the network does not know are refused before anything is written
+    folder = atomic.writable(pathlib.Path(workdir, "export"))
     gate = release_gate.examine(generator, workdir)
     if gate.reasons and not force:
         panel = f"; look at {gate.panel}" if gate.panel else ""
         raise UserError(f"not exported: {'; '.join(gate.reasons)}{panel}; export.force=True exports all the same")
-    folder = atomic.writable(pathlib.Path(workdir, "export"))
     settings = dataclasses.replace(generator.settings, guide=evaluate.guide_of(generator))
     images, stats = generator.sample(settings=settings)
     card = model_card(generator, evaluate.protocol(generator, settings, stats), _results(workdir), gate)

@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_no_part_of_an_exported_folder(run, tmp_path, monkeyp
 def test_a_folder_that_cannot_be_written(run, tmp_path, command):
     copy = shutil.copytree(run, tmp_path / "copy", ignore=lambda *_: ["export"])
     (copy / "export").write_text("a file in the way")
-    code, _, err = command("--mode=export", f"--workdir={copy}")
+    code, _, err = command("--mode=export", f"--workdir={copy}")  # before the gate draws its samples
     assert code == 2 and "cannot write" in err and err.count("\n") == 1
 
 
