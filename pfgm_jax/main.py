@@ -5,7 +5,7 @@ python -m pfgm_jax.main --mode=sample --workdir=runs/digits [--config.sample.n=1
 python -m pfgm_jax.main --mode=data|advise|stats --config=configs/digits.py[:ARGUMENTS]
 python -m pfgm_jax.main --mode=audit --source=IMAGES --config=configs/digits.py
 python -m pfgm_jax.main --mode=study --config=configs/study_digits.py[:quick] --workdir=studies/digits
-python -m pfgm_jax.main --mode=lessons --workdir=lessons
+python -m pfgm_jax.main --mode=lessons|explore --workdir=lessons
 """
 
 import argparse
@@ -75,7 +75,7 @@ def parse(argv):
     mode = MODES[flags.mode]
     if flags.dry_run and flags.mode != "train":
         raise UserError(f"--dry_run is for --mode=train, not for --mode={flags.mode}")
-    if mode.source and not flags.source and not mode.several:
+    if mode.source and not flags.source and mode.needs_source:
         raise UserError(f"--mode={flags.mode} needs --source=PATH: {mode.source}")
     if flags.source is not None and not mode.source:
         raise UserError(f"--source=PATH is for --mode={' or --mode='.join(sources)}, not for --mode={flags.mode}")
@@ -268,6 +268,12 @@ def _lessons(flags, config, overrides):
     return lessons.write(flags.workdir)
 
 
+def _explore(flags, config, overrides):
+    from pfgm_jax import explorer
+
+    return explorer.write(flags.workdir, flags.source)
+
+
 def _doctor(flags, config, overrides):
     from pfgm_jax import doctor
 
@@ -296,7 +302,8 @@ class Mode(NamedTuple):
       workdir: whether --workdir is needed.
       sections: of the overrides that a mode takes which opens a run.
       source: what --source is; "" for a mode without it.
-      several: whether --source is any number of paths, with commas between them, or none.
+      needs_source: whether a mode with a source does nothing without one.
+      several: whether --source is any number of paths, with commas between them.
     """
 
     help: str
@@ -305,6 +312,7 @@ class Mode(NamedTuple):
     workdir: bool = True
     sections: tuple = ("sample.", "evaluate.")
     source: str = ""
+    needs_source: bool = True
     several: bool = False
 
 
@@ -329,6 +337,7 @@ MODES = {
     "diagnose": Mode(
         "study the run, and others beside it: norms, errors, solvers, robustness", _diagnose,
         sections=("diagnose.", "evaluate.", "data."), source="further runs, RUN,RUN,…, if any", several=True,
+        needs_source=False,
     ),
     "likelihood": Mode(
         "bits per dimension of real images, and which sets they tell apart", _likelihood,
@@ -364,6 +373,10 @@ MODES = {
         "train and measure the variants of --config alike, and write the report that compares them", _study, "study",
     ),
     "lessons": Mode("draw what Poisson flow is, in pictures with their formulas", _lessons, "none"),
+    "explore": Mode(
+        "write a page on which charges are drawn and samples flow to them, in one HTML file", _explore, "none",
+        source="points [n, 2] in a .npy file or a run in the plane, to begin with", needs_source=False,
+    ),
     "doctor": Mode("versions, devices, caches, free space, and what works: for reports", _doctor, "none", False),
 }  # fmt: skip
 

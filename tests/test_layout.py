@@ -23,7 +23,7 @@ LAYERS = [
     {"run_folder"},
     {"generator"},
     {"training", "evaluation", "lessons"},
-    {"exchange", "study", "doctor"},
+    {"exchange", "explorer", "study", "doctor"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent
