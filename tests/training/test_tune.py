@@ -12,12 +12,12 @@ import pfgm_jax
 from configs import toy
 from pfgm_jax import config as config_lib
 from pfgm_jax import data, run_record
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
+from pfgm_jax.generator import Generator
 from pfgm_jax.storage import checkpoint
 from pfgm_jax.training import dry_run, loop, tune
 from pfgm_jax.training import step as step_lib
-
-SMALL = {"train.images": 256, "train.eval_every": 256, "train.sample_every": 256, "train.save_every": 128}
 
 
 def tiny(**overrides):
@@ -33,88 +33,96 @@ def tiny(**overrides):
     return config
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A class-conditional run of a few steps."""
-    workdir = tmp_path_factory.mktemp("source") / "run"
-    loop.train(tiny(**{"model.conditional": True, "train.label_dropout": 0.1}), workdir)
-    return workdir
+SETTINGS = {"train.images": "256", "train.eval_every": "256", "train.sample_every": "256", "train.save_every": "128"}
 
 
 @pytest.fixture(scope="module")
-def tuned(source):
-    """(workdir, report) of a run that was tuned from it."""
-    workdir = source.parent / "tuned"
-    overrides = {key: str(value) for key, value in SMALL.items()}
-    return workdir, tune.tune(str(source), str(workdir), overrides)
+def teacher():
+    return pfgm_jax.load("pretrained:digits")
 
 
-def test_the_record_says_what_was_tuned(source, tuned):
-    workdir, report = tuned
-    config, _ = run_record.load(workdir)
-    teacher = pfgm_jax.load(source)
-    assert config.train.objective == "consistency" and config.train.init == str(source)
-    assert config.tune.step == teacher.step == 4 and len(config.tune.digest) == 16
+@pytest.fixture(scope="module")
+def untrained(teacher):
+    """A tuned run before its first step, as a Generator."""
+    run = run_lib.make_run(tune.tuned_config(teacher, "pretrained:digits", {}), teacher.derived)
+    return Generator(run, teacher.params)
+
+
+def test_the_config_says_what_is_tuned(teacher, untrained):
+    config, own = untrained.config, teacher.config
+    assert config.train.objective == "consistency" and config.train.init == "pretrained:digits"
+    assert config.tune.step == teacher.step > 0 and len(config.tune.digest) == 16
     assert config.optim.name == "radam" and config.sample.solver == "consistency"
-    assert tune.tuned_config(
-        teacher.with_params(jax.tree.map(lambda a: a + 1, teacher.params)), source, {}
-    ).tune.digest != (config.tune.digest)
-    levels = [float(level) for level in config.sample.levels.split(",")]
-    assert levels == sorted(levels, reverse=True) and levels[0] < pfgm_jax.load(workdir).process.sigma_max
-    assert f"levels     {config.sample.levels}" in report and "source's flow" in report
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert any("truth/sigma=0.1" in record for record in records)
-    assert (workdir / "samples" / "step_00000016.png").exists()
+    assert config.process == own.process and config.model == own.model and config.data == own.data
+    moved = teacher.with_params(jax.tree.map(lambda a: a + 1, teacher.params))
+    assert tune.tuned_config(moved, "pretrained:digits", {}).tune.digest != config.tune.digest
+    changed = tune.tuned_config(teacher, "pretrained:digits", {"tune.q": "256", "optim.lr": "1e-3"})
+    assert changed.tune.q == 256 and changed.optim.lr == 1e-3
 
 
-def test_the_same_command_goes_on_where_it_was(source, tuned, capsys):
-    workdir, report = tuned
-    before = checkpoint.steps(workdir)
-    overrides = {key: str(value) for key, value in SMALL.items()}
-    assert tune.tune(str(source), str(workdir), overrides) == report
-    assert "resumed    at step 16 of 16" in capsys.readouterr().err
-    assert checkpoint.steps(workdir) == before
-    with pytest.raises(UserError, match="tune.q"):
-        tune.tune(str(source), str(workdir), overrides | {"tune.q": "4"})
-
-
-def test_a_tuned_run_samples_by_consistency_alone(tuned):
-    g = pfgm_jax.load(tuned[0])
-    images, stats = g.sample(jax.random.key(0), 4)
-    assert images.shape == (4, 1, 1, 2) and stats.nfe == 2
-    one, stats = g.sample(jax.random.key(0), 4, steps=1, labels="balanced")
-    assert stats.nfe == 1 and (one != images).any()
-    assert g.flow_end(np.zeros((2, 1, 1, 2), np.float32), 1.0, labels=3).shape == (2, 1, 1, 2)
-    assert "of tuning from step 4" in repr(g)
-    x = np.zeros((1, 1, 1, 2), np.float32)
+def test_a_tuned_run_samples_by_consistency_alone(untrained):
+    images, stats = untrained.sample(jax.random.key(0), 8)
+    assert images.shape == (8, 8, 8, 1) and stats.nfe == 2
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    # The same weights: before the first step it is the teacher's posterior mean.
+    assert untrained.flow_end(x, 1.0).shape == x.shape
+    assert "of tuning from step" in repr(untrained)
     for refused in (
-        lambda: g.sample(jax.random.key(0), 4, solver="heun"),
-        lambda: g.sample(jax.random.key(0), 4, guidance=2),
-        lambda: g.denoise(x, 1.0),
-        lambda: g.encode(x),
-        lambda: g.log_likelihood(x, jax.random.key(0)),
-        lambda: tune.tuned_config(g, "it", {}),
+        lambda: untrained.sample(jax.random.key(0), 4, solver="heun"),
+        lambda: untrained.sample(jax.random.key(0), 4, guidance=2),
+        lambda: untrained.denoise(x, 1.0),
+        lambda: untrained.encode(x),
+        lambda: untrained.log_likelihood(x, jax.random.key(0)),
+        lambda: tune.tuned_config(untrained, "it", {}),
     ):
         with pytest.raises(UserError, match="tuned") as error:
             refused()
         assert "\n" not in str(error.value)
 
 
-def test_a_run_that_is_not_tuned_has_no_flow_end(source, tuned):
-    g = pfgm_jax.load(source)
+def test_a_run_that_is_not_tuned_has_no_flow_end(teacher, untrained):
     for refused in (
-        lambda: g.sample(jax.random.key(0), 4, solver="consistency"),
-        lambda: g.flow_end(np.zeros((1, 1, 1, 2), np.float32), 1.0),
-        lambda: g.sample(jax.random.key(0), 4, guidance=2, guide=str(tuned[0])),
+        lambda: teacher.sample(jax.random.key(0), 4, solver="consistency"),
+        lambda: teacher.flow_end(np.zeros((1, 8, 8, 1), np.float32), 1.0),
+        lambda: teacher.guide(guidance=2, guide=untrained),
     ):
         with pytest.raises(UserError, match="tuned"):
             refused()
 
 
+@pytest.mark.slow
+def test_a_run_from_end_to_end(tmp_path, capsys):
+    """A class-conditional run of points, tuned, tuned again by the same command, and sampled."""
+    source, workdir = tmp_path / "source", tmp_path / "tuned"
+    loop.train(tiny(**{"model.conditional": True, "train.label_dropout": 0.1}), source)
+    report = tune.tune(str(source), str(workdir), SETTINGS)
+    config, _ = run_record.load(workdir)
+    assert config.train.init == str(source) and config.tune.step == 4
+    levels = [float(level) for level in config.sample.levels.split(",")]
+    assert levels == sorted(set(levels), reverse=True) and levels[0] < pfgm_jax.load(workdir).process.sigma_max
+    assert f"levels     {config.sample.levels}" in report and "source's flow" in report
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert any("truth/sigma=0.1" in record for record in records)
+    assert (workdir / "samples" / "step_00000016.png").exists()
+
+    before = checkpoint.steps(workdir)
+    capsys.readouterr()
+    assert tune.tune(str(source), str(workdir), SETTINGS) == report
+    assert "resumed    at step 16 of 16" in capsys.readouterr().err
+    assert checkpoint.steps(workdir) == before
+    with pytest.raises(UserError, match="tune.q"):
+        tune.tune(str(source), str(workdir), SETTINGS | {"tune.q": "4"})
+
+    g = pfgm_jax.load(workdir)
+    one, stats = g.sample(jax.random.key(0), 8, steps=1, labels="balanced")
+    assert stats.nfe == 1 and one.shape == (8, 1, 1, 2)
+    assert g.flow_end(one, 1.0, labels=3).shape == one.shape
+
+
 @pytest.mark.parametrize("key", ["process.D", "model.channels", "seed", "train.init", "tune.digest", "train.augment"])
-def test_what_belongs_to_the_source_is_refused(source, key):
+def test_what_belongs_to_the_source_is_refused(teacher, key):
     with pytest.raises(UserError, match=f"the {key} of its source"):
-        tune.tuned_config(pfgm_jax.load(source), source, {key: "1"})
+        tune.tuned_config(teacher, "pretrained:digits", {key: "1"})
 
 
 @pytest.mark.parametrize(
