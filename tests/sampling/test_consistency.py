@@ -34,7 +34,8 @@ def test_flow_map_is_that_of_scipy(x64, D):
     np.testing.assert_allclose(sampling.flow_map(process, denoise, half, 1.0, tolerance=1e-8), end, atol=1e-6)
 
 
-@pytest.mark.parametrize("D", DIMENSIONS)
+@pytest.mark.slow
+@pytest.mark.parametrize("D", [1, 128, math.inf])
 def test_two_time_denoiser_lies_between_mean_and_end(x64, D):
     process, denoise = pfgmpp(D, 0.01, HIGH), oracles.denoiser(CHARGES, D)
     x = oracles.noised(CHARGES, D, 4, 3.0, seed=2)
@@ -105,6 +106,7 @@ def test_every_evaluation_keeps_the_laws(D, steps):
     assert apart < 1.95 / math.sqrt(n) and chi_square < 13.8
 
 
+@pytest.mark.slow
 def test_gaussian_noise_at_finite_D_would_not():
     apart, _ = distances(1, 2, math.inf)
     assert apart > 5 / math.sqrt(n)
