@@ -140,6 +140,7 @@ def default():
     config.train.keep_best = True  # and the one with the lowest validation loss; saved when an evaluation finds it
     config.train.init = ""  # start from other weights: a run's folder, or pretrained:NAME; "": random ones
     config.train.eval_images = 1024  # of train and of val, at most
+    config.train.grace = 15.0  # seconds in which a stop by SIGTERM or Ctrl-C ends, saved or not
     config.train.steps_per_call = 0  # training steps in one device call; 0: 8 on a CPU, 32 elsewhere
 
     config.tune = ConfigDict()  # consistency tuning (ECT, arXiv 2406.14548): --mode=tune
@@ -300,7 +301,7 @@ _RULES = (
     ("at least 2", lambda v: v >= 2, ("likelihood.n", "latents.points", "latents.steps", "diagnose.n")),
     ("greater than 0", lambda v: v > 0, (
         "optim.lr", "optim.lr_batch", "optim.clip", "optim.eps", "process.gamma", "process.P_std", "tune.P_std",
-        "likelihood.rtol", "likelihood.atol")),
+        "likelihood.rtol", "likelihood.atol", "train.grace")),
     ("0 or more", lambda v: v >= 0, (
         "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call", "tune.c",
         "tune.step", "likelihood.vectors", "likelihood.steps")),

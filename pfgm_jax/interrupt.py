@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 
-# Seconds that a second signal leaves for an orderly end.
-GRACE = 5.0
+# Seconds that the first signal leaves for an orderly end, where nothing else is said, and that the second leaves.
+GRACE, AT_ONCE = 15.0, 2.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -21,24 +21,27 @@ class Interrupt:
     """Hears SIGTERM and Ctrl-C while its block runs.
 
     The first raises `Interrupted` where the program is, or, once `defer` was called, only sets `asked`, to be looked at
-    between two steps. The second raises in either case, and ends the process if that does not help within GRACE
-    seconds: Python runs no handler while the main thread is inside the compiler, and an exception that is raised inside
-    a callback of JAX's is lost. For the same reason a thread answers, which is woken as the signal arrives.
+    between two steps. The second raises in either case. Python runs no handler while the main thread is inside the
+    compiler, and an exception that is raised inside a callback of JAX's is lost: where the block has not ended `grace`
+    seconds after the first signal, or AT_ONCE after the second, the process is ended. For the same reason a thread
+    answers, which is woken as the signal arrives.
 
     Signals belong to the main thread; in another one (a notebook's worker) they stay as they are.
 
     Args:
       answer: what is said to the first signal before `defer`.
+      grace: seconds that the first signal leaves; a notebook or a prompt has no such end.
+      stands: `() -> text`, what is left, said when the process is ended.
 
     Attributes:
       asked: number of the first signal, None before.
     """
 
-    def __init__(self, answer="stopping"):
-        self._said = answer
+    def __init__(self, answer="stopping", grace=None, stands=lambda: "what was finished is kept"):
+        self._said, self._grace, self._stands = answer, GRACE if grace is None else grace, stands
 
     def __enter__(self):
-        self.asked, self._deferring, self._before = None, False, {}
+        self.asked, self._heard, self._deferring, self._before = None, 0, False, {}
         if threading.current_thread() is not threading.main_thread():
             return self
         self._over = threading.Event()
@@ -78,8 +81,23 @@ class Interrupt:
         if not isinstance(unraisable.exc_value, Interrupted):
             self._unraisable_before(unraisable)
 
+    def abandoning(self, act, *args):
+        """`act(*args)` after `defer`, left where it is by the first signal, before which it is not begun: None then."""
+        try:
+            self._deferring = False
+            try:
+                return act(*args) if self.asked is None else None
+            finally:
+                self._deferring = True
+        except Interrupted:
+            if self._heard > 1:
+                raise
+            self._deferring = True
+        return None
+
     def _hear(self, number, frame):
-        again = self.asked is not None
+        self._heard += 1
+        again = self._heard > 1
         self.asked = self.asked or number
         if again or not self._deferring:
             raise Interrupted(number)
@@ -95,8 +113,15 @@ class Interrupt:
                 name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
                 said = f"{self._said}; again to stop now" if heard == 1 else "stopping now"
                 print(f"\n{name}: {said}", file=sys.stderr, flush=True)
-                if heard > 1 and not _interactive() and not self._over.wait(GRACE):
-                    os._exit(128 + number)
+                threading.Thread(target=self._end, args=(heard, number), daemon=True).start()
+
+    def _end(self, heard, number):
+        """Ends the process where its block does not end by itself."""
+        seconds = self._grace if heard == 1 else AT_ONCE
+        if not self._over.wait(seconds) and not _interactive():
+            if heard == 1:
+                print(f"\n{seconds:g} s are over, stopping as it is; {self._stands()}", file=sys.stderr, flush=True)
+            os._exit(128 + number)
 
 
 def _interactive():

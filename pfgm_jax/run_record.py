@@ -14,7 +14,7 @@ from pfgm_jax.storage import atomic, digests
 MUTABLE = (
     "sample.", "evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.",
     "train.images", "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.keep",
-    "train.steps_per_call", "data.dir", "data.check_md5", "data.resident",
+    "train.steps_per_call", "train.grace", "data.dir", "data.check_md5", "data.resident",
 )  # fmt: skip
 
 _MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import math
 import os
 import pathlib
@@ -37,7 +38,7 @@ def train(config, workdir):
     """Trains the run in `workdir` to config.train.images from its last checkpoint on; returns the final TrainState.
 
     Writes config.json, checkpoints/, metrics.jsonl, tensorboard/, samples/step_*.png and curves.png. SIGTERM and
-    Ctrl-C save a checkpoint before they end the run; before the first step there is none to save.
+    Ctrl-C save a checkpoint before they end the run, within train.grace seconds; before the first step there is none.
 
     Raises:
       UserError: a config, data file or run directory that a person has to mend, or a loss or weights that are not
@@ -45,7 +46,8 @@ def train(config, workdir):
       KeyboardInterrupt: after an interrupt, with the state saved.
     """
     workdir = atomic.expanded(workdir)
-    with Interrupt("stopping before the first step: there is nothing to save") as interrupt:
+    stands = functools.partial(run_folder.last_checkpoint, workdir)
+    with Interrupt("stopping before the first step: there is nothing to save", config.train.grace, stands) as interrupt:
         plan = prepare(config)
         training = Training(config, plan, workdir)
         with run_folder.opened(workdir, config, plan.derived) as recorded:
@@ -57,8 +59,7 @@ def train(config, workdir):
                 if not atomic.concerns(workdir, error):
                     _say_where_it_stands(workdir)
                     raise
-                stands = run_folder.last_checkpoint(workdir)
-                raise UserError(f"{atomic.unwritable(workdir, error)}; {stands}") from None
+                raise UserError(f"{atomic.unwritable(workdir, error)}; {stands()}") from None
             except UserError:
                 raise
             except Exception:
@@ -225,7 +226,7 @@ class _Milestones:
         done = resumed and seen in evaluated(workdir)
         if cadence.due(cadence.evaluate, step) and not done and not self._interrupt.asked:
             log.doing("evaluating")
-            values = self._evaluate(state.ema, seen)
+            values = self._interrupt.abandoning(self._evaluate, state.ema, seen) or {}
             if math.isfinite(values.get("eval/val", math.nan)):
                 self._losses[step] = values["eval/val"]
         if cadence.due(cadence.save, step) or self._is_best(step):
@@ -233,7 +234,7 @@ class _Milestones:
         done = resumed and monitor.picture_path(workdir, step).exists()
         if cadence.due(cadence.sample, step) and not done and not self._interrupt.asked:
             log.doing("drawing samples")
-            self._show(parallel.unreplicate(state.ema), step)
+            self._interrupt.abandoning(self._show, parallel.unreplicate(state.ema), step)
         log.doing()
 
     def _is_best(self, step):

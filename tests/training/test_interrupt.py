@@ -49,6 +49,25 @@ def test_an_exception_that_was_lost_is_raised_where_it_is_asked_for():
             interrupt.defer()
 
 
+def test_what_may_be_abandoned_is_left_at_the_first_signal_and_the_second_raises():
+    steps = []
+
+    def act():
+        steps.append("begun")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        steps.append("went on")
+
+    with Interrupt() as interrupt:
+        interrupt.defer()
+        assert interrupt.abandoning(lambda a: a + 1, 2) == 3
+        assert interrupt.abandoning(act) is None and interrupt.asked == signal.SIGTERM
+        assert interrupt.abandoning(act) is None and steps == ["begun"]  # not begun again
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+
 class _Trap:
     """An object whose end raises, as a signal does that arrives in a callback: Python can only report it."""
 
@@ -74,23 +93,28 @@ STUCK = """
 import hashlib
 from pfgm_jax import interrupt
 
-interrupt.GRACE = 0.3
-with interrupt.Interrupt() as asked:
+interrupt.AT_ONCE = 0.3
+with interrupt.Interrupt("stopping", {grace}, lambda: "all is kept") as asked:
     asked.defer()
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"p", b"s", 10**9)  # minutes without Python, as in the compiler
 """
 
 
-def test_a_process_that_is_inside_compiled_code_answers_and_ends():
+@pytest.mark.parametrize("signals, grace", [(2, 15.0), (1, 0.5)])
+def test_a_process_that_is_inside_compiled_code_answers_and_ends(signals, grace):
+    """After the second signal, or when the time after the first is over."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", STUCK], **pipes)
+    process = subprocess.Popen([sys.executable, "-c", STUCK.format(grace=grace)], **pipes)
     try:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
         lines = [process.stderr.readline() for _ in range(2)]
         assert "SIGTERM: stopping after this step" in lines[1]
-        process.send_signal(signal.SIGTERM)
+        if signals == 2:
+            process.send_signal(signal.SIGTERM)
+        else:
+            assert "0.5 s are over, stopping as it is; all is kept" in [process.stderr.readline() for _ in range(2)][1]
         assert process.wait(timeout=60) == 143
     finally:
         process.kill()

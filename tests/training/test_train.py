@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def tiny(arg="quick", **overrides):
         "model.channels": 4, "model.multipliers": (1,), "model.embedding_channels": 8, "model.noise_channels": 8,
         "train.batch": 16, "train.images": 512, "train.steps_per_call": 4, "train.log_every": 64,
         "train.eval_every": 512, "train.sample_every": 512, "train.save_every": 128, "train.eval_images": 48,
-        "sample.solver": "heun", "sample.steps": 3, "sample.n": 8,
+        "sample.solver": "heun", "sample.steps": 3, "sample.n": 8, "train.grace": 600.0,
     }  # fmt: skip
     for key, value in (small | overrides).items():
         config_lib.override(config, key, value)
@@ -266,9 +267,29 @@ def test_a_stop_while_a_picture_is_drawn_saves_nothing_twice(tmp_path, monkeypat
     monkeypatch.setattr(checkpoint, "save", lambda *args: (saved.append(args[1]), save(*args)))
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, tmp_path)
-    assert saved == [4] and checkpoint.steps(tmp_path) == [4] and (tmp_path / "samples/step_00000004.png").exists()
+    assert saved == [4] and checkpoint.steps(tmp_path) == [4] and not list(tmp_path.glob("samples/*.png*"))
     error = capsys.readouterr().err
     assert "SIGTERM: stopping after this step" in error and "step 4 is saved" in error
+
+
+def test_a_stop_while_the_network_is_evaluated_leaves_it_and_saves(tmp_path, monkeypatch):
+    config = tiny(**{"train.images": 192, "train.eval_every": 64, "train.save_every": 128})
+
+    def evaluation(*args):
+        def act(ema, seen):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+            raise AssertionError("the evaluation went on")
+
+        return act
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.monitor, "evaluation", evaluation)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            loop.train(config, tmp_path)
+    assert caught.value.code == 130 and checkpoint.steps(tmp_path) == [4] and not loop.evaluated(tmp_path)
+    loop.train(config, tmp_path)
+    assert loop.evaluated(tmp_path) == {64, 128, 192}
 
 
 def test_a_stop_before_the_first_step_has_nothing_to_save(tmp_path, monkeypatch, capsys):
