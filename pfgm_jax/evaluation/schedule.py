@@ -25,9 +25,10 @@ def schedule(workdir, overrides):
     draws of the prior by the network, told classes as they are frequent, or by the exact field of the training images.
 
     Raises:
-      UserError: no training images that fit the run, or numbers of evaluations that are none.
+      UserError: a tuned network, no training images that fit the run, or numbers of evaluations that are none.
     """
     generator, begun = evaluate.open_run(workdir, overrides), time.perf_counter()
+    network, params, weights, _ = generator.weighted
     settings, flow = generator.config.schedule, generator.process
     search.check_steps(settings.steps, FINE)
     dataset = evaluate.real_images(generator)
@@ -45,11 +46,11 @@ def schedule(workdir, overrides):
             grids[n], errors[n] = search.best(flow, follow, path, cost, n)
         bar.set_description("posterior variance")
         trace = posterior_trace.estimate(
-            flow, lambda labels: generator.network.denoiser(generator.params, labels), dataset.train.images,
+            flow, lambda labels: network.denoiser(params, labels), dataset.train.images,
             dataset.train.labels if generator.classes else np.full(len(dataset.train), -1, np.int32), keys[2],
             levels=LEVELS, draws=settings.draws, tick=bar.update,
         )  # fmt: skip
-    made = schedules.Schedule(generator.weights_digest, generator.step, settings.field, grids, errors, trace)
+    made = schedules.Schedule(weights, generator.step, settings.field, grids, errors, trace)
     with atomic.writing_to(folder):
         draw(made, f"{folder}/schedule.png")
         path = schedules.save(folder, made)  # last: it makes the others count
