@@ -222,7 +222,7 @@ def default():
 
     config.schedule = ConfigDict()
     config.schedule.field = "network"  # whose paths grids are searched on: network, data (the training set's own field)
-    config.schedule.steps = (4, 5, 6, 7, 8, 10, 12)  # numbers of evaluations, a grid each
+    config.schedule.steps = (4, 5, 6, 7, 8, 10)  # numbers of evaluations, a grid each
     config.schedule.draws = 128  # paths from the prior, and training images of each level of the trace
     config.schedule.seed = 0  # of both
 
