@@ -86,16 +86,16 @@ def test_samples_take_it(kept):
 
 def test_noise_at_finite_D_takes_its_curve(kept):
     g = generator.load(kept[0])
-    plain = g.sample(jax.random.key(0), 4, solver="sde", steps=12, noise=0.0)[0]
-    noisy = g.sample(jax.random.key(0), 4, solver="sde", steps=12)[0]
-    assert np.abs(noisy.astype(int) - plain).max() > 20
-    churned, stats = g.sample(jax.random.key(0), 4, solver="heun", steps=6, S_churn=3.0)
-    assert stats.nfe == 3 * 6 - 1 and churned.dtype == np.uint8
+    noisy, stats = g.sample(jax.random.key(0), 4, solver="sde", steps=5)
+    assert stats.nfe == 5 and noisy.std() > 0
+    churned, stats = g.sample(jax.random.key(0), 4, solver="heun", steps=4, S_churn=1.0)
+    assert stats.nfe == 3 * 4 - 1 and churned.dtype == np.uint8
     other = g.prepared(g.settings.changed(solver="sde", D=8.0)).second_moment
     assert other == g.schedule.trace._replace(D=8.0)
     assert g.prepared(g.settings.changed(solver="sde", D=math.inf)).second_moment is None
 
 
+@pytest.mark.slow
 def test_the_protocol_names_what_auto_took(kept, command):
     code, out, _ = command(
         "--mode=sample", f"--workdir={kept[0]}", "--config.sample.solver=auto", "--config.sample.steps=5",
