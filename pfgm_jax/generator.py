@@ -1,6 +1,8 @@
 """A trained run as an object to sample from: `load(workdir)`."""
 
+import base64
 import functools
+import html
 import math
 import os
 import pathlib
@@ -106,6 +108,16 @@ class Generator:
             f"σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
             f"  network {self.config.model.name}, {parameters:,} parameters, {self._seen()}"
         )
+
+    def _repr_html_(self):
+        """In a notebook: what it is, and the newest picture of its samples where its folder holds one."""
+        text = f"<pre>{html.escape(repr(self))}</pre>"
+        folder = atomic.expanded(_pretrained(self.source)) if self.source else None
+        pictures = [*folder.glob("samples.png"), *folder.glob("samples/*.png")] if folder else []
+        if not pictures:
+            return text
+        newest = base64.b64encode(max(pictures, key=os.path.getmtime).read_bytes()).decode()
+        return f'{text}<img alt="samples" src="data:image/png;base64,{newest}">'
 
     def _seen(self):
         """How long the weights were trained."""

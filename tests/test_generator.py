@@ -512,3 +512,10 @@ def test_a_bar_moves_by_levels():
         assert bar._bar.n == 5
     progress._hear(1.0)  # a late call finds nobody
     assert bar._bar.n == 5
+
+
+def test_a_notebook_shows_what_it_is_and_its_picture():
+    shown = generator.load("pretrained:digits")._repr_html_()
+    assert shown.startswith("<pre>Generator of 8×8×1 digits") and "data:image/png;base64,iVBOR" in shown
+    g = generator.load("pretrained:digits")
+    assert "<img" not in generator.Generator(g.run, g.params)._repr_html_()  # made in memory: no folder, no picture

@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax.errors import UserError, counted, printable
 from pfgm_jax.storage import atomic, digests

@@ -7,7 +7,7 @@ of more than EXAMINED_BYTES, a subset of that size stands for it: `chosen` says 
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax.storage.digests import of_images
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax import parallel
 from pfgm_jax.data import window as windows

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from pfgm_jax import parallel

@@ -5,7 +5,7 @@ import math
 import pathlib
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax import plots, run_record, sampling
 from pfgm_jax.errors import UserError, counted

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax.evaluation import naming
 from pfgm_jax.sampling import arguments

@@ -5,8 +5,9 @@
 
 from typing import NamedTuple
 
+import html
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.errors import UserError, counted, nearest
@@ -79,6 +80,9 @@ class Measured(NamedTuple):
     def record(self):
         """As JSON."""
         return self._asdict()
+
+    def _repr_html_(self):
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self):
         return "\n".join([table(self), "", *(f"{what}: {words}" for what, words in self.protocol.items())])

@@ -21,7 +21,7 @@ import optax
 from flax import traverse_util
 from jax import lax
 from jaxtyping import Array, Float, Int, Num, UInt8
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax.array_types import Arrays, PRNGKey
 from pfgm_jax.data.dataset import to_unit

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Num
 from scipy.special import logsumexp
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax import parallel
 from pfgm_jax.array_types import Arrays

@@ -7,7 +7,7 @@ import sys
 import time
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax.storage import atomic
 from pfgm_jax.storage.metrics_file import read_metrics
