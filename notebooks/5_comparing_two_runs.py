@@ -4,6 +4,8 @@
 # images reach, and with the protocol; a difference whose interval holds 0 is called not resolved.
 
 # %%
+import pathlib
+
 import jax
 from IPython.display import Image
 
@@ -37,6 +39,6 @@ run(["--mode=compare", "--workdir=runs/pfgmpp", "--source=runs/edm", "--config.e
 
 # %%
 run(["--mode=curve", "--workdir=runs/pfgmpp", "--config.evaluate.num_samples=360"])
-import pathlib  # noqa: E402
+
 
 Image(filename=str(sorted(pathlib.Path("runs/pfgmpp").rglob("*curve*.png"))[0]))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import pfgm_jax
 from configs import digits
 from pfgm_jax import data, models, sampling
 from pfgm_jax import generator as generator_lib
@@ -515,7 +516,7 @@ def test_a_bar_moves_by_levels():
 
 
 def test_a_notebook_shows_what_it_is_and_its_picture():
-    shown = generator.load("pretrained:digits")._repr_html_()
+    shown = pfgm_jax.load("pretrained:digits")._repr_html_()
     assert shown.startswith("<pre>Generator of 8×8×1 digits") and "data:image/png;base64,iVBOR" in shown
-    g = generator.load("pretrained:digits")
-    assert "<img" not in generator.Generator(g.run, g.params)._repr_html_()  # made in memory: no folder, no picture
+    g = pfgm_jax.load("pretrained:digits")
+    assert "<img" not in pfgm_jax.Generator(g.run, g.params)._repr_html_()  # made in memory: no folder, no picture

@@ -3,9 +3,9 @@
 `Measure` holds what is common to all images that are measured: the reference, its neighbour radii, its floor.
 """
 
+import html
 from typing import NamedTuple
 
-import html
 import numpy as np
 from tqdm.auto import tqdm
 
