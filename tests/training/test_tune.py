@@ -211,9 +211,9 @@ def test_energy_distance_of_normals():
 @pytest.mark.slow
 def test_tuning_approaches_the_flow_map(tmp_path):
     # At the largest σ one evaluation of the source is the mean image. Tuning goes more than half of the way from there
-    # to where the source's own flow ends (measured: TUNED).
+    # to where the source's own flow ends (measured at 64 images: 0.398 between 0.533 and 0.371).
     workdir = tmp_path / "tuned"
-    settings = {"train.images": "51200", "train.sample_every": "1000000", "train.eval_every": "1000000"}
+    settings = {"tune.q": "256", "tune.stages": "1", "train.images": "102400", "train.sample_every": "102400"}
     report = tune.tune("pretrained:digits", str(workdir), settings)
     tuned, source, flow = map(float, report.splitlines()[5].split()[1:])
     assert tuned < (source + flow) / 2
