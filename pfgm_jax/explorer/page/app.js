@@ -318,7 +318,7 @@ class App {
     if (this.stale) this.refresh();
     if (this.dirty || this.working) {
       painter.look(state, scene.sigma(state.u));
-      scene.set(state, painter.box(state), this.playing);
+      scene.set(state, painter.box(state), this.playing, this.pointer.busy);
       this.working = scene.work(this.playing || this.pointer.busy ? App.BUDGET.moving : App.BUDGET.still);
       painter.paint(scene, this.marks);
       this.numbers();

@@ -27,9 +27,10 @@ class Scene {
   /**
    * Takes a state and the box of the plane that is seen; finds what is stale.
    *
-   * playing: field lines of the plane are left out, as they would be those of another moment when they are ready.
+   * playing, editing: the time or a charge moves. Field lines of the plane that depend on it are left out, as they
+   * would be those of another moment when they are ready.
    */
-  set(state, box, playing = false) {
+  set(state, box, playing = false, editing = false) {
     const plane = state.view === "plane";
     const flat = plane && !state.z;
     const charges = JSON.stringify(state.charges);
@@ -54,7 +55,7 @@ class Scene {
     const frame = Object.values(box).map((v) => v.toPrecision(6)).join(" ");
     this.keys = {
       followed: state.paths && !this.empty ? flow : "",
-      lines: state.lines && !this.empty && !(plane && !flat && playing) ? `${field} ${at} ${plane ? frame : ""}` : "",
+      lines: state.lines && !this.empty && !(plane && (editing || (playing && !flat))) ? `${field} ${at} ${plane ? frame : ""}` : "",
       levels: state.levels && !this.empty && (plane || state.D < Infinity) ? `${field} ${at} ${frame}` : "",
       flux: state.flux && !plane && !this.empty && state.D < Infinity ? `${field} ${state.R}` : "",
     };
