@@ -3,7 +3,7 @@
     python -m pfgm_jax.main --mode=study --config=configs/study_digits.py:quick --workdir=studies/quick
     python -m pfgm_jax.main --mode=study --config=configs/study_digits.py --workdir=studies/digits
 
-Arguments: images=200000 (of every run), few (the main pair, PFGM and EDM alone), quick (minutes on two CPU cores: few,
+Arguments: images=200000 (of every run), few (the main pair, PFGM and EDM alone), quick (few,
 2048 images, a network that has learnt nothing; it shows that everything runs), report (measure nothing, write the
 report of what there is). The same command goes on where it was stopped.
 """
