@@ -30,8 +30,8 @@ SETTINGS = {
     "sample.n": 4, "sample.solver": "heun", "sample.steps": 4, "sample.frames": 0, "model.channels": 4,
     "model.embedding_channels": 8, "model.noise_channels": 8, "model.multipliers": "1", "optim.warmup": 1_024,
 }  # fmt: skip
-CLOCKS = {"images_per_second", "input_wait"}
-LONGEST = 120  # seconds that a start may take before it counts as hanging
+CLOCKS = {"images_per_second", "input_wait", "save_wait"}
+LONGEST = 120  # seconds that a start may take before it counts as hanging, or five times a whole run's
 
 
 def command(workdir):
@@ -67,8 +67,8 @@ def progress(workdir):
 
 def killed_once(workdir, devices, rng, span):
     """Starts the run and kills it: what it was doing, or "" if it ended by itself. `span`: seconds of a whole run."""
-    files, at_a_file = listing(workdir), rng.random() < 0.5
-    patience = rng.uniform(0, span) if not at_a_file else LONGEST
+    files, at_a_file, longest = listing(workdir), rng.random() < 0.5, max(LONGEST, 5 * span)
+    patience = rng.uniform(0, span) if not at_a_file else longest
     changes_left = int(rng.integers(1, 12))
     process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment(devices), stdout=subprocess.DEVNULL,
                                stderr=subprocess.PIPE, text=True)  # fmt: skip
@@ -82,9 +82,9 @@ def killed_once(workdir, devices, rng, span):
             records, moment = progress(workdir), "between steps"
         files = now
         elapsed = time.monotonic() - begun
-        if elapsed > LONGEST:
+        if elapsed > longest:
             process.kill()
-            raise RuntimeError(f"the run hangs: {LONGEST} s after its start it has not ended")
+            raise RuntimeError(f"the run hangs: {longest:.0f} s after its start it has not ended")
         if elapsed > patience or (at_a_file and changes_left <= 0):
             process.send_signal(signal.SIGKILL)
             process.communicate()

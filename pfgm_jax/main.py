@@ -13,10 +13,11 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pfgm_jax import __version__, config_file, failures
+from pfgm_jax import __version__, config_file, failures, job
 from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.interrupt import Interrupt
 from pfgm_jax.storage import atomic
@@ -304,6 +305,7 @@ class Mode(NamedTuple):
       source: what --source is; "" for a mode without it.
       needs_source: whether a mode with a source does nothing without one.
       several: whether --source is any number of paths, with commas between them.
+      together: whether several processes can do it as one.
     """
 
     help: str
@@ -314,20 +316,26 @@ class Mode(NamedTuple):
     source: str = ""
     needs_source: bool = True
     several: bool = False
+    together: bool = False
 
 
 _WITH_DATA = ("sample.", "evaluate.", "data.")  # of modes that open real images too
 MODES = {
-    "train": Mode("train the run in --workdir, or continue it from its last checkpoint", _train, "needed"),
+    "train": Mode(
+        "train the run in --workdir, or continue it from its last checkpoint", _train, "needed", together=True
+    ),
     "tune": Mode(
         "tune the run in --source to 1 or 2 evaluations, as a new run in --workdir", _tune, "source",
         sections=("tune.", "train.", "optim.", "model.", *_WITH_DATA), source="the trained run to tune",
     ),
     "data": Mode("a data card: what the data set of --config holds, implies and lacks", _data, "needed", False),
     "advise": Mode("try the plan of --config for 20 s: memory, speed, hours, what to change", _advise, "needed", False),
-    "sample": Mode("draw samples from the run in --workdir: a picture, an npz file, an animation", _sample),
+    "sample": Mode(
+        "draw samples from the run in --workdir: a picture, an npz file, an animation", _sample, together=True
+    ),
     "evaluate": Mode(
-        "measure the run: FID, KID, precision, recall, copies, with intervals", _evaluate, sections=_WITH_DATA
+        "measure the run: FID, KID, precision, recall, copies, with intervals", _evaluate, sections=_WITH_DATA,
+        together=True,
     ),
     "compare": Mode(
         "measure the runs in --workdir and --source alike: which differences are resolved", _compare,
@@ -390,6 +398,7 @@ def perform(flags, overrides):
     """Does what a parsed command line asks, and prints the result; a refusal leaves no empty folder behind."""
     _keep_compiled_programs()
     _check_paths(flags)
+    _join(flags)
     mode, config = MODES[flags.mode], None
     folders = [path for path in (flags.workdir, flags.source if flags.mode == "compare" else None) if path]
     with atomic.without_traces(*folders):
@@ -400,8 +409,34 @@ def perform(flags, overrides):
         elif not mode.config:
             _check_overrides(flags.mode, overrides)
         result = mode.act(flags, config, overrides)
-    if result is not None:
+    if result is not None and job.is_first():
         print(_as_flags(failures.shown(result, longest=None)))
+    if job.joined():
+        from pfgm_jax import parallel
+
+        parallel.finish()
+
+
+def _join(flags):
+    """Joins the other processes of a job, where the environment says that there are some."""
+    if not os.environ.get("PFGM_JAX_PROCESS"):
+        return
+    from pfgm_jax import parallel
+
+    parallel.connect()
+    if job.joined() and (flags.dry_run or not MODES[flags.mode].together):
+        able = ", ".join(name for name, mode in MODES.items() if mode.together)
+        asked = "--dry_run" if flags.dry_run else f"--mode={flags.mode}"
+        raise UserError(f"{asked} is for one process: leave out PFGM_JAX_PROCESS; several can do {able}")
+
+
+def _exit(code, line, said=False):
+    """Ends the process with a line, unless it was `said`; where it is one of several, the others hear it too."""
+    if job.joined():
+        job.leave(code, line, said)
+    if not said:
+        print(f"pfgm_jax: {line}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _check_paths(flags):
@@ -453,7 +488,7 @@ def main():
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        sys.exit(getattr(stop, "code", 130))
+        _exit(getattr(stop, "code", 130), f"stopped by {stop}", said=True)
     except BrokenPipeError:
         _drop_stdout()
         sys.exit(141)
@@ -461,10 +496,12 @@ def main():
         line = failures.explain(error, flags.mode if flags else "")
         if line is None:
             print(f"pfgm_jax: {_bug(error, flags)}", file=sys.stderr)
-            raise
+            if not job.joined():
+                raise
+            traceback.print_exc()
+            _exit(1, f"{type(error).__name__}: {str(error)[:200]}", said=True)
         _drop_stdout()
-        print(f"pfgm_jax: {_as_flags(line)}", file=sys.stderr)
-        sys.exit(2)
+        _exit(getattr(error, "code", 2), _as_flags(line))
 
 
 _SETTING = re.compile(

@@ -13,7 +13,8 @@ from pfgm_jax.flow import process
 
 LAYERS = [
     {"errors", "array_types"},
-    {"failures", "interrupt", "presets", "parallel", "storage"},
+    {"failures", "interrupt", "presets", "job", "lost", "storage"},
+    {"parallel"},
     {"flow", "models", "data", "plots"},
     {"sampling", "metrics"},
     {"inference"},

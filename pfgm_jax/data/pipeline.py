@@ -82,10 +82,9 @@ def is_resident(wanted, images_shape, itemsize=1):
 
 def on_devices(examples, references=None):
     """[steps, B, ...] in equal shares, and [steps, R, ...] whole, on every device: host arrays with a device axis."""
-    devices = parallel.device_count()
-    steps, batch = examples.shape[:2]
-    shared = examples.reshape(steps, devices, batch // devices, *examples.shape[2:]).swapaxes(0, 1)
-    return shared, None if references is None else np.broadcast_to(references, (devices, *references.shape))
+    steps, devices = len(examples), parallel.device_count()
+    shared = examples.reshape(steps, devices, -1, *examples.shape[2:]).swapaxes(0, 1)
+    return parallel.mine(shared), None if references is None else parallel.copies(references)
 
 
 def send(indices, split=None):
@@ -93,7 +92,9 @@ def send(indices, split=None):
     if split is None:
         return parallel.place(Indices(*on_devices(*indices)))
     examples, references = indices
-    if references is not None and np.array_equal(references[:, : examples.shape[1]], examples):
+    if references is None:  # no process reads what another one's devices see
+        return parallel.place(take(split.images, split.labels, Indices(*on_devices(examples))))
+    if np.array_equal(references[:, : examples.shape[1]], examples):
         # The small batch is part of the large one: each image is read once.
         whole = take(split.images, split.labels, Indices(references, None))
         mine = slice(None), slice(examples.shape[1])
@@ -154,12 +155,11 @@ def call_shapes(split, order, batch, large_batch, steps, resident):
       order, batch, large_batch: as for `planner`. steps: of the call.
       resident: whether the images stay on the devices.
     """
-    devices = parallel.device_count()
     if order == "real":
         large_batch = min(large_batch, len(split[1].shape) and split[1].shape[0])
-    rows = [(devices, steps, batch // devices), (devices, steps, large_batch) if large_batch else None]
+    rows = [(steps, batch // parallel.device_count()), (steps, large_batch) if large_batch else None]
     if resident:
         indices = [row and jax.ShapeDtypeStruct(row, np.int32) for row in rows]
-        return parallel.replicated_shapes(split), Indices(*indices)
+        return parallel.replicated_shapes((split, Indices(*indices)))
     images = [row and jax.ShapeDtypeStruct((*row, *a.shape[1:]), a.dtype) for row in rows for a in split]
-    return None, Examples(*images)
+    return None, parallel.replicated_shapes(Examples(*images))

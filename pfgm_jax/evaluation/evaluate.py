@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from pfgm_jax import data, models, plots, run_record, sampling
+from pfgm_jax import data, models, parallel, plots, run_record, sampling
 from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, naming, sample_cache
@@ -76,7 +76,8 @@ def protocol(generator, settings, stats):
 
 
 def _say(text):
-    print(text, file=sys.stderr, flush=True)
+    if parallel.is_first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def samples_depend_on(solver):
@@ -92,7 +93,7 @@ def sample(workdir, overrides):
 
     A class-conditional network also gives a grid with a row for each class, and the labels are in the npz;
     sample.files writes every image by itself too. Files go to samples/, named after the solver and what differs from
-    the run's own settings. Returns the lines that say so.
+    the run's own settings. Returns the lines that say so. Of several processes, which all draw, the first writes.
     """
     generator = open_run(workdir, overrides)
     config = generator.config
@@ -112,6 +113,8 @@ def sample(workdir, overrides):
     # The states of the first ones, as many as an animation shows.
     images, stats = generator.sample(key, settings=settings, frames=frames, framed=1000 if points else 36)
     seconds = time.perf_counter() - begun
+    if not parallel.is_first():
+        return None
     lines = [f"{protocol(generator, settings, stats)}, {seconds:.1f} s with compilation"]
     _say("drawing and saving")
     with atomic.writing_to(folder):
@@ -150,7 +153,8 @@ def _save_files(images, labels, generator, folder):
 def evaluate(workdir, overrides):
     """Measures a run against real images and writes results/*.json; returns a table with its protocol.
 
-    Digits get the pixel score (`_pixel_score`) unless evaluate.features asks for other features.
+    Digits get the pixel score (`_pixel_score`) unless evaluate.features asks for other features. Of several processes
+    all draw samples, and the first measures them.
 
     Raises:
       UserError: no real images that fit the run, too few samples, or weights of the features that are not to be had.
@@ -160,6 +164,9 @@ def evaluate(workdir, overrides):
     if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
         return _pixel_score(generator, folder, workdir, overrides)
     _check_options(generator, overrides)
+    if not parallel.is_first():
+        _collected(generator)
+        return None
     measure = measure_for(generator)
     with atomic.writing_to(folder):
         return _measure_run(generator, folder, measure)
@@ -280,12 +287,18 @@ def save_record(path, record):
 
 def _measured(generator, folder, measure):
     """(Measured, SampleSet) of as many samples as the config asks for, those kept in `folder` among them."""
-    n = count(generator.config, measure.dataset)
-    settings = dataclasses.replace(generator.settings, n=n, guide=guide_of(generator))
-    samples = sample_cache.collect(generator, settings, folder, measure.extractor)
+    samples, settings = _collected(generator, folder, measure)
+    n = settings.n
     _say(f"comparing {n:,} samples with {measure.reference.name}")
     by_class = generator.classes and tuple(generator.derived["classes"]) == tuple(measure.dataset.classes)
     return measure(samples.features, samples.labels, protocol(generator, settings, samples), by_class), samples
+
+
+def _collected(generator, folder=None, measure=None):
+    """(SampleSet, SampleSettings) of what is to be measured; other processes than the first know no more of it."""
+    n = parallel.from_first(lambda: count(generator.config, measure.dataset))
+    settings = dataclasses.replace(generator.settings, n=n, guide=guide_of(generator))
+    return sample_cache.collect(generator, settings, folder, measure and measure.extractor), settings
 
 
 def features_of(config):
@@ -335,7 +348,8 @@ def _pixel_score(generator, folder, workdir, overrides):
         rows[name] = scorer.score(images)
 
     record = {"protocol": {"score": scorer.protocol, **protocols}, "scores": {k: _plain(v) for k, v in rows.items()}}
-    save_record(path, record | {"full": n == len(held_out)})
+    if parallel.is_first():
+        save_record(path, record | {"full": n == len(held_out)})
     return "\n".join([table(rows), scorer.protocol, *protocols.values(), f"  table      {path}"])
 
 

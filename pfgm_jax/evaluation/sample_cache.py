@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm.auto import tqdm
 
+from pfgm_jax import parallel
 from pfgm_jax.evaluation import naming
 from pfgm_jax.sampling import arguments
 from pfgm_jax.sampling.settings import labels_for
@@ -69,28 +70,31 @@ def collect(generator, settings, folder, extractor, timed=False, silent=False):
       extractor: uint8 images -> features [n, d], with a `fingerprint`.
       timed: draw a chunk once without counting it, so that the others are timed without compilation.
       silent: show no progress.
+
+    Of several processes all draw; the first alone has folder and extractor, and the others get None.
     """
     depends_on, n, chunk = facts(generator, settings), settings.n, settings.batch
     key = key_of(depends_on)
     arguments.require_memory("sample.batch", chunk, generator.shape)
     arguments.require_memory("evaluate.num_samples", n, generator.shape)
-    place = pathlib.Path(folder, f"samples-{key}")
-    place.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(place / "facts.json", json.dumps(depends_on, indent=1, default=str) + "\n")
+    first = parallel.is_first()
+    if first:
+        place = pathlib.Path(folder, f"samples-{key}")
+        place.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(place / "facts.json", json.dumps(depends_on, indent=1, default=str) + "\n")
     count = -(-n // chunk)
     seed = jax.random.key(settings.seed)
     labels = labels_for(generator.run, settings.labels, count * chunk, seed)
     compiled, parts = False, []
-    for i in tqdm(range(count), desc=f"{settings.solver}, {chunk} at once", disable=silent or count < 2):
+    for i in tqdm(range(count), desc=f"{settings.solver}, {chunk} at once", disable=silent or count < 2 or not first):
         rows = slice(i * chunk, (i + 1) * chunk)
 
         def draw(rows=rows):
             own = labels[rows] if generator.classes else None
             return generator.sample(seed, chunk, labels=own, first=rows.start, progress=not silent, settings=settings)
 
-        path = place / f"{i:05}.npz"
-        part = _read(path, ("images", "labels", "sample_nfe", "nfe", "seconds"))
-        if part is None:
+        part = _read(place / f"{i:05}.npz", ("images", "labels", "sample_nfe", "nfe", "seconds")) if first else None
+        if parallel.largest(int(first and part is None)):
             if timed and not compiled:
                 draw()
                 compiled = True
@@ -105,7 +109,10 @@ def collect(generator, settings, folder, extractor, timed=False, silent=False):
                 "nfe": np.float64(stats.nfe),
                 "seconds": np.float64(seconds),
             }
-            _write(path, part)
+            if first:
+                _write(place / f"{i:05}.npz", part)
+        if not first:
+            continue
         path = place / f"{i:05}-{extractor.fingerprint[:16]}.npz"
         features = _read(path, ("features",))
         if features is None:
@@ -113,6 +120,8 @@ def collect(generator, settings, folder, extractor, timed=False, silent=False):
             _write(path, features)
         shown = part.pop("images")[: max(0, SHOWN - rows.start)]
         parts.append(part | features | {"images": shown})
+    if not first:
+        return None
     whole = {name: np.concatenate([p[name] for p in parts])[:n] for name in ("features", "labels", "sample_nfe")}
     seconds = [float(p["seconds"]) for p in parts if np.isfinite(p["seconds"])]
     return SampleSet(

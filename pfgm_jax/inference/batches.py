@@ -38,7 +38,7 @@ def over_batches(program, arrays, size, what, progress=True):
         for start in range(0, n, size):
             rows = np.minimum(np.arange(start, start + size), n - 1)
             result = program(*(parallel.shard(array[rows]) for array in arrays))
-            parts.append(jax.tree.map(lambda a: parallel.gather(a) if a.ndim > 1 else np.asarray(a), result))
+            parts.append(jax.tree.map(lambda a: parallel.gather(a) if a.ndim > 1 else parallel.gathered(a), result))
             bar.update(min(size, n - start))
     join = lambda *leaves: np.concatenate(leaves)[:n] if leaves[0].shape[:1] == (size,) else np.stack(leaves)
     return jax.tree.map(join, *parts)

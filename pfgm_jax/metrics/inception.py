@@ -120,8 +120,8 @@ def network(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B d"
 
 @functools.cache
 def _program():
-    """The compiled `features`, mapped over devices: (replicated params, uint8 [devices, B, H, W, C]) -> features."""
-    return parallel.pmap(lambda params, images: network(params, (resize(images) - 128) / 128))
+    """The compiled `features`, over own devices: (replicated params, uint8 [devices, B, H, W, C]) -> features."""
+    return parallel.map_alone(lambda params, images: network(params, (resize(images) - 128) / 128))
 
 
 class Inception:
@@ -158,7 +158,7 @@ class Inception:
             raise ValueError(f"images must be uint8 [n, H, W, 1 or 3], not {images.dtype} {images.shape}")
         if self._copies is None:
             self._copies = parallel.replicate({k: v for k, v in self.params.items() if k != "output"})
-        n, devices = len(images), parallel.device_count()
+        n, devices = len(images), parallel.own_count()
         batch = batch or (BATCH_CPU if parallel.device_kind() == "cpu" else BATCH)
         step = min(batch, -(-n // devices)) * devices
         features = []
@@ -169,7 +169,8 @@ class Inception:
                 part = np.asarray(images[start : start + step])
                 padded = np.zeros((step, *part.shape[1:]), np.uint8)
                 padded[: len(part)] = part
-                features.append(parallel.gather(_program()(self._copies, parallel.shard(padded)))[: len(part)])
+                shares = _program()(self._copies, padded.reshape(devices, -1, *part.shape[1:]))
+                features.append(np.asarray(shares).reshape(step, -1)[: len(part)])
                 bar.update(len(part))
         return np.concatenate(features)
 

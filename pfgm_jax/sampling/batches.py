@@ -137,7 +137,7 @@ def draw(program, wanted, params, guide=None, most=256, shown=True):
         f"{program.solver}, {size} at once",
         -(-wanted.n // size),
         levels,
-        shown and (program.reporting or size < wanted.n),
+        shown and parallel.is_first() and (program.reporting or size < wanted.n),
     )
     known, parts = compiled.cache_info().misses, []
     run = compiled(program, size)
@@ -204,7 +204,7 @@ def _operations(network, shape):
 
 def _over_devices(stats):
     """SolveStats with a device axis -> of the whole batch, on the host: devices may take steps of their own."""
-    stats = jax.tree.map(np.asarray, stats._replace(sample_nfe=()))
+    stats = jax.tree.map(parallel.gathered, stats._replace(sample_nfe=()))
     return stats._replace(
         nfe=stats.nfe.max(),
         steps=stats.steps.max(),

@@ -68,6 +68,14 @@ class Log:
         self._events.close()
 
 
+class Quiet:
+    """The Log of a process that is not the first of several: it writes and says nothing."""
+
+    def __init__(self, *_):
+        nothing = lambda *_: None
+        self.progress = self.scalars = self.picture = self.doing = self.say = self.close = nothing
+
+
 class _Events:
     """A TensorBoard event file, written by the caller's thread.
 

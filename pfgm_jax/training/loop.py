@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import json
 import math
 import os
 import pathlib
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from pfgm_jax import parallel, plots, run_folder, run_record
+from pfgm_jax import config as config_lib
+from pfgm_jax import job, parallel, plots, run_folder, run_record
 from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError
 from pfgm_jax.interrupt import Interrupt, Interrupted
@@ -20,7 +22,7 @@ from pfgm_jax.storage import atomic, checkpoint
 from pfgm_jax.storage.metrics_file import evaluated, read_metrics
 from pfgm_jax.training import monitor
 from pfgm_jax.training.dry_run import Plan, describe, is_resident, prepare
-from pfgm_jax.training.log import Log
+from pfgm_jax.training.log import Log, Quiet
 from pfgm_jax.training.meter import Meter
 from pfgm_jax.training.step import TrainState, init_state, items, learning_rate, make_cadence, train_steps
 from pfgm_jax.training.warm_start import start_from
@@ -50,25 +52,44 @@ def train(config, workdir):
     with Interrupt("stopping before the first step: there is nothing to save", config.train.grace, stands) as interrupt:
         plan = prepare(config)
         training = Training(config, plan, workdir)
-        with run_folder.opened(workdir, config, plan.derived) as recorded:
+        _require_agreement(config, plan.derived)
+        with _opened(training) as recorded:
             try:
                 state = _start(training, recorded)
                 interrupt.defer()
                 state = _logged(training, state, interrupt)
             except OSError as error:
-                if not atomic.concerns(workdir, error):
+                if not (parallel.is_first() and atomic.concerns(workdir, error)):
                     _say_where_it_stands(workdir)
                     raise
                 raise UserError(f"{atomic.unwritable(workdir, error)}; {stands()}") from None
             except UserError:
                 raise
-            except Exception:
+            except Exception as error:
+                if parallel.is_loss(error):
+                    stands = run_folder.last_checkpoint(workdir)
+                    raise job.Lost(f"another process was lost; {stands}: the same command continues") from error
                 _say_where_it_stands(workdir)
                 raise
     best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, plan.task.batch))
-    if best not in (None, int(state.step)):
+    if parallel.is_first() and best not in (None, int(state.step)):
         print(how_to_get_best(workdir, best), flush=True)
     return state
+
+
+def _require_agreement(config, derived):
+    """Raises UserError where another process was started with other settings, or has other data, than the first."""
+    mine = json.loads(json.dumps({"data": derived} | config_lib.flatten(config)))
+    first = parallel.from_first(lambda: mine)
+    if different := [key for key in mine if mine[key] != first.get(key) and key != "data.dir"]:
+        raise UserError(f"this process has another {', '.join(different)} than the first one")
+
+
+def _opened(training):
+    """The run directory, which the first process alone writes to: see `run_folder.opened`."""
+    if not parallel.is_first():
+        return contextlib.nullcontext()
+    return run_folder.opened(training.workdir, training.config, training.plan.derived)
 
 
 def _say_where_it_stands(workdir):
@@ -79,6 +100,8 @@ def _start(training, recorded):
     """The TrainState to go on from: that of the last checkpoint, that of train.init's weights, or a random one."""
     config, (dataset, derived, task, cadence), workdir = training
     state = init_state(task, dataset.shape)
+    if not parallel.is_first():
+        return parallel.of_first(state)
     restored = checkpoint.restore(workdir, items(state), run=run_record.fixed(run_record.record(config, derived)))
     if restored is not None:
         state = TrainState(np.asarray(restored[0], np.int32), **restored[1])
@@ -90,14 +113,15 @@ def _start(training, recorded):
     print(describe(config, training.plan, state), file=sys.stderr)
     if restored is not None:
         print(f"resumed    at step {int(state.step)} of {cadence.total}", file=sys.stderr)
-    return state
+    return parallel.of_first(state)
 
 
 def _logged(training, state, interrupt):
     """`_run` with its log, and with the curves drawn however it ends."""
     workdir, cadence, batch = training.workdir, training.plan.cadence, training.plan.task.batch
     try:
-        with contextlib.closing(Log(workdir, cadence.total * batch, int(state.step) * batch)) as log:
+        make_log = Log if parallel.is_first() else Quiet
+        with contextlib.closing(make_log(workdir, cadence.total * batch, int(state.step) * batch)) as log:
             state = _run(training, state, log, interrupt)
     except BaseException:
         with contextlib.suppress(OSError):  # what went wrong first is what counts
@@ -108,7 +132,7 @@ def _logged(training, state, interrupt):
 
 
 def _draw_curves(workdir):
-    if records := read_metrics(workdir):
+    if parallel.is_first() and (records := read_metrics(workdir)):
         plots.curves(records, pathlib.Path(workdir, "curves.png"))
 
 
@@ -126,7 +150,7 @@ def _run(training, state, log, interrupt):
     config, (dataset, _, task, cadence), _ = training
     step, train = int(state.step), dataset.train
     state = parallel.replicate(state)
-    resident = is_resident(config, dataset)
+    resident = parallel.from_first(lambda: is_resident(config, dataset))
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
     indices = pipeline.planner(task.seed, task.order, train.labels, task.batch, task.large_batch)
     milestones = _Milestones(training, source, log, interrupt, step)
@@ -136,7 +160,7 @@ def _run(training, state, log, interrupt):
 
     send = lambda call: (call[1], pipeline.send(indices(*call), None if resident else train))
     with pipeline.ahead(send, _calls(step, cadence)) as batches:
-        while step < cadence.total and not interrupt.asked:
+        while step < cadence.total and not _asked(interrupt):
             with report.meter.waiting():
                 length, batch = next(batches)
             state, metrics = train_steps(task, state, source, batch)
@@ -151,14 +175,22 @@ def _run(training, state, log, interrupt):
                     milestones(step, state)
 
     state = parallel.unreplicate(state)
-    if interrupt.asked:
+    if asked := _asked(interrupt):
         if step == 0:
             log.say("stopped before the first step: there is nothing to save")
         else:
             milestones.save(step, state)
             log.say(f"stopped: step {step} is saved; the same command continues from there")
-        raise Interrupted(interrupt.asked)
+        raise Interrupted(asked)
     return state
+
+
+def _asked(interrupt):
+    """The signal that asks for an end, as soon as one of the processes has heard it; they all meet here."""
+    number = parallel.largest(interrupt.asked or 0, bounded=True)
+    if number:
+        interrupt.asked = number
+    return number
 
 
 class _Report:
@@ -223,19 +255,23 @@ class _Milestones:
         if step == 0:
             return
         seen = step * self._batch
-        done = resumed and seen in evaluated(workdir)
-        if cadence.due(cadence.evaluate, step) and not done and not self._interrupt.asked:
+        done = resumed and parallel.from_first(lambda: seen in evaluated(workdir))
+        if cadence.due(cadence.evaluate, step) and not done and not _asked(self._interrupt):
             log.doing("evaluating")
-            values = self._interrupt.abandoning(self._evaluate, state.ema, seen) or {}
+            values = self._until_asked(self._evaluate, state.ema, seen) or {}
             if math.isfinite(values.get("eval/val", math.nan)):
                 self._losses[step] = values["eval/val"]
         if cadence.due(cadence.save, step) or self._is_best(step):
             self.save(step, parallel.unreplicate(state))
-        done = resumed and monitor.picture_path(workdir, step).exists()
-        if cadence.due(cadence.sample, step) and not done and not self._interrupt.asked:
+        done = resumed and parallel.from_first(lambda: monitor.picture_path(workdir, step).exists())
+        if cadence.due(cadence.sample, step) and not done and not _asked(self._interrupt):
             log.doing("drawing samples")
-            self._interrupt.abandoning(self._show, parallel.unreplicate(state.ema), step)
+            self._until_asked(self._show, parallel.unreplicate(state.ema), step)
         log.doing()
+
+    def _until_asked(self, act, *args):
+        """`act(*args)`, abandoned at a signal; of several processes none can leave the others in the middle of it."""
+        return act(*args) if job.joined() else self._interrupt.abandoning(act, *args)
 
     def _is_best(self, step):
         best = run_folder.best_step(self._workdir, self._losses)
@@ -244,7 +280,7 @@ class _Milestones:
 
     def save(self, step, state):
         """A checkpoint, unless there is one."""
-        if step == self._saved:
+        if step == self._saved or not parallel.is_first():  # which alone writes
             return
         self._log.doing("saving")
         workdir, losses = self._workdir, self._losses

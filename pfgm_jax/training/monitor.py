@@ -97,6 +97,8 @@ def picture(config, derived, workdir, real, log):
         except UserError as error:
             log.say(f"{seen:>10,} images: no samples yet: {error}")
             return
+        if not parallel.is_first():
+            return
         drawn = plots.picture(samples, real)
         path = picture_path(workdir, step)
         path.parent.mkdir(exist_ok=True)

@@ -337,7 +337,7 @@ def evaluate_losses(task, ema, images, labels, batches):
         if not task.process.training_law.from_kernel:
             known = images, labels
         each = example_losses(task, ema, Examples(images[chosen], labels[chosen], *known), keys, train=False)
-        return (sums[0] + jnp.sum(jnp.where(mine >= 0, each, 0)), sums[1] + jnp.sum(mine >= 0)), None
+        return (sums[0] + jnp.sum(jnp.where(mine >= 0, each, 0)), sums[1] + jnp.sum(mine >= 0, dtype=jnp.int32)), None
 
     positions = jnp.arange(batches.size).reshape(batches.shape)
     zero = (jnp.zeros((), jnp.result_type(float)), jnp.zeros((), jnp.int32))
