@@ -259,7 +259,7 @@ def test_the_dry_run_begins_with_what_matters(monkeypatch):
     assert begins == ["data", "process", "network", "training", "devices", "memory", "warning"]
     assert "8.0 GiB" in lines[5] and "4.0 GiB" in lines[6] and "train.batch" in lines[6]
     text = "\n".join(lines)
-    assert "multipliers: [1, 2]" in text and "!!python" not in text and text.index("\nmodel:") < text.index("conv_in")
+    assert "multipliers: [1, 2]" in text and "!!python" not in text and text.index("\nmodel:") < text.index("\nTotal:")
     monkeypatch.setattr(parallel, "device_memory", lambda: 2**34)
     assert "warning" not in dry_run.dry_run(config)
 
