@@ -5,6 +5,7 @@ import pytest
 from pfgm_jax import doctor
 
 
+@pytest.mark.slow
 def test_a_sound_installation_is_called_well(command):
     code, out, err = command("--mode=doctor")
     assert code == 0, err

@@ -7,6 +7,7 @@ import pytest
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
+RENDERED = sorted(NOTEBOOKS.glob("rendered/*.ipynb"))
 
 
 def cells(script):
@@ -16,9 +17,9 @@ def cells(script):
         yield ("markdown" if "[markdown]" in head else "code"), text.strip()
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
-def test_the_rendered_copy_is_of_this_script_and_has_outputs(script):
-    rendered = json.loads((NOTEBOOKS / "rendered" / f"{script.stem}.ipynb").read_text())["cells"]
+@pytest.mark.parametrize("copy", RENDERED, ids=lambda path: path.stem)
+def test_a_rendered_copy_is_of_its_script_and_has_outputs(copy):
+    script, rendered = NOTEBOOKS / f"{copy.stem}.py", json.loads(copy.read_text())["cells"]
     code = ["".join(cell["source"]).strip() for cell in rendered if cell["cell_type"] == "code"]
     assert code == [text for kind, text in cells(script) if kind == "code"], "run launch/notebooks.sh again"
     kinds = [output["output_type"] for cell in rendered for output in cell.get("outputs", [])]

@@ -84,7 +84,7 @@ def end(solver, D, second_moment, **options):
 
 @pytest.mark.parametrize("solver, options", [
     ("sde", dict(steps=60, noise=2.0, grid="log")),
-    ("heun", dict(steps=60, S_churn=3.0, grid="log")),
+    pytest.param("heun", dict(steps=60, S_churn=3.0, grid="log"), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_noise_by_the_curve_is_nearly_that_of_the_exact_field(solver, options):
     """Kolmogorov-Smirnov on norms at D = 1, where the trace matters most, against fresh draws.
