@@ -19,4 +19,5 @@ say "score, relative to held-out digits; every row but the first two is a contro
 python -m pfgm_jax.main --mode=evaluate --workdir="$run"
 
 say "pictures"
-printf '  %s\n' "$run"/samples/{rk45-n=100.png,heun-n=100.png,rk45-n=100.gif} "$run"/curves.png
+shopt -s nullglob
+printf '  %s\n' "$run"/samples/*-n=100*.{png,gif,webp} "$run"/curves.png
