@@ -60,6 +60,7 @@ def test_restore_and_go_on(command, run, folder, digits):
     assert (place / "digit 0.npz").stat().st_mtime_ns >= before
 
 
+@pytest.mark.slow
 def test_measured_floats(command, run, tmp_path, digits):
     noisy = digits / 127.5 - 1 + np.random.default_rng(0).normal(0, 0.5, digits.shape)
     np.savez(tmp_path / "noisy.npz", images=noisy)

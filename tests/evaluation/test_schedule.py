@@ -84,6 +84,7 @@ def test_samples_take_it(kept):
     assert "grid" not in g.prepared(g.settings.changed(solver="auto", steps=FEW + 1)).options
 
 
+@pytest.mark.slow
 def test_noise_at_finite_D_takes_its_curve(kept):
     g = generator.load(kept[0])
     noisy, stats = g.sample(jax.random.key(0), 4, solver="sde", steps=5)

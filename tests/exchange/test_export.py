@@ -218,6 +218,7 @@ def test_without_a_gate_force_is_needed(run, command):
     assert code == 2 and "the gate was left out" in err
 
 
+@pytest.mark.slow
 def test_membership_is_a_matter_of_memory(run):
     """A network that knows its training digits, exactly, and one that knows nothing."""
     made = pfgm_jax.load(run)
@@ -238,6 +239,7 @@ def test_membership_is_a_matter_of_memory(run):
     assert knowing.low > 0.95
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_are_those_that_were_sampled(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export", "results"))
     export_run.export(copy, FEW)

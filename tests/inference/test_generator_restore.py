@@ -79,6 +79,7 @@ def test_an_operator_of_ones_own(generator):
     np.testing.assert_allclose(draws.sum(axis=3), np.broadcast_to(m, (2, 2, 8, 1)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_other_noise_and_an_estimated_level(generator):
     x = images(2)
     for noise in ("poisson", "heavy"):
