@@ -131,10 +131,11 @@ def _above_bar(picture, sigma, sigmas):
     canvas.paste(picture, ((width - picture.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     left, right, top, bottom = label, width - 8, picture.height + 9, picture.height + 17
-    high, low = np.log10(np.max(sigmas)), np.log10(np.min(sigmas))
+    smallest = min(level for level in sigmas if level > 0)  # a way may end at σ = 0
+    high, low = np.log10(np.max(sigmas)), np.log10(smallest)
     at = lambda value: left + (right - left) * (high - value) / max(high - low, 1e-9)
     draw.rectangle((left, top, right, bottom), "#DDDDDD")
-    draw.rectangle((left, top, at(np.log10(sigma)), bottom), PALETTE[0])
+    draw.rectangle((left, top, at(np.log10(max(sigma, smallest))), bottom), PALETTE[0])
     for decade in range(math.ceil(low), math.floor(high) + 1):
         draw.line((at(decade), bottom + 1, at(decade), bottom + 4), "black")
     draw.text((6, picture.height + height // 2), text, "black", font, anchor="lm")
