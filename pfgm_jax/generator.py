@@ -13,8 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from pfgm_jax import config as config_lib
-from pfgm_jax import inference, models, run_folder, run_record
+from pfgm_jax import config_rules, inference, models, run_folder, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
@@ -464,7 +463,7 @@ def recorded_run(workdir):
     """The Run that a folder's config.json describes; UserError where it makes none."""
     config, derived = run_record.load(workdir)
     try:
-        config_lib.check(config)
+        config_rules.check(config)
         run_lib.check_derived(derived)
         return run_lib.make_run(config, derived)
     except UserError as error:

@@ -6,18 +6,19 @@ import os
 import pathlib
 
 from pfgm_jax import __version__
-from pfgm_jax.config import check, default, flatten, override
+from pfgm_jax.config import default, flatten, override
+from pfgm_jax.config_rules import check
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.storage import atomic, digests
 
+# How a run was measured or used, which is no part of it.
+_MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.")
 # What may change when a run is continued or used; any other difference is another run.
 MUTABLE = (
-    "sample.", "evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.",
+    "sample.", *_MEASURES,
     "train.images", "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.keep",
     "train.steps_per_call", "train.grace", "data.dir", "data.check_md5", "data.resident",
 )  # fmt: skip
-
-_MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.", "export.", "schedule.", "diagnose.")
 # Settings of what is done with a trained run.
 USES = ("sample.", *_MEASURES, "data.")
 

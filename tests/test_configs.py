@@ -9,7 +9,7 @@ from scipy.spatial.distance import pdist
 
 from configs import digits, folder, medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import config_file, data, generator, models, run_record, sampling
+from pfgm_jax import config_file, config_rules, data, generator, models, run_record, sampling
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import parametrization
@@ -36,7 +36,7 @@ def parameters(config, shape):
 @pytest.mark.parametrize("arg", DIGITS)
 def test_digits(arg):
     config = digits.get_config(arg)
-    config_lib.check(config)
+    config_rules.check(config)
     assert parameters(config, (8, 8, 1)) < 200_000
     assert config.process.D == {"process=pfgm": 1, "process=edm": math.inf, "D=2048": 2048}.get(arg.split(",q")[0], 128)
 
@@ -44,7 +44,7 @@ def test_digits(arg):
 @pytest.mark.parametrize("arg", [*MEDMNIST, "process=pfgm", "process=edm", "process=pfgm,quick"])
 def test_medmnist(arg):
     config = medmnist.get_config(arg)
-    config_lib.check(config)
+    config_rules.check(config)
     side = config.data.size
     assert parameters(config, (side, side, 3)) < (2e6 if "cpu" in arg or "quick" in arg else 20e6)
     if side == 28:
@@ -105,7 +105,7 @@ def test_sigma_max_bounds_the_priors_mismatch():
 @pytest.mark.parametrize("file", [digits, medmnist], ids=["digits", "medmnist"])
 def test_every_process_makes_a_run(file, name):
     config = file.get_config(f"process={name}")
-    config_lib.check(config)
+    config_rules.check(config)
     dataset = data.load(config.data) if file is digits else fake_dataset()
     config.train.update(batch=64)
     derived = run_lib.derive(config, dataset)
@@ -129,7 +129,7 @@ def test_process_options_reach_the_process():
     def make(name, **fields):
         config = digits.get_config(f"process={name}")
         config.process.update(fields)
-        config_lib.check(config)
+        config_rules.check(config)
         return run_lib.make_process(config, run_lib.derive(config, fake_dataset((8, 8, 1), 1437)))
 
     vp = make("vp", beta_min=0.5, beta_max=8.0)
@@ -188,7 +188,7 @@ def test_impossible_processes_and_solvers(arg, changes, words):
         config = digits.get_config(arg)
         for key, text in changes.items():
             config_lib.override(config, key, text)
-        config_lib.check(config)
+        config_rules.check(config)
     assert "\n" not in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == []
 
@@ -206,7 +206,7 @@ def test_every_solver_option_is_a_field_that_may_be_None():
         assert config.sample[name] is None
         config_lib.override(config, f"sample.{name}", "None")
         assert config.sample[name] is None
-    config_lib.check(config)
+    config_rules.check(config)
     for solver in sampling.SOLVERS:  # None is the solver's own default: it is told nothing
         assert solver_options(config, solver) == {}
 

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from pfgm_jax import config as config_lib
-from pfgm_jax import config_file, failures, main
+from pfgm_jax import config_file, config_rules, failures, main
 from pfgm_jax.errors import UserError, counted, nearest, quoted
 from pfgm_jax.training import dry_run
 
@@ -175,7 +174,7 @@ def test_absurd_numbers_are_refused_before_they_take_memory(override):
     key, _, value = override.partition("=")
     config = config_file.load_config(f"{ROOT}/configs/digits.py:quick", {key: value})
     with pytest.raises(UserError, match=key):
-        config_lib.check(config)
+        config_rules.check(config)
 
 
 def test_a_network_that_no_machine_holds():

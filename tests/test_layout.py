@@ -20,11 +20,13 @@ LAYERS = [
     {"inference"},
     {"run"},
     {"config"},
+    {"config_rules"},
     {"recipes", "run_record", "config_file"},
     {"run_folder"},
     {"generator"},
     {"training", "evaluation", "lessons"},
     {"exchange", "explorer", "study", "doctor"},
+    {"modes"},
     {"main"},
 ]
 PACKAGE = pathlib.Path(pfgm_jax.__file__).parent

@@ -13,8 +13,7 @@ import optax
 import pytest
 
 from configs import medmnist
-from pfgm_jax import config as config_lib
-from pfgm_jax import data, main, models, parallel
+from pfgm_jax import config_rules, data, main, models, parallel
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.training import dry_run, step
@@ -253,7 +252,7 @@ def test_dry_run_without_the_file(argument, narrow, capsys, monkeypatch):
 @pytest.mark.parametrize("size", [28, 64, 128, 224])
 def test_a_published_network_at_any_size_attends(network, size):
     config = medmnist.get_config(f"size={size},network={network}")
-    config_lib.check(config)
+    config_rules.check(config)
     derived = {"shape": (size, size, 3), "classes": ["a"], "sigma_data": 0.5}
     model = run_lib.make_model(config, derived)
     heights = {side for side, _ in models.unet.level_sizes((size, size), len(config.model.multipliers))}

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
+from pfgm_jax import config_rules, run_record
 from pfgm_jax import run as run_lib
-from pfgm_jax import run_record
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.exchange import torch_networks
 from pfgm_jax.storage import safetensors, torch_files
@@ -90,7 +90,7 @@ def import_run(source, workdir, config=None, overrides=()):
     config.train.augment = 0.0  # the layer of augmentation labels is left out: it adds nothing to a sample
     if math.isnan(config.process.D):
         raise UserError(f"{name} does not say its D: write process.D=128, or whatever it is; inf for EDM")
-    config_lib.check(config)
+    config_rules.check(config)
     derived = _derive(config, derived, step) | {"imported": name}
     run = run_lib.make_run(config, derived)
     params = jax.device_get(torch_networks.from_torch(run.model, state, kind, config.data.size))

@@ -7,7 +7,7 @@ import jax
 from clu import parameter_overview
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, models, parallel
+from pfgm_jax import config_rules, data, generator, models, parallel
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError, counted, printable
@@ -31,7 +31,7 @@ def prepare(config, stand_in=False, dataset=None):
 
     A `dataset` that is loaded already is not loaded again.
     """
-    config_lib.check(config)
+    config_rules.check(config)
     parallel.check_divisible(config.train.batch, "train.batch")
     dataset = dataset or data.load(config.data, stand_in)
     derived = run_lib.derive(config, dataset)

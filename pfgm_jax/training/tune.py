@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, run_record
+from pfgm_jax import config_rules, data, generator, run_record
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.flow import process
 from pfgm_jax.metrics.tables import aligned
@@ -79,7 +79,7 @@ def tuned_config(teacher, source, overrides):
            "tune.digest": weights[:16]}  # fmt: skip
     for key, value in (config_lib.flatten(teacher.config) | SETTINGS | own | overrides).items():
         config_lib.override(config, key, value)
-    config_lib.check(config)
+    config_rules.check(config)
     return config
 
 

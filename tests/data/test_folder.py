@@ -10,8 +10,7 @@ from image_folders import RED, classes, config, counts, fails, one, put
 from PIL import Image
 
 from configs import folder as folder_config
-from pfgm_jax import config as config_lib
-from pfgm_jax import data, models
+from pfgm_jax import config_rules, data, models
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import dataset as dataset_module
 from pfgm_jax.data import images
@@ -385,7 +384,7 @@ def test_grey_ones_that_fit_after_all(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["", ",cpu"])
 def test_a_network_for_any_size(size, kind):
     made = folder_config.get_config(f"dir=x,size={size},conditional{kind}")
-    config_lib.check(made)
+    config_rules.check(made)
     assert (made.data.name, made.data.dir, made.data.size, made.model.conditional) == ("folder", "x", size, True)
     model = run_lib.make_model(made, {"shape": (size, size, 3), "classes": ["a", "b"], "sigma_data": 0.5})
     sides = [side for side, _ in model.check_size((size, size))]
@@ -402,7 +401,7 @@ def test_the_presets_are_those_of_medmnist():
 
 def test_arguments_of_the_config():
     made = folder_config.get_config("dir=/data/mine.npz,size=32,process=pfgm,quick")
-    config_lib.check(made)
+    config_rules.check(made)
     assert (made.data.name, made.process.name, made.train.large_batch) == ("npz", "pfgm", 64)
     with pytest.raises(UserError, match="images of 8 px or more"):
         folder_config.get_config("size=4")

@@ -13,7 +13,8 @@ from jax.scipy.special import logsumexp
 from configs import digits, medmnist
 from pfgm_jax import data
 from pfgm_jax import run as run_lib
-from pfgm_jax.config import check, default
+from pfgm_jax.config import default
+from pfgm_jax.config_rules import check
 from pfgm_jax.data.class_labels import class_labels
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import field, losses, process

@@ -13,7 +13,7 @@ import scipy.signal
 from random_networks import images, random_params
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import models
+from pfgm_jax import config_rules, models
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.models import layers, ncsnv2
@@ -236,7 +236,7 @@ def test_networks_say_which_sizes_they_take():
 def test_presets_make_networks(name):
     config = config_lib.default()
     config.model.update(**models.preset(name))
-    config_lib.check(config)
+    config_rules.check(config)
     model = run_lib.make_model(config, {"shape": [28, 28, 3], "classes": ["a", "b"], "sigma_data": 0.5})
     fields = models.preset(name)
     assert type(model) is models.NETWORKS[fields.pop("name")] and model.out_channels == 3
@@ -269,7 +269,7 @@ def test_impossible_options(changes, message):
     config = config_lib.default()
     config.model.update(**changes)
     with pytest.raises(UserError, match=message):
-        config_lib.check(config)
+        config_rules.check(config)
 
 
 def test_unknown_preset():

@@ -13,6 +13,7 @@ from PIL import Image
 
 from configs import digits, study_bloodmnist, study_digits
 from pfgm_jax import config as config_lib
+from pfgm_jax import config_rules
 from pfgm_jax.errors import UserError
 from pfgm_jax.study import Study, course, plan, report, stages, tables, verdict
 
@@ -236,7 +237,7 @@ def test_the_digits_study(arg, tmp_path):
     study = study_digits.get_study(arg)
     made = plan.entries(study, ROOT / "configs/study_digits.py", tmp_path, {})
     for each in made:
-        config_lib.check(each.config)
+        config_rules.check(each.config)
         budget = (each.config.train.images, each.config.train.batch, each.config.train.ema_halflife)
         assert budget == (made[0].config.train.images, 64, 20_000)
     assert len({config_lib.flatten(e.config)["model.channels"] for e in made if e.config.model.name == "unet"}) == 1
@@ -247,7 +248,7 @@ def test_the_digits_study(arg, tmp_path):
 def test_the_bloodmnist_study(arg, tmp_path):
     study = study_bloodmnist.get_study(arg)
     for each in plan.entries(study, ROOT / "configs/study_bloodmnist.py", tmp_path, {}):
-        config_lib.check(each.config)
+        config_rules.check(each.config)
         assert each.config.model.conditional and each.config.data.name == "bloodmnist"
     taken = study_bloodmnist.get_study("pair,runs=/q").variants
     assert [variant.run for variant in taken.values()] == ["/q/bloodmnist_28_pfgmpp", "/q/bloodmnist_28_ddpm"]

@@ -18,7 +18,7 @@ import pytest
 import pfgm_jax
 from configs import digits
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, parallel, run_record
+from pfgm_jax import config_rules, data, parallel, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import pipeline, to_unit
 from pfgm_jax.errors import UserError
@@ -643,4 +643,4 @@ def test_the_network_is_told_how_its_images_were_augmented(monkeypatch):
 def test_augmentation_that_cannot_be(settings, words):
     config = tiny(**({"train.augment": 0.1, "train.large_batch": 0} | settings))
     with pytest.raises(UserError, match=words):
-        config_lib.check(config)
+        config_rules.check(config)

@@ -10,7 +10,7 @@ import time
 import jax
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, parallel
+from pfgm_jax import config_rules, data, parallel
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import counted
 from pfgm_jax.training import dry_run
@@ -38,7 +38,7 @@ def advise(config, argument, overrides, workdir=None):
     begun = time.perf_counter()
     say = lambda doing: print(f"advise     {time.perf_counter() - begun:4.0f} s  {doing}", file=sys.stderr, flush=True)
     workdir = workdir or f"runs/{config.data.name}"
-    config_lib.check(config)
+    config_rules.check(config)
     machine = trial.look_at_machine(workdir)
     say("loading the data")
     dataset = data.load(config.data, stand_in=True)
