@@ -2,7 +2,6 @@
 
 import base64
 import functools
-import html
 import math
 import os
 import pathlib
@@ -19,6 +18,7 @@ from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.inference import restoration
+from pfgm_jax.metrics.tables import as_html
 from pfgm_jax.sampling import SolveStats, arguments, batches, schedules
 from pfgm_jax.sampling.settings import SampleSettings, check_network, labels_for
 from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
@@ -100,23 +100,36 @@ class Generator:
 
     def __repr__(self):
         conditional = f"told one of {self.classes} classes" if self.classes else "unconditional"
-        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
-        flow, data = self.process, printable(self.derived.get("imported") or self.config.data.name)
+        card = self._card()
         return (
-            f"Generator of {'×'.join(map(str, self.shape))} {data}, {conditional}: {flow.name}, D = {flow.D:g}, "
-            f"σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
-            f"  network {self.config.model.name}, {parameters:,} parameters, {self._seen()}"
+            f"Generator of {card['images']}, {conditional}: {card['process']}\n"
+            f"  network {card['network']}, {card['weights']}"
         )
 
+    def _card(self):
+        """{what: words} of what it is."""
+        parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.params))
+        flow, data = self.process, printable(self.derived.get("imported") or self.config.data.name)
+        return {
+            "images": f"{'×'.join(map(str, self.shape))} {data}",
+            "process": f"{flow.name}, D = {flow.D:g}, σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}",
+            "network": f"{self.config.model.name}, {parameters:,} parameters",
+            "weights": self._seen(),
+        }
+
     def _repr_html_(self):
-        """In a notebook: what it is, and the newest picture of its samples where its folder holds one."""
-        text = f"<pre>{html.escape(repr(self))}</pre>"
+        """In a notebook: its card, and the newest picture of its samples where its folder holds one."""
+        classes = {"classes": ", ".join(map(printable, self.derived["classes"]))} if self.classes else {}
+        card = as_html([["Generator", self.source], *map(list, (self._card() | classes).items())])
+        if not (picture := self._repr_png_()):
+            return card
+        return f'{card}<img alt="samples" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+
+    def _repr_png_(self):
+        """The newest picture of its samples, where the folder it was loaded from holds one; None shows nothing."""
         folder = atomic.expanded(_pretrained(self.source)) if self.source else None
         pictures = [*folder.glob("samples.png"), *folder.glob("samples/*.png")] if folder else []
-        if not pictures:
-            return text
-        newest = base64.b64encode(max(pictures, key=os.path.getmtime).read_bytes()).decode()
-        return f'{text}<img alt="samples" src="data:image/png;base64,{newest}">'
+        return max(pictures, key=os.path.getmtime).read_bytes() if pictures else None
 
     def _seen(self):
         """How long the weights were trained."""

@@ -1,5 +1,6 @@
 """The Generator: the same seed gives the same samples, whatever the batch; labels and options are checked."""
 
+import base64
 import dataclasses
 import math
 
@@ -516,7 +517,9 @@ def test_a_bar_moves_by_levels():
 
 
 def test_a_notebook_shows_what_it_is_and_its_picture():
-    shown = pfgm_jax.load("pretrained:digits")._repr_html_()
-    assert shown.startswith("<pre>Generator of 8×8×1 digits") and "data:image/png;base64,iVBOR" in shown
     g = pfgm_jax.load("pretrained:digits")
-    assert "<img" not in pfgm_jax.Generator(g.run, g.params)._repr_html_()  # made in memory: no folder, no picture
+    shown, picture = g._repr_html_(), g._repr_png_()
+    assert shown.startswith("<table><tr><th>Generator</th><th>pretrained:digits") and "8×8×1 digits" in shown
+    assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in shown
+    alone = pfgm_jax.Generator(g.run, g.params)  # made in memory: no folder, no picture
+    assert "<img" not in alone._repr_html_() and alone._repr_png_() is None

@@ -4,7 +4,7 @@ import time
 
 import jax
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax import data, plots
 from pfgm_jax.data.class_labels import class_labels

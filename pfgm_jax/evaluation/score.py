@@ -3,7 +3,6 @@
 `Measure` holds what is common to all images that are measured: the reference, its neighbour radii, its floor.
 """
 
-import html
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from pfgm_jax.errors import UserError, counted, nearest
 from pfgm_jax.metrics import estimate, frechet, kernel_distance, neighbours, per_class, real_floor, reference
 from pfgm_jax.metrics.intervals import REPLICATES
 from pfgm_jax.metrics.references import cached_at, kept_indices
-from pfgm_jax.metrics.tables import aligned
+from pfgm_jax.metrics.tables import aligned, as_html
 
 FEATURES = ("pixels", "inception", "domain")
 LEAST = 12  # images, of which halves still have five neighbours
@@ -82,7 +81,8 @@ class Measured(NamedTuple):
         return self._asdict()
 
     def _repr_html_(self):
-        return f"<pre>{html.escape(str(self))}</pre>"
+        protocol = [["protocol", ""], *([what, words] for what, words in self.protocol.items())]
+        return "".join(as_html(rows) for rows in [*tables(self), protocol])
 
     def __str__(self):
         return "\n".join([table(self), "", *(f"{what}: {words}" for what, words in self.protocol.items())])
@@ -241,18 +241,23 @@ def number(value):
 
 
 def table(measured):
-    """The figures of a Measured as text: a line a figure, a column a row of its scores; then the classes."""
+    """The figures of a Measured as text."""
+    return "\n\n".join(aligned(rows) for rows in tables(measured))
+
+
+def tables(measured):
+    """The tables of a Measured, each rows of cells with a header: a line a figure, a column a row of its scores; then
+    the classes, if they were measured."""
     rows = measured.scores
     lines = [["", *(f"{name} (n = {figures['n']:,})" for name, figures in rows.items())]]
     for name, (low, high) in measured.intervals.items():
         cells = [number(figures[name]) for figures in rows.values()]
         cells[0] += f" [{number(low)}, {number(high)}]"
         lines.append([TITLES.get(name, name), *cells])
-    text = aligned(lines)
-    if measured.by_class:
-        names = [name for name in next(iter(measured.by_class.values())) if name != "n"]
-        lines = [["class", "n", *(TITLES[name] for name in names)]]
-        for name, figures in measured.by_class.items():
-            lines.append([name, str(figures["n"]), *(number(figures[figure]) for figure in names)])
-        text += "\n\n" + aligned(lines)
-    return text
+    if not measured.by_class:
+        return [lines]
+    names = [name for name in next(iter(measured.by_class.values())) if name != "n"]
+    classes = [["class", "n", *(TITLES[name] for name in names)]]
+    for name, figures in measured.by_class.items():
+        classes.append([name, str(figures["n"]), *(number(figures[figure]) for figure in names)])
+    return [lines, classes]

@@ -1,4 +1,6 @@
-"""Tables as text."""
+"""Tables as text and HTML."""
+
+import html
 
 
 def aligned(rows, left=(0,)):
@@ -16,3 +18,9 @@ def markdown(header, rows):
     widths = [max(3, *map(len, column)) for column in zip(header, *rows, strict=True)]
     line = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
+
+
+def as_html(rows):
+    """An HTML table of rows of cells, of which the first is the header."""
+    line = lambda row, tag: "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+    return f"<table>{line(rows[0], 'th')}{''.join(line(row, 'td') for row in rows[1:])}</table>"

@@ -44,6 +44,16 @@ def flat(images):
     return to_unit(images).reshape(len(images), -1).astype(np.float64)
 
 
+def test_a_notebook_shows_the_tables(real):
+    labels = np.arange(80) % 2
+    found = pfgm_jax.audit(
+        draw(np.random.default_rng(1), 80, labels), real, labels=labels, features="pixels", name="a<b"
+    )
+    shown = found._repr_html_()
+    assert shown.count("<table>") == shown.count("</table>") == 3  # figures, classes, protocol
+    assert "<th>samples (n = 80)</th>" in shown and "<td>dark</td>" in shown and "a&lt;b" in shown
+
+
 def test_figures_are_those_of_the_metrics(real):
     rng = np.random.default_rng(1)
     labels = np.arange(80) % 2

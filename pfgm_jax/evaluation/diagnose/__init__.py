@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_jax import run_record
 from pfgm_jax.errors import UserError, nearest
