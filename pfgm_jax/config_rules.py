@@ -68,7 +68,7 @@ _RULES = (
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
     ("0 for no gate, or at least 12", lambda v: v == 0 or v >= 12, ("export.samples",)),
     ("0 for the default, or at least 12", lambda v: v == 0 or v >= 12, ("diagnose.num_samples",)),
-    ("each at least 2", lambda v: len(v) > 0 and min(v) >= 2, ("diagnose.steps",)),
+    ("each at least 2", lambda v: len(v) > 0 and min(v) >= 2, ("diagnose.steps", "schedule.steps")),
     ("each from 2 to 16", lambda v: len(v) > 0 and 2 <= min(v) and max(v) <= 16, ("diagnose.bits",)),
 )  # fmt: skip
 

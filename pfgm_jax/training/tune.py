@@ -16,7 +16,7 @@ from pfgm_jax.errors import UserError, printable
 from pfgm_jax.flow import process
 from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.sampling.settings import labels_for
-from pfgm_jax.storage import digests
+from pfgm_jax.storage import atomic, digests
 from pfgm_jax.training import flow_ends, loop
 from pfgm_jax.training.step import choose, make_task
 
@@ -48,13 +48,16 @@ def tune(source, workdir, overrides):
     """
     teacher = generator.load(source)
     config = tuned_config(teacher, source, overrides)
+    asked = config.sample.levels
+    if not asked:
+        config = _with_chosen_levels(config, workdir)
     loop.train(config, workdir)
     tuned = generator.load(workdir)
     dataset = data.load(config.data)
     print("following the exact field, and choosing levels", file=sys.stderr, flush=True)
     lines = [map_table(tuned, teacher, dataset.train)]
-    levels = config.sample.levels or choose_levels(tuned, dataset.val)
-    if levels != config.sample.levels:
+    levels = asked or choose_levels(tuned, dataset.val)
+    if not asked and levels:
         config, derived = run_record.load(workdir)
         run_record.save(workdir, run_record.with_overrides(config, {"sample.levels": levels}), derived)
         lines.append(
@@ -81,6 +84,15 @@ def tuned_config(teacher, source, overrides):
         config_lib.override(config, key, value)
     config_rules.check(config)
     return config
+
+
+def _with_chosen_levels(config, workdir):
+    """The config with the levels that an earlier end of the run in `workdir` chose, which a longer run keeps until its
+    own end; as it is where there are none."""
+    folder = atomic.expanded(workdir)
+    if not (folder / "config.json").exists():
+        return config
+    return run_record.with_overrides(config, {"sample.levels": run_record.load(folder)[0].sample.levels})
 
 
 def map_table(tuned, teacher, split):

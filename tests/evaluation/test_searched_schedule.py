@@ -134,8 +134,9 @@ def test_a_file_that_is_no_schedule(tmp_path, text):
 
 
 @pytest.mark.parametrize("override, words", [
-    ("schedule.steps=1", "from 2 to fine = 61 levels, got steps = (1,)"),
-    ("schedule.steps=", "from 2 to fine = 61 levels"),
+    ("schedule.steps=1", "each at least 2"),
+    ("schedule.steps=", "each at least 2"),
+    ("schedule.steps=62", "from 2 to fine = 61 levels, got steps = (62,)"),
     ("schedule.field=newtork", "did you mean 'network'?"),
     ("schedule.draws=0", "at least 1"),
     ("sample.steps=3", "takes overrides of schedule.* and data.*"),

@@ -90,6 +90,21 @@ def test_a_run_that_is_not_tuned_has_no_flow_end(teacher, untrained):
             refused()
 
 
+def test_a_longer_run_keeps_its_levels_until_its_end(tmp_path, monkeypatch):
+    """Stopped before it chooses again, it samples by those that it chose before."""
+
+    def stopped(config, workdir):
+        run_record.save(workdir, config, {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stopped)
+    levels = lambda: run_record.load(tmp_path)[0].sample.levels
+    for asked, expected in ({}, None), ({"sample.levels": "0.8,0.3"}, "0.8,0.3"), ({}, "0.8,0.3"):
+        with pytest.raises(KeyboardInterrupt):
+            tune.tune("pretrained:digits", tmp_path, asked)
+        assert levels() == expected
+
+
 @pytest.mark.slow
 def test_a_run_from_end_to_end(tmp_path, capsys):
     """A class-conditional run of points, tuned, tuned again by the same command, and sampled."""
