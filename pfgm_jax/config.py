@@ -153,7 +153,7 @@ def default():
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 0  # 0: as many as training images, at most 10 000; for pixels, as held-out ones
-    config.evaluate.features = ""  # pixels, inception, domain (a classifier); "": pixels for digits, else inception
+    config.evaluate.features = ""  # pixels, inception, inception64, domain; "": pixels for digits, else inception
     config.evaluate.split = "train"  # real images that figures compare with: train, val, test
     config.evaluate.copies = True  # look for copies of training images
     config.evaluate.usefulness = False  # train classifiers on labelled samples, and on real images beside them,

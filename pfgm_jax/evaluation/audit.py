@@ -22,7 +22,7 @@ def audit(images, real, labels=None, features="", split="train", inception="", n
       images: uint8 [n, H, W, C], or the path of a folder of image files or of an npz file with `images` (and `labels`).
       real: a Dataset, such as `data.load(config.data)`, or training images uint8 [N, H, W, C].
       labels: [n] classes of the images, to measure each class by itself too.
-      features: "pixels", "inception" or "domain" (`score.extractor`); "": pixels for digits, else inception.
+      features: one of `score.FEATURES` (`score.extractor`); "": pixels for digits, else inception.
       split: of `real`, to compare with.
       inception: file with the network's weights; "" fetches them to the cache.
       name: what the images are called in errors and the protocol.

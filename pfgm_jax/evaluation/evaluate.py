@@ -302,7 +302,7 @@ def _collected(generator, folder=None, measure=None):
 
 
 def features_of(config):
-    """What figures of this run see: "pixels", "inception" or "domain"."""
+    """What figures of this run see: one of `score.FEATURES`."""
     return config.evaluate.features or default_features(config.data.name)
 
 

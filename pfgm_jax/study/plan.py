@@ -56,6 +56,7 @@ class Study:
       common: {"section.field": value} for every variant.
       n: samples of the headline. curve: samples of every other point.
       features, split: as evaluate.features and evaluate.split.
+      also: other features that headlines are measured in too, in a table of their own, each with its own floor.
       usefulness: classifiers of each kind; 0 to leave it out, as all of these:
       likelihood: images of each set. latents: pairs of images between which is interpolated.
       cost: measure memory, compilation and speed, in a process of their own.
@@ -72,6 +73,7 @@ class Study:
     curve: int = 1000
     features: str = ""
     split: str = "train"
+    also: tuple = ()
     usefulness: int = 2
     likelihood: int = 64
     latents: int = 4

@@ -135,6 +135,7 @@ def _page(study, all_tables, all_figures, drawings, pictures):
 
     add("verdict")
     add("quality")
+    add("also")
     add("differences")
     for i, (title, images) in enumerate(pictures):
         wide = " wide" if "grid" not in images[0][1].name else ""

@@ -39,9 +39,9 @@ class Place(NamedTuple):
     folder: pathlib.Path
     measure: object
 
-    def generator(self):
-        """The run's Generator, to be measured as the study says."""
-        options = {"evaluate.features": self.study.features, "evaluate.split": self.study.split}
+    def generator(self, features=""):
+        """The run's Generator, to be measured as the study says, or in other features."""
+        options = {"evaluate.features": features or self.study.features, "evaluate.split": self.study.split}
         return generator_lib.load(self.entry.folder).with_overrides(options)
 
 
@@ -125,6 +125,12 @@ def headline(place):
     for name, picture in pictures.items():
         plots.save(picture, place.folder / f"{name}.png")
     return row | {"key": samples.key, "pictures": [f"{name}.png" for name in pictures]}
+
+
+def also(place, features):
+    """The headline's samples in other features."""
+    row, _, _ = _point(place, place.generator(features), *place.study.headline, place.study.n)
+    return row
 
 
 def difference(place, other):

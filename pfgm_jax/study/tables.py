@@ -9,7 +9,7 @@ from pfgm_jax.evaluation.score import TITLES, number
 from pfgm_jax.metrics import tables
 
 NOT_MEASURED = "not measured"
-OWN = "own sampler"
+OWN, ALSO = "own sampler", "in "  # stages, the second before the name of features
 CLOSE = 1.1  # a distance within 10 % of the best counts as reaching it
 
 
@@ -55,7 +55,20 @@ class Findings(NamedTuple):
 
 def every(findings):
     """All Tables of a study, in the order of the report."""
-    makers = (quality, evaluations, fewest, by_D, truth, costs, differences, likelihoods, copies, usefulness, settings)
+    makers = (
+        quality,
+        also,
+        evaluations,
+        fewest,
+        by_D,
+        truth,
+        costs,
+        differences,
+        likelihoods,
+        copies,
+        usefulness,
+        settings,
+    )
     return [maker(findings) for maker in makers]
 
 
@@ -93,6 +106,25 @@ def quality(findings):
     header = ["", "images trained", "sampler", "evaluations", "n", *(TITLES.get(name, name) for name in names)]
     note = "; ".join(f"{what}: {words}" for what, words in protocol.items())
     return Table("quality", "Quality", header, cells, note)
+
+
+def also(findings):
+    """Figures of the headline's samples in the study's other features, with each one's floor."""
+    rows, notes = [], []
+    for features in findings.study.also:
+        found = [(entry, findings.get(entry, ALSO + features)) for entry in findings.entries]
+        found = [(entry.name, record) for entry, record in found if record]
+        for name, record in found:
+            rows.append([features, name, f"{record['n']:,}", *map(_interval, record["figures"].values())])
+        if found:
+            _, record = found[-1]
+            for name, row in record["real"].items():
+                rows.append([features, name, f"{row['n']:,}", *(number(row[figure]) for figure in record["figures"])])
+            notes.append(f"{features}: {record['measured']['features']}")
+    # The distances, which go by other names in other features, come first in all of them.
+    figures = next((list(r["figures"])[2:] for (_, stage), r in findings.records.items() if stage.startswith(ALSO)), ())
+    header = ["features", "", "n", "Fréchet distance", "kernel distance", *figures]
+    return Table("also", "The same samples in other features", header, rows, "; ".join(notes))
 
 
 def _over_seeds(findings, names):

@@ -57,9 +57,14 @@ def pool(x, how, stride, pad):
     return {"mean": np.nanmean, "max": np.nanmax}[how](windows, axis=(-1, -2))
 
 
-def oracle(params, x):
-    for layer in STEM:
+def stem(params, x, layers=STEM):
+    for layer in layers:
         x = pool(x, "max", 2, 0) if layer == "max" else convolve(x, params[layer[0]], layer[2], layer[3])
+    return x
+
+
+def oracle(params, x):
+    x = stem(params, x)
     for number, block in enumerate(BLOCKS):
         name, outputs = f"mixed_{number}" if number else "mixed", []
         for branch, layers in block.items():
@@ -138,6 +143,14 @@ def test_features_agree_with_numpy_whatever_the_devices(narrow):
         want = oracle(narrow.params, x.astype(float))
         # 94 layers of float32 rounding, 6e-8 each and at most a few times amplified
         np.testing.assert_allclose(features[i], want, atol=2e-5 * np.abs(want).max())
+
+
+def test_early_features_are_means_over_the_first_pool(narrow):
+    images = np.random.default_rng(1).integers(0, 256, (1, 20, 31, 3), dtype=np.uint8)
+    first = inception.Inception({layer: narrow.params[layer] for layer in inception.STEM}, "", inception.early)
+    want = stem(narrow.params, (resized(images[0]).astype(float) - 128) / 128, STEM[:4]).mean((0, 1))
+    np.testing.assert_allclose(first(images), want[None], rtol=1e-5)  # 3 layers of float32 rounding
+    assert first.fingerprint != narrow.fingerprint  # kept features of the two are told apart
 
 
 @pytest.mark.parametrize("size", [1, 8, 28, 299, 700])

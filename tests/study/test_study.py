@@ -1,6 +1,7 @@
 """A study: what its file makes, what its figures say, and that its report stands alone."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import math
@@ -117,6 +118,15 @@ def test_tables_say_what_was_measured(findings):
     assert different["process.name"] == ["pfgmpp", "edm", "pfgm"] and "optim.lr" not in different
     assert made["likelihood"].rows == [] and "not measured" in made["likelihood"].markdown()
     assert "B\\|" in made["quality"].markdown()
+
+
+def test_other_features_have_floors_of_their_own(findings):
+    assert tables.also(findings).rows == []
+    also = findings._replace(study=dataclasses.replace(findings.study, also=("inception", "inception64")))
+    also.records["B|", "in inception64"] = point("heun", "18 steps", 35, 0.02)
+    made = tables.also(also)
+    assert [row[:3] for row in made.rows] == [["inception64", "B|", "360"], ["inception64", "real, test", "180"]]
+    assert made.rows[0][3].startswith("0.02 [") and made.rows[1][3] == "0.3"
 
 
 def test_seeds_are_put_together(findings):
