@@ -1,83 +1,318 @@
-"""Few evaluations on digits: the pixel score of multistep solvers at 5 to 10 evaluations, with intervals over seeds.
+"""Quality against evaluations on digits: every solver, searched grids, noise, tuned networks, at any D.
 
-    python -m benchmarks.few [--run=pretrained:digits] [--sets=8] [--steps=5,6,8,10] [--searched]
+    python -m benchmarks.few solvers RUN [RUN …] [--tuned=RUN,RUN,…] [--sets=3]
+    python -m benchmarks.few noise RUN [RUN …] [--sets=3]
+    python -m benchmarks.few field --dir=FOLDER [--images=500]
+    python -m benchmarks.few show [--picture=docs/solvers.png]
 
-With --searched the solvers take grids that a search finds (`sampling/search.py`) on the exact field of the training
-digits and on the network.
+The first three measure, and add to `--record` (benchmarks/few.json); `show` reads it: tables in Markdown, and the
+figure of docs/solvers.md. RUNs are of configs/digits.py, each with a schedule (--mode=schedule).
 
-Every row is the mean over `sets` seeds of 360 digits, relative to 360 held-out digits, with the 95 % interval of that
-mean by Student's t over the seeds; the sets of one seed start from the same noise whatever the solver. Prints Markdown.
+`solvers` and `noise`: figures of `sets` seeds of 360 digits each. `error` is the mean over images of the rms distance
+per pixel to where the flow ends from the same noise (RK45 at 1e-6). `frechet` is the Fréchet distance in pixels to the
+360 held-out digits; the others are the pixel score's, relative to these. Intervals are at 95 % by Student's t over the
+seeds; solvers start from the same noise, so that differences are paired.
+
+`field`: the same error on the exact field of some BloodMNIST images, without a network, on grids that were searched on
+other noise.
 """
 
 import argparse
+import itertools
+import json
+import math
+import pathlib
+import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import t as student
 
+import pfgm_jax
 from configs import digits as config_file
-from pfgm_jax import data, generator
-from pfgm_jax.flow import field, process
+from pfgm_jax import data, plots
+from pfgm_jax.flow import process
 from pfgm_jax.metrics import PixelScorer
-from pfgm_jax.sampling import search
+from pfgm_jax.metrics.frechet import fid
+from pfgm_jax.sampling import SOLVERS, search
 
 N = 360
-FIGURES = ("confidence", "density", "coverage", "distance")
-SOLVERS = [
-    ("dpmpp_3m", {}),
-    ("ipndm", {}),
-    ("ipndm", dict(equal_weights=False)),
-    ("ipndm", dict(grid="log")),
-]
+FIGURES = ("frechet", "confidence", "density", "coverage", "distance")
+FEW = (2, 3, 4, 5, 6, 7, 8, 10)
+SOME, MANY = (*FEW, 14), (*FEW, 14, 25, 50, 100)
+DEIS = {"equal_weights": False}
+# Name in tables: (solver, options, numbers of evaluations).
+METHODS = {
+    "euler": ("euler", {}, MANY),
+    "heun": ("heun", {}, (3, 5, 7, 9, 13, 25, 51)),
+    "dpmpp_2m": ("dpmpp_2m", {}, SOME),
+    "dpmpp_3m": ("dpmpp_3m", {}, MANY),
+    "ipndm": ("ipndm", {}, SOME),
+    "ipndm, weights of its levels": ("ipndm", DEIS, SOME),
+    "the same, searched grid": ("ipndm", DEIS | {"grid": "searched"}, (4, 5, 6, 7, 8, 10)),
+    "unipc": ("unipc", {}, SOME),
+    "sde, λ = 1": ("sde", {}, MANY),
+}
+SEARCHED, THIRD = "the same, searched grid", "dpmpp_3m"
+TOLERANCES = (1e-1, 1e-2, 1e-3)
 
 
-def searched(made, images, steps):
-    """{"field": {n: grid}, "network": {n: grid}} from the same 256 draws of the prior, as texts."""
-    flow = made.process
-    x = process.prior(flow, jax.random.split(jax.random.key(12345), 256), made.shape)
-    points = data.to_unit(images)
-    denoisers = {"field": field.exact_denoiser(points, flow.D), "network": made.denoise}
-    return {name: search.searched(flow, denoise, x, steps) for name, denoise in denoisers.items()}
+class Scores:
+    """The FIGURES of uint8 digits."""
+
+    def __init__(self):
+        sets = data.load(config_file.get_config().data)
+        held_out = np.concatenate([sets.val.images, sets.test.images])[:N]
+        self._scorer = PixelScorer(sets.train.images, sets.train.labels, held_out)
+        self._reference = data.to_unit(held_out).reshape(N, -1)
+        self.floor = [self._frechet(part) for part in np.split(sets.train.images[: 3 * N], 3)]
+
+    def _frechet(self, images):
+        return fid(self._reference, data.to_unit(images).reshape(len(images), -1))
+
+    def __call__(self, images):
+        score = self._scorer.score(images)
+        return {"frechet": self._frechet(images), **{name: getattr(score, name) for name in FIGURES[1:]}}
 
 
-def scores(made, scorer, solver, options, sets):
-    """The FIGURES of each of `sets` seeds: [sets, 4]."""
-    rows = []
-    for seed in range(sets):
-        images, _ = made.sample(jax.random.key(seed), N, solver=solver, progress=False, **options)
-        score = scorer.score(images)
-        rows.append([getattr(score, name) for name in FIGURES])
-    return np.array(rows)
+def by_operations(solver, flow, compiled, x, **options):
+    """(samples, SolveStats) of a solver that is not compiled itself, by a compiled denoiser."""
+
+    def denoise(x, sigma):
+        with jax.disable_jit(False):
+            return compiled(x, sigma)
+
+    with jax.disable_jit():
+        x, stats = SOLVERS[solver](flow, denoise, x, **options)
+    return np.asarray(x), stats
 
 
-def row(steps, solver, options, values):
-    half = student.ppf(0.975, len(values) - 1) * values.std(axis=0, ddof=1) / np.sqrt(len(values))
-    cells = [f"{mean:.3f} ± {reach:.3f}" for mean, reach in zip(values.mean(axis=0), half, strict=True)]
-    return f"| {steps} | {' '.join([solver, *(f'{k}={v}' for k, v in options.items())])} | {' | '.join(cells)} |"
+class Digits:
+    """A network of digits, and its samples of some seeds at once.
+
+    It is compiled once; solvers run operation by operation on it, as a program for each setting would take longer to
+    compile than to solve. Sample i of a seed starts from the noise that `Generator.sample` starts it from.
+    """
+
+    def __init__(self, path, sets):
+        self.generator, self.sets = pfgm_jax.load(path), sets
+        self.flow = self.generator.process
+        keys = [jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(N)) for seed in range(sets)]
+        keys = jnp.concatenate(keys)
+        self._x = process.prior(self.flow, keys, self.generator.shape)
+        self._keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
+        self._network = jax.jit(lambda x, sigma: self.generator.network.denoiser(self.generator.params, None)(x, sigma))
+
+    @property
+    def name(self):
+        return f"{self.flow.D:g}"
+
+    def solve(self, solver, options):
+        """(samples [sets, N, *S] in the unit scale, evaluations)."""
+        settings = self.generator.prepared(self.generator.settings.changed(solver=solver, **options))
+        x, stats = by_operations(solver, self.flow, self._network, self._x, keys=self._keys, **settings.solver_options)
+        return x.reshape(self.sets, N, *x.shape[1:]), float(stats.nfe)
+
+    def measured(self, scores, solver, options, ends=None):
+        """{"evaluations", figure: [sets]}; "error" too where `ends` [sets, N, *S] are given."""
+        samples, evaluations = self.solve(solver, options)
+        rows = [scores(data.to_uint8(x)) for x in samples]
+        figures = {name: [row[name] for row in rows] for name in rows[0]}
+        if ends is not None:
+            figures["error"] = np.sqrt(np.mean((samples - ends) ** 2, axis=(2, 3, 4))).mean(axis=1)
+        rounded = {name: [float(f"{value:.5g}") for value in values] for name, values in figures.items()}
+        return {"evaluations": evaluations, **rounded}
+
+
+def on_solvers(flags, record):
+    scores = Scores()
+    record["floor"] = scores.floor
+    for path in flags.runs:
+        digits, begun = Digits(path, flags.sets), time.perf_counter()
+        ends, calls = digits.solve("rk45", {"rtol": 1e-6, "atol": 1e-6, "max_steps": 10_000})
+        print(f"D = {digits.name}: the flow's ends by {calls:g} evaluations", flush=True)
+        rows = record.setdefault("solvers", {}).setdefault(digits.name, {})
+        for label, (solver, options, counts) in METHODS.items():
+            known = None if solver == "sde" else ends
+            steps = [(n + 1) // 2 for n in counts] if solver == "heun" else counts
+            rows[label] = [digits.measured(scores, solver, options | {"steps": n}, known) for n in steps]
+            print(f"D = {digits.name}: {label}, {time.perf_counter() - begun:.0f} s", flush=True)
+        rows["rk45"] = [digits.measured(scores, "rk45", {"rtol": t, "atol": t}, ends) for t in TOLERANCES]
+    for path in filter(None, flags.tuned.split(",")):
+        digits = Digits(path, flags.sets)
+        rows = record["solvers"].setdefault(digits.name, {})
+        rows["consistency, tuned"] = [digits.measured(scores, "consistency", {"steps": n}) for n in (1, 2, 3, 4)]
+
+
+def noisy_ways(gaussian):
+    """(name, solver, options) at about 18 and 50 evaluations: the flow, the SDE, and churn."""
+    for count in (18, 50):
+        yield "flow, dpmpp_3m", "dpmpp_3m", {"steps": count}
+        yield "flow, euler", "euler", {"steps": count}
+        for noise in (0.25, 0.5, 1.0, 2.0):
+            yield f"sde, λ = {noise:g}", "sde", {"steps": count, "noise": noise}
+        steps = (count + 1) // (2 if gaussian else 3)
+        for churn in (5.0, 20.0):
+            yield f"heun, S_churn = {churn:g}", "heun", {"steps": steps, "S_churn": churn}
+
+
+def on_noise(flags, record):
+    scores = Scores()
+    for path in flags.runs:
+        digits = Digits(path, flags.sets)
+        rows = record.setdefault("noise", {})[digits.name] = []
+        for label, solver, options in noisy_ways(digits.flow.is_gaussian):
+            rows.append({"name": label, **digits.measured(scores, solver, options)})
+            print(f"D = {digits.name}: {label}, {rows[-1]['evaluations']:g}", flush=True)
+
+
+def on_a_field(flags, record):
+    """Errors on the exact field of BloodMNIST images, D = 128 and ∞; grids are searched on 64 draws, judged on 64."""
+    config = pfgm_jax.default_config().data
+    config.update(name="bloodmnist", size=28, dir=flags.dir)
+    images = data.load(config).train.images
+    points = data.to_unit(images[np.sort(np.random.default_rng(0).permutation(len(images))[: flags.images])])
+    sigma_max = math.sqrt(float(np.mean(np.sum(points.reshape(len(points), -1) ** 2, axis=1))) / 0.12)
+    for D in (128.0, math.inf):
+        flow, begun = process.pfgmpp(D, sigma_max=sigma_max), time.perf_counter()
+        denoise = pfgm_jax.exact_denoiser(points, D)
+        compiled = jax.jit(denoise)
+        keys = jax.random.split(jax.random.key(1), 128)
+        x = process.prior(flow, keys, points.shape[1:])
+        path = search.fine_path(flow, denoise, x[:64])
+        cost, follow = search.costs(path), search.by_steps(denoise)
+        grids = {n: search.best(flow, follow, path, cost, n)[0] for n in FEW[2:]}
+        seconds = time.perf_counter() - begun
+        end, rows = by_operations("heun", flow, compiled, x[64:], steps=80)[0], {}
+        for label in ("dpmpp_3m", "ipndm, weights of its levels", SEARCHED):
+            solver, options, _ = METHODS[label]
+            for n in FEW[2:]:
+                own = options | ({"grid": grids[n]} if label == SEARCHED else {})
+                reached = by_operations(solver, flow, compiled, x[64:], steps=n, **own)[0]
+                errors = np.sqrt(np.mean((reached - end) ** 2, axis=(1, 2, 3)))
+                rows.setdefault(label, []).append({"evaluations": n, "error": [float(f"{e:.4g}") for e in errors]})
+        record.setdefault("field", {})[f"{D:g}"] = {
+            "images": len(points), "seconds": round(seconds), "grids": grids, "rows": rows,
+        }  # fmt: skip
+        print(f"D = {D:g}: searched in {seconds:.0f} s", flush=True)
+
+
+# ---- what the record says
+
+
+def mean_and_reach(values):
+    """The mean of values [k], and how far its 95 % interval reaches."""
+    values = np.asarray(values)
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return values.mean(), half
+
+
+def shown(values, digits=3):
+    mean, half = mean_and_reach(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def at(rows, evaluations, off=0):
+    """The row of so many evaluations, up to `off` more or fewer; None for none."""
+    return next((row for row in rows if abs(row["evaluations"] - evaluations) <= off), None)
+
+
+def as_table(record, name, figure):
+    """Markdown of one figure at one D: a row a method, a column a number of evaluations."""
+    counts = MANY
+    lines = [f"| D = {symbol(name)} | {' | '.join(map(str, counts))} |", "|---|" + "--:|" * len(counts)]
+    for label, rows in record["solvers"][name].items():
+        found = [at(rows, count, off=count > FEW[-1]) for count in counts]  # Heun's are 13, 51 and 99
+        if any(row and figure in row for row in found):
+            cells = [f"{np.mean(row[figure]):.3f}" if row and figure in row else "" for row in found]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def fewer_evaluations(rows, figures):
+    """Lines: searched grids with 8 and 6 evaluations minus dpmpp_3m with 10 and 8, paired."""
+    for (few, many), figure in itertools.product(((8, 10), (6, 8)), figures):
+        a, b = at(rows[SEARCHED], few)[figure], at(rows[THIRD], many)[figure]
+        mean, half = mean_and_reach(np.subtract(a, b))
+        verdict = "resolved" if abs(mean) > half else "not resolved"
+        difference = f"{np.mean(a):.4f} − {np.mean(b):.4f} = {mean:+.4f} ± {half:.4f}"
+        yield f"{few} against {many}, {figure}: {difference}, {verdict}"
+
+
+def symbol(name):
+    return "∞" if name == "inf" else name
+
+
+def picture(record, path):
+    """Error and Fréchet distance against evaluations, a column a D."""
+    from matplotlib.figure import Figure
+
+    names = [name for name in ("128", "inf") if name in record["solvers"]]
+    figure = Figure(figsize=(11, 8.5), layout="constrained")
+    panels = figure.subplots(2, len(names), sharex=True, sharey="row", squeeze=False)
+    styles = dict(zip(
+        (*METHODS, "rk45", "consistency, tuned"),
+        itertools.product(("-", "--"), plots.PALETTE), strict=False,
+    ))  # fmt: skip
+    for column, name in zip(panels.T, names, strict=True):
+        for axes, key in zip(column, ("error", "frechet"), strict=True):
+            for label, rows in record["solvers"][name].items():
+                rows = [row for row in rows if key in row]
+                line, colour = styles[label]
+                axes.plot(
+                    [row["evaluations"] for row in rows], [np.mean(row[key]) for row in rows], line, marker="o",
+                    markersize=4, color=colour, label=label,
+                )  # fmt: skip
+            axes.set(xscale="log", yscale="log")
+            axes.grid(alpha=0.3, which="both", linewidth=0.5)
+        column[1].axhspan(min(record["floor"]), max(record["floor"]), color="0.85", zorder=0)
+        column[1].set_xticks((1, 2, 5, 10, 20, 50, 100), ("1", "2", "5", "10", "20", "50", "100"))
+        column[0].set_title(f"D = {symbol(name)}", fontsize=15)
+        column[1].set_xlabel("evaluations of the network", fontsize=13)
+    panels[0][0].set_ylabel("distance to the flow's end (rms)", fontsize=13)
+    panels[1][0].set_ylabel("Fréchet distance in pixels", fontsize=13)
+    handles, labels = panels[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=12)
+    plots.save_figure(figure, path)
+
+
+def show(flags, record):
+    for name in record["solvers"]:
+        for figure in ("error", *FIGURES):
+            print(f"\n{figure}\n\n{as_table(record, name, figure)}")
+        if SEARCHED in record["solvers"][name]:
+            print("\n".join(fewer_evaluations(record["solvers"][name], ("error", *FIGURES))))
+        for row in record["solvers"][name].get("consistency, tuned", ()):
+            print(f"tuned, D = {name}, {row['evaluations']:g}: " + ", ".join(f"{f} {shown(row[f])}" for f in FIGURES))
+    for name, rows in record.get("noise", {}).items():
+        print(f"\n| D = {symbol(name)} | evaluations | {' | '.join(FIGURES)} |\n|---|--:|" + "--:|" * len(FIGURES))
+        for row in rows:
+            print(f"| {row['name']} | {row['evaluations']:g} | {' | '.join(shown(row[f]) for f in FIGURES)} |")
+    for name, found in record.get("field", {}).items():
+        print(f"\nexact field of {found['images']} images, D = {symbol(name)}, searched in {found['seconds']} s")
+        for label, rows in found["rows"].items():
+            print(f"| {label} | {' | '.join(shown(row['error']) for row in rows)} |")
+        print("\n".join(fewer_evaluations(found["rows"], ("error",))))
+    picture(record, flags.picture)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", default="pretrained:digits")
-    parser.add_argument("--sets", type=int, default=8)
-    parser.add_argument("--steps", default="5,6,8,10")
-    parser.add_argument("--searched", action="store_true")
-    args = parser.parse_args()
-    dataset = data.load(config_file.get_config().data)
-    held_out = np.concatenate([dataset.val.images, dataset.test.images])
-    scorer = PixelScorer(dataset.train.images, dataset.train.labels, held_out[:N])
-    made = generator.load(args.run).with_overrides({"sample.batch": N})
-    print(f"| evaluations | solver | {' | '.join(FIGURES)} |\n|--:|---|--:|--:|--:|--:|", flush=True)
-    counts = tuple(map(int, args.steps.split(",")))
-    grids = searched(made, dataset.train.images, counts) if args.searched else {}
-    for steps in counts:
-        for solver, options in SOLVERS if not grids else SOLVERS[::2]:
-            for source in grids or ("",):
-                grid = {"grid": grids[source][steps]} if source else {}
-                values = scores(made, scorer, solver, dict(options, steps=steps, **grid), args.sets)
-                print(row(steps, solver, options | ({"grid": source} if source else {}), values), flush=True)
-    for source, found in grids.items():
-        print(f"{source}: {found}", flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("solvers", "noise", "field", "show"))
+    parser.add_argument("runs", nargs="*", default=["pretrained:digits"])
+    parser.add_argument("--tuned", default="")
+    parser.add_argument("--sets", type=int, default=3)
+    parser.add_argument("--dir", default="")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--record", default="benchmarks/few.json")
+    parser.add_argument("--picture", default="docs/solvers.png")
+    flags = parser.parse_args()
+    path = pathlib.Path(flags.record)
+    record = json.loads(path.read_text()) if path.exists() else {}
+    {"solvers": on_solvers, "noise": on_noise, "field": on_a_field, "show": show}[flags.part](flags, record)
+    if flags.part != "show":
+        path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from pfgm_jax.data import to_unit
 from pfgm_jax.evaluation.restoration import in_range, mask_of
 from pfgm_jax.flow import process
 from pfgm_jax.inference.restoration import METHODS, Problem, exact, noise, operators
+from pfgm_jax.inference.restoration.methods import TOLD
 from pfgm_jax.metrics.frechet import fid
 from pfgm_jax.metrics.image_quality import psnr, ssim
 
@@ -110,7 +111,7 @@ def on_exact_fields(flags):
         begun = time.perf_counter()
         say("exact conditional flow", _figures(posterior.draws(flow, jax.random.key(2), DRAWS), posterior), begun=begun)
         for name, method in METHODS.items():
-            if (method.tasks and task not in method.tasks) or (method.gaussian and math.isfinite(D)):
+            if name == TOLD or (method.tasks and task not in method.tasks) or (method.gaussian and math.isfinite(D)):
                 continue
             if flags.methods and name not in flags.methods.split(","):
                 continue

@@ -100,6 +100,8 @@ class Generator:
 
     def __repr__(self):
         conditional = f"told one of {self.classes} classes" if self.classes else "unconditional"
+        if self.run.condition:
+            conditional += f", told {self.run.condition}"
         card = self._card()
         return (
             f"Generator of {card['images']}, {conditional}: {card['process']}\n"
@@ -193,8 +195,13 @@ class Generator:
         own = arguments.state_labels(labels, len(x), self.classes)
         return self.network.denoiser(self.params, own)(x, arguments.noise_levels(sigma, x))
 
-    def _require_mean(self, what):
-        """Raises UserError for a tuned network, which is no posterior mean."""
+    def _require_mean(self, what, told=False):
+        """Raises UserError for a tuned network, which is no posterior mean, and unless `told` for one told an image."""
+        if self.run.condition and not told:
+            raise UserError(
+                f"{what} needs a network that is told nothing beside the noisy image, and this one is told "
+                f"{self.run.condition}: use restore"
+            )
         if self.run.tuned:
             raise UserError(
                 f"{what} needs a posterior mean, and this network is tuned to the end of the flow: use the run it was "
@@ -218,6 +225,8 @@ class Generator:
         weak = settings.guide if isinstance(settings.guide, Generator) else load(settings.guide)
         if weak.run.tuned:
             raise UserError("a tuned network is no posterior mean and guides none: give the run it was tuned from")
+        if weak.run.condition:
+            raise UserError("a network that is told an image guides none: give another guide")
         flow, guide_flow = self.process, weak.process
         if weak.shape != self.shape:
             shapes = ["×".join(map(str, shape)) for shape in (weak.shape, self.shape)]
@@ -310,6 +319,8 @@ class Generator:
         **others,
     ) -> tuple[Float[np.ndarray, "n H W C"], SolveStats]:
         """As `sample`, with the same arguments, but float images in the unit scale [-1, 1], not clipped."""
+        if self.run.condition:
+            self._require_mean("sample")
         if key is None and settings is None and not self._seed_said:
             self._seed_said = True
             print(f"no key: sampling from seed {self.config.sample.seed}, the run's own", file=sys.stderr)
@@ -345,8 +356,16 @@ class Generator:
 
     @functools.cached_property
     def weighted(self):
-        """The network with its weights, as the functions of `inference` take it; UserError for a tuned one."""
+        """The network with its weights, as the functions of `inference` take it.
+
+        Raises:
+          UserError: a tuned network, or one that is told an image.
+        """
         self._require_mean("the way along the flow")
+        return self._weighted
+
+    @property
+    def _weighted(self):
         return inference.Weighted(self.network, self.params, self.weights_digest, self.settings.batch)
 
     def _labels_of(self, labels, n):
@@ -436,16 +455,18 @@ class Generator:
           how: mask (inpaint; booleans [H, W] or [B, H, W, 1 or C], True where observed), factor (superres; 2), width
             (deblur; standard deviation in pixels, 1), noise (gaussian, poisson, heavy: `restoration.noise`), level (of
             the noise, in the unit scale; None: estimated for denoise, else 0), method (matched, repaint, pigdm,
-            split_gibbs; None: by the task) and its options (`restoration.METHODS`).
+            split_gibbs; None: by the task) and its options (`restoration.METHODS`). A network that is told an image
+            (data.condition) restores what it is told: its values are the defaults, and its method is `told`.
 
         Raises:
           UserError: as `encode` and `restoration.task`.
         """
-        asked = restoration.task(task, self.shape, self.process, **how)
+        self._require_mean("restore", told=True)
+        asked = restoration.task(task, self.shape, self.process, condition=self.run.condition, **how)
         x = restoration.measurements(measurement, asked)
         n, key, labels = arguments.whole("n", n, 1), self._key(key, self.settings), self._labels_of(labels, len(x))
         arguments.require_memory("n", n * len(x), self.shape)
-        return restoration.restore(self.weighted, x, asked, n, key, labels, self.derived["std"], progress)
+        return restoration.restore(self._weighted, x, asked, n, key, labels, self.derived["std"], progress)
 
 
 def _pretrained(workdir):

@@ -16,7 +16,7 @@ def _train(flags, config, overrides):
     if flags.dry_run:
         return dry_run.dry_run(config)
     loop.train(config, flags.workdir)
-    return _how_to_sample(flags.workdir)
+    return _how_to_restore(flags.workdir, config) if config.data.condition else _how_to_sample(flags.workdir)
 
 
 def _how_to_sample(workdir):
@@ -28,6 +28,14 @@ def _how_to_sample(workdir):
         "  import jax, pfgm_jax\n"
         f"  g = pfgm_jax.load({workdir!r})\n"
         "  images, stats = g.sample(jax.random.key(0), 16)"
+    )
+
+
+def _how_to_restore(workdir, config):
+    """The exact command that uses a run whose network is told an image."""
+    return (
+        f"\nRestore with it:\n  {os.path.basename(sys.executable)} -m pfgm_jax.main --mode=restore "
+        f"--workdir={shlex.quote(workdir)} --source=FOLDER --config.restore.task={config.data.condition.split(':')[0]}"
     )
 
 

@@ -13,6 +13,7 @@ from pfgm_jax.data import augment
 from pfgm_jax.data.dataset import diameter, moments
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import parametrization, process
+from pfgm_jax.inference.restoration import condition
 
 # The mismatch between prior and data that EDM's σ_max of 80 leaves on CIFAR-10, in nats.
 PRIOR_NATS = 0.06
@@ -33,6 +34,11 @@ class Run:
     process: process.Process
     parametrization: object
     model: object
+
+    @property
+    def condition(self):
+        """The image that the network is told, a `restoration.condition.Condition`; None for none."""
+        return condition.parse(self.config.data.condition)
 
     @property
     def tuned(self):
@@ -97,6 +103,8 @@ def derive(config, dataset):
         )
     if dataset.train.images.dtype != np.uint8 and (config.train.augment or config.train.flip):
         raise UserError(f"{dataset.name} is of points: train.augment and train.flip are for images; leave them out")
+    if dataset.train.images.dtype != np.uint8 and config.data.condition:
+        raise UserError(f"{dataset.name} is of points: data.condition is for images; leave it out")
     derived = {
         "shape": list(dataset.shape),
         "dtype": str(dataset.train.images.dtype),
@@ -127,6 +135,8 @@ def derive(config, dataset):
     # The others have a σ_max of their own, which may depend on M.
     derived["sigma_max"] = make_process(config, derived).sigma_max
     make_model(config, derived).check_size(dataset.shape[:2])
+    if told := condition.parse(config.data.condition):
+        told.operator(dataset.shape)
     return derived
 
 
@@ -210,4 +220,6 @@ def make_model(config, derived):
         decided["num_labels"] = len(derived["classes"])
     if config.train.augment:
         decided["augment_channels"] = augment.CHANNELS
+    if told := condition.parse(config.data.condition):
+        decided["told_channels"] = told.channels(derived["shape"][-1])
     return models.make(config.model, **decided)

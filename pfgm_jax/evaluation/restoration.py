@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from pfgm_jax import plots
+from pfgm_jax import config, plots
 from pfgm_jax.data import folder_listing, to_uint8, to_unit
 from pfgm_jax.data import images as image_files
 from pfgm_jax.errors import UserError
@@ -24,7 +24,6 @@ from pfgm_jax.storage import atomic, digests
 
 WHITE = 0.5  # the standard deviation, in the unit scale, that is white in a map of uncertainty
 SHOWN = 12  # images of the contact sheet
-MASKS = ("centre", "right", "random")
 
 
 class Source(NamedTuple):
@@ -47,21 +46,32 @@ def restore(workdir, source, overrides):
     settings = generator.config.restore
     if generator.derived.get("dtype", "uint8") != "uint8":
         raise UserError("this run is of points in the plane, and restoration is of images")
-    how = _how(settings, generator.shape)
-    task = restoration.task(settings.task, generator.shape, generator.process, **how)
+    how = _how(generator)
+    task = restoration.task(settings.task, generator.shape, generator.process, condition=generator.run.condition, **how)
     given = read(source, generator.shape if settings.simulate else task.measured)
     label = _label(generator, settings.label)
     key = jax.random.key(settings.seed)
     measured = _simulated(given.images, task, key) if settings.simulate else to_unit(given.images)
-    facts = [generator.step, generator.weighted.run, dict(settings), digests.sha256(given.images), given.names]
+    facts = [generator.step, generator.weights_digest, dict(settings), digests.sha256(given.images), given.names]
     folder = atomic.writable(pathlib.Path(workdir, "restored", f"{settings.task}-{naming.key_of(facts)}"))
     with atomic.writing_to(folder):
         results = _each(generator, settings, how, measured, given.names, label, folder)
         return "\n".join(_report(settings, task, given, measured, results, folder))
 
 
-def _how(settings, shape):
-    """The arguments of `restoration.task` that a section says."""
+def _how(generator):
+    """The arguments of `restoration.task` that the restore section says.
+
+    A network that is told an image has values of its own, which only a setting that is not the default can contradict.
+    """
+    settings, shape = generator.config.restore, generator.shape
+    if generator.run.condition:
+        usual = config.default().restore
+        names = ("noise", "level", "method", "steps", "factor", "width", "mask")
+        how = {name: settings[name] for name in names if settings[name] != usual[name]}
+        if generator.run.condition.value == "random":
+            how["mask"] = settings.mask
+        return how | ({"mask": mask_of(how["mask"], shape, settings.seed)} if "mask" in how else {})
     how = {"noise": settings.noise, "level": settings.level, "method": settings.method or None}
     how |= {name: settings[name] for name in ("steps", "sweeps", "resample") if settings[name] is not None}
     if settings.task == "superres":
@@ -76,21 +86,16 @@ def _how(settings, shape):
 
 
 def mask_of(text, shape, seed):
-    """The mask [H, W] that restore.mask means: a name in MASKS, or a picture, white where a pixel is observed."""
+    """The mask [H, W] that restore.mask means: a name in `operators.MASKS`, or a picture, white where observed."""
     H, W = shape[:2]
-    mask = np.ones((H, W), bool)
-    if text == "centre":
-        mask[H // 4 : H - H // 4, W // 4 : W - W // 4] = False
-    elif text == "right":
-        mask[:, W // 2 :] = False
-    elif text == "random":
-        return np.random.default_rng(seed).random((H, W)) < 0.5
-    else:
-        path = atomic.expanded(text)
-        if not path.is_file():
-            raise UserError(f"restore.mask={text} is none of {', '.join(MASKS)}, and no picture of that name is there")
-        return read_image(path, (H, W, 1))[..., 0] > 127
-    return mask
+    if text in operators.MASKS:
+        return np.asarray(operators.named_mask(text, (H, W), jax.random.key(seed)))
+    path = atomic.expanded(text)
+    if not path.is_file():
+        raise UserError(
+            f"restore.mask={text} is none of {', '.join(operators.MASKS)}, and no picture of that name is there"
+        )
+    return read_image(path, (H, W, 1))[..., 0] > 127
 
 
 def _label(generator, text):

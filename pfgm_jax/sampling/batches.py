@@ -28,9 +28,9 @@ class Network(NamedTuple):
     parametrization: Any
     model: nn.Module
 
-    def denoiser(self, params, labels):
-        """`denoise(x, sigma)` with these weights, told these labels [B], −1 or None for none."""
-        network = lambda x, noise: self.model.apply({"params": params}, x, noise, labels)
+    def denoiser(self, params, labels, told=None):
+        """`denoise(x, sigma)` with these weights, told labels [B], −1 or None for none, and images [B, H, W, K]."""
+        network = lambda x, noise: self.model.apply({"params": params}, models.beside(x, told), noise, labels)
         return parametrization.denoiser(self.parametrization, self.process, network)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax import generator, parallel, plots
+from pfgm_jax.data import to_uint8, to_unit
 from pfgm_jax.errors import UserError
 from pfgm_jax.run import make_run
 from pfgm_jax.training import flow_ends
@@ -27,6 +28,7 @@ from pfgm_jax.training.step import (
 TRUTH_LIMIT = 2e8
 # A loss above so many times the median of the last logged ones has left their range.
 RANGE, REMEMBERED = 10, 20
+RESTORED = 12  # images of the picture of a network that is told one
 
 
 def evaluation(config, task, dataset, source, log):
@@ -69,6 +71,8 @@ def _truth(task, dataset, source):
     images = dataset.train.images
     if task.tuning:
         return flow_ends.distance(task, dataset.train) if flow_ends.known(task, dataset.train) else None
+    if task.condition:  # the truth would be that of each measurement
+        return None
     # For an unconditional network trained on balanced classes, the truth would weigh the images by class.
     if math.prod(images.shape) > TRUTH_LIMIT or not (task.order == "real" or task.model.num_labels):
         return None
@@ -92,20 +96,34 @@ def picture(config, derived, workdir, real, log):
 
     def show(ema, step):
         seen, trained = step * config.train.batch, generator.Generator(run, ema, step)
+        key = jax.random.key(config.sample.seed)
         try:
-            samples, _ = trained.sample(jax.random.key(config.sample.seed), config.sample.n, progress=False)
+            if run.condition:
+                drawn = _restored(trained, np.asarray(real[:RESTORED]), key)
+            else:
+                drawn = plots.picture(trained.sample(key, config.sample.n, progress=False)[0], real)
         except UserError as error:
             log.say(f"{seen:>10,} images: no samples yet: {error}")
             return
         if not parallel.is_first():
             return
-        drawn = plots.picture(samples, real)
         path = picture_path(workdir, step)
         path.parent.mkdir(exist_ok=True)
         plots.save(drawn, path)
         log.picture(seen, "samples", drawn)
 
     return show
+
+
+def _restored(trained, images, key):
+    """A picture of what a network that is told an image makes of measurements of `images`, uint8 [n, H, W, C]."""
+    condition, keys = trained.run.condition, jax.random.split(key, len(images))
+    measurement, mask = condition.measure(keys, to_unit(jnp.asarray(images)))
+    mask = {} if condition.task != "inpaint" else {"mask": np.asarray(mask)}
+    result = trained.restore(measurement, condition.task, 2, key, progress=False, **mask)
+    seen = to_uint8(np.asarray(condition.told(measurement, mask.get("mask")))[..., : images.shape[-1]])
+    draws = to_uint8(result.draws)
+    return plots.labelled_rows([("told", seen), ("draw 1", draws[0]), ("draw 2", draws[1]), ("truth", images)])
 
 
 class LossWatch:

@@ -23,6 +23,7 @@ from pfgm_jax import run as run_lib
 from pfgm_jax.data import Examples, augment, epoch_order, take, to_unit
 from pfgm_jax.flow import field, losses, process
 from pfgm_jax.flow.parametrization import denoiser
+from pfgm_jax.inference.restoration import condition
 from pfgm_jax.training import example_keys
 
 # Queries at which the distance to the truth is measured, at each noise level.
@@ -124,6 +125,7 @@ class Task:
     ema_halflife: int
     ema_ramp: float
     tuning: Tuning | None
+    condition: condition.Condition | None
 
 
 def make_task(config, derived):
@@ -153,6 +155,7 @@ def make_task(config, derived):
         ema_halflife=c.ema_halflife,
         ema_ramp=c.ema_ramp,
         tuning=tuning,
+        condition=condition.parse(config.data.condition),
     )
 
 
@@ -236,7 +239,10 @@ def example_losses(task, params, examples, keys, train, step=None):
         allowed = None if labels is None else (labels[:, None] < 0) | (labels[:, None] == reference_labels)
         mean = losses.posterior_target(task.process, x, sigma, y, references, allowed)
 
+    told = task.condition and task.condition.draw(jax.vmap(lambda key: jax.random.fold_in(key, 5))(keys), y)
+
     def network(x, noise, params=params):
+        x = models.beside(x, told)
         return task.model.apply({"params": params}, x, noise, labels, dropout_keys if train else None, augmentation)
 
     if task.tuning:

@@ -5,6 +5,7 @@ denoiser, an exact field as well as a network. `exact.posterior` is the oracle t
 posterior of a data set, and the flow that ends in it, at every D. docs/restoration.md says when each is trusted.
 """
 
+from pfgm_jax.inference.restoration.condition import Condition
 from pfgm_jax.inference.restoration.exact import Posterior, conditional_mean, posterior
 from pfgm_jax.inference.restoration.methods import METHODS, Problem
 from pfgm_jax.inference.restoration.noise import KINDS
@@ -16,6 +17,7 @@ __all__ = [
     "KINDS",
     "METHODS",
     "TASKS",
+    "Condition",
     "Operator",
     "Posterior",
     "Problem",

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pfgm_jax.array_types import Arrays, Numbers
 from pfgm_jax.errors import UserError
@@ -35,6 +35,21 @@ def masked(mask: Arrays) -> Operator:
     """The pixels where `mask`, which broadcasts to [B, H, W, C], is 1; the others are measured as 0."""
     keep = lambda x: jnp.where(mask, x, 0)
     return Operator("mask", keep, keep)
+
+
+MASKS = ("centre", "right", "random")
+
+
+def named_mask(name: str, sides: tuple[int, ...], key: Array) -> Bool[Array, "H W"]:
+    """A mask in MASKS, True where observed: the middle or the right half is hidden, or half of the pixels by chance."""
+    H, W = sides
+    rows, columns = jnp.arange(H)[:, None], jnp.arange(W)
+    if name == "centre":
+        hidden = (rows >= H // 4) & (rows < H - H // 4) & (columns >= W // 4) & (columns < W - W // 4)
+        return ~hidden
+    if name == "right":
+        return jnp.broadcast_to(columns < W // 2, (H, W))
+    return jax.random.bernoulli(key, 0.5, (H, W))
 
 
 identity = Operator("identity", lambda x: x, lambda x: x)

@@ -13,8 +13,19 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.inference.batches import Weighted, over_batches
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration import operators
+from pfgm_jax.inference.restoration.condition import Condition
 from pfgm_jax.inference.restoration.methods import METHODS, Problem
 from pfgm_jax.inference.restoration.tasks import Task
+
+
+class Way(NamedTuple):
+    """What a compiled program depends on of a Task: hashable. An operator of None is each image's mask."""
+
+    operator: operators.Operator | None
+    kind: str
+    method: str
+    options: tuple
+    condition: Condition | None
 
 
 class Restoration(NamedTuple):
@@ -63,7 +74,8 @@ def restore(
     keys = draws(jax.random.split(jax.random.fold_in(key, 1), n), np.arange(B)).reshape(n * B)
     each = lambda a: np.tile(a, (n,) + (1,) * (a.ndim - 1))
     noiseless = bool(np.all(level == 0))
-    program = compiled(network, task.operator, task.kind, task.method, task.options, noiseless, float(spread))
+    way = Way(task.operator, task.kind, task.method, task.options, task.condition)
+    program = compiled(network, way, noiseless, float(spread))
     run = lambda *arrays: program(*arrays, weighted.params)
     arrays = (each(measurement), each(mask), each(level), jax.random.key_data(keys), each(labels))
     what = f"{task.name} by {task.method}"
@@ -75,15 +87,15 @@ def restore(
 
 
 @functools.lru_cache(maxsize=32)
-def compiled(network, operator, kind, method, options, noiseless, spread):
-    """The mapped `(measurement, mask, level, keys, labels, params) -> x`; an operator of None is the mask."""
+def compiled(network, way, noiseless, spread):
+    """The mapped `(measurement, mask, level, keys, labels, params) -> x` of a `Way`."""
 
     def per_device(measurement, mask, level, keys, labels, params):
-        own = operators.masked(mask) if operator is None else operator
-        problem = Problem(measurement, own, kind, level, noiseless, mask, spread)
-        denoise = network.denoiser(params, labels)
+        operator = operators.masked(mask) if way.operator is None else way.operator
+        problem = Problem(measurement, operator, way.kind, level, noiseless, mask, spread)
+        denoise = network.denoiser(params, labels, way.condition and way.condition.told(measurement, mask))
         keys = jax.random.wrap_key_data(keys)
-        return METHODS[method].run(problem, denoise, network.process, keys, **dict(options))
+        return METHODS[way.method].run(problem, denoise, network.process, keys, **dict(way.options))
 
     return parallel.pmap(per_device, in_axes=(0, 0, 0, 0, 0, None))
 

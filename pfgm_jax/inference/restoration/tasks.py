@@ -4,13 +4,15 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import numpy as np
 
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.flow.process import Process
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration import operators
-from pfgm_jax.inference.restoration.methods import METHODS
+from pfgm_jax.inference.restoration.condition import Condition
+from pfgm_jax.inference.restoration.methods import METHODS, TOLD
 from pfgm_jax.inference.restoration.operators import Operator
 from pfgm_jax.sampling import arguments
 
@@ -29,6 +31,7 @@ class Task:
       method: a name in METHODS.
       options: of the method, all of them, as sorted pairs.
       measured: the shape of one measurement.
+      condition: what the network is told, None for nothing.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Task:
     method: str
     options: tuple
     measured: tuple
+    condition: Condition | None = None
 
 
 def task(
@@ -46,20 +50,32 @@ def task(
     shape: tuple[int, ...],
     process: Process,
     *,
+    condition: Condition | None = None,
     mask: Any = None,
-    factor: int = 2,
-    width: float = 1.0,
-    noise: str = "gaussian",
+    factor: Any = None,
+    width: Any = None,
+    noise: str | None = None,
     level: Any = None,
     method: str | None = None,
     **options,
 ) -> Task:
     """The Task of a person's words; `Generator.restore` has the arguments.
 
+    A network that is told an image, `condition`, restores what it is told: its values are the defaults.
+
     Raises:
       UserError: an unknown task, noise, method or option, a mask of another shape or type, an operator without an
-        adjoint, a level outside the process's range, or a method that does not serve the task or D.
+        adjoint, a level outside the process's range, a method that does not serve the task or D, or other values than
+        the network is told.
     """
+    if condition is not None:
+        asked = {"factor": factor, "width": width, "noise": noise, "level": level, "method": method}
+        own = _of_condition(condition, name, asked)
+        factor, width, level, method = own.get("factor"), own.get("width"), own["level"], own["method"]
+        mask = _told_mask(condition, mask, shape)
+    elif method == TOLD:
+        raise UserError("the method told needs a network that is told the measurement: data.condition trains one")
+    noise, factor, width = noise or "gaussian", 2 if factor is None else factor, 1.0 if width is None else width
     operator, name = (name, "linear") if isinstance(name, Operator) else (None, name)
     if operator is None:
         _one_of("task", name, TASKS[:-1], "an Operator(name, A, Aᵀ)")
@@ -90,7 +106,28 @@ def task(
             "none: use split_gibbs"
         )
     mask = None if mask is None else _checked_mask(mask, shape)
-    return Task(name, operator, mask, noise, level, method, _checked_options(method, options), measured)
+    return Task(name, operator, mask, noise, level, method, _checked_options(method, options), measured, condition)
+
+
+def _of_condition(condition, name, asked):
+    """The arguments that a network that is told `condition` has; UserError for a task or values that are others."""
+    own = condition.how | {"noise": "gaussian", "method": TOLD}
+    if name != condition.task:
+        raise UserError(f"this network is told {condition} and restores nothing else: the task is {condition.task!r}")
+    for key, value in asked.items():
+        if value is not None and value != own.get(key):
+            raise UserError(f"this network is told {condition}, and {key}={value} is something else: leave it out")
+    return own
+
+
+def _told_mask(condition, mask, shape):
+    """The mask of a network that is told one, which is the trained one unless that was drawn at random."""
+    if condition.task != "inpaint" or condition.value == "random":
+        return mask
+    own = np.asarray(condition.mask(jax.random.split(jax.random.key(0), 1), shape))[0]
+    if mask is not None and (_checked_mask(mask, shape) != own).any():
+        raise UserError(f"this network is told images with the mask {condition.value} alone: leave mask out")
+    return own
 
 
 def _usual(name, process, level):
