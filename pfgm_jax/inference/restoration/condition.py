@@ -25,7 +25,7 @@ from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration import operators
 
-_VALUES = {"denoise": None, "inpaint": str, "superres": int, "deblur": float}
+_VALUES: dict[str, Any] = {"denoise": None, "inpaint": str, "superres": int, "deblur": float}
 _FORMS = "inpaint:centre, superres:2, deblur:1 or denoise:0.4, the first three with :LEVEL for noise"
 
 
@@ -75,10 +75,10 @@ class Condition:
 
     def measure(
         self, keys: PRNGKeys, y: Float[Arrays, "B H W C"]
-    ) -> tuple[Float[Array, "B *M"], Bool[Array, "B H W 1"]]:
+    ) -> tuple[Float[Arrays, "B *M"], Bool[Array, "B H W 1"]]:
         """(measurements of clean images y, what is observed of each), one key an image."""
         pairs = jax.vmap(jax.random.split)(keys)
-        m = self.operator(y.shape[1:]).forward(y)
+        m = self.operator(y.shape[1:]).forward(jnp.asarray(y))
         m = noises.draw("gaussian", pairs[:, 0], jnp.full(len(y), self.level, y.dtype), m)
         return m, self.mask(pairs[:, 1], y.shape[1:])
 
@@ -90,7 +90,7 @@ class Condition:
         """A measurement as channels of the image's size: means repeated, unobserved pixels 0 and the mask behind."""
         if self.task == "superres":
             return jnp.repeat(jnp.repeat(measurement, self.value, axis=1), self.value, axis=2)
-        if self.task == "inpaint":
+        if mask is not None and self.task == "inpaint":
             seen = mask[..., :1]
             return jnp.concatenate([jnp.where(seen, measurement, 0), seen.astype(measurement.dtype)], axis=-1)
         return jnp.asarray(measurement)
@@ -109,7 +109,7 @@ def parse(text: str) -> Condition | None:
         raise UserError(f"{quoted(text)} is no task; there are {', '.join(_VALUES)}{nearest(task, _VALUES)}: {_FORMS}")
     kind = _VALUES[task]
     try:
-        value = kind(words.pop(0)) if kind else None
+        value: Any = kind(words.pop(0)) if kind else None
         level = float(words.pop(0)) if words else 0.0
     except (ValueError, IndexError):
         raise UserError(f"{quoted(text)} is not {_FORMS}") from None
