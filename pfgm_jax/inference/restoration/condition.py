@@ -115,8 +115,8 @@ def parse(text: str) -> Condition | None:
         raise UserError(f"{quoted(text)} is not {_FORMS}") from None
     if words or not 0 <= level < 100 or (task == "denoise" and not level):
         raise UserError(f"{quoted(text)} is not {_FORMS}")
-    if task == "inpaint" and value not in operators.MASKS:
+    if kind is str and value not in operators.MASKS:
         raise UserError(f"{quoted(value)} is no mask; there are {', '.join(operators.MASKS)}")
-    if task in ("superres", "deblur") and not 0 < value < 1_000:
+    if kind in (int, float) and not 0 < float(value) < 1_000:
         raise UserError(f"{quoted(text)} is not {_FORMS}")
     return Condition(task, value, level)
