@@ -112,6 +112,7 @@ def default():
     config.train.objective = "mean"  # what the network learns: mean, E[y | x, σ]; or consistency, the flow's end (tune)
     config.train.images = 200_000_000  # length of the run; all lengths and intervals below are in images too
     config.train.batch = 512
+    config.train.microbatch = 0  # images at once: a step's gradient is a sum over parts of the batch; 0: all of it
     config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
     config.train.order = "real"  # real: every image once an epoch; balanced: every class as often
     config.train.label_dropout = 0.0  # label dropout of a class-conditional network: share of examples
@@ -119,6 +120,8 @@ def default():
     config.train.flip = False  # mirror half of the images, left to right; not an augmentation label
     config.train.ema_halflife = 500_000
     config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
+    config.train.skip_outliers = 0.0  # pass over a step whose gradient norm is above so many times its running median,
+    # such as 10, or which is not finite; 0: none, and one that is not finite ends the run
     config.train.log_every = 10_000
     config.train.eval_every = 500_000
     config.train.sample_every = 1_000_000

@@ -50,6 +50,7 @@ _RULES = (
         "likelihood.rtol", "likelihood.atol", "train.grace")),
     ("0 or more", lambda v: v >= 0, (
         "optim.weight_decay", "optim.warmup", "optim.lr_end", "train.ema_ramp", "train.steps_per_call", "tune.c",
+        "train.microbatch",
         "tune.step", "likelihood.vectors", "likelihood.steps")),
     ("at least 0 and below 1", lambda v: 0 <= v < 1, (
         "model.dropout", "optim.beta1", "optim.beta2", "train.label_dropout", "data.val", "data.test")),
@@ -66,6 +67,7 @@ _RULES = (
     ("greater than 0, or None for the process's smallest", lambda v: v is None or v > 0, ("likelihood.sigma_min",)),
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
+    ("0 for none, or above 1", lambda v: v == 0 or 1 < v < math.inf, ("train.skip_outliers",)),
     ("0 for no gate, or at least 12", lambda v: v == 0 or v >= 12, ("export.samples",)),
     ("0 for the default, or at least 12", lambda v: v == 0 or v >= 12, ("diagnose.num_samples",)),
     ("each at least 2", lambda v: len(v) > 0 and min(v) >= 2, ("diagnose.steps", "schedule.steps")),
@@ -140,6 +142,8 @@ def _check_train(config, require):
     require(not (tuned and pfgm), "train.objective", rule)
     rule = "tuning begins from a trained run: use --mode=tune --source=RUN"
     require(not tuned or c.init, "train.objective", rule)
+    rule = f"0 for the whole batch, or a number that divides train.batch={c.batch}"
+    require(not c.microbatch or c.batch % c.microbatch == 0, "train.microbatch", rule)
     require(c.large_batch > 0 or not pfgm, "train.large_batch", "PFGM's target is the field of a large batch")
     rule = "0, or at least train.batch, which is part of it"
     require(not c.large_batch or c.large_batch >= c.batch, "train.large_batch", rule)

@@ -137,6 +137,11 @@ def best_step(workdir, losses):
     return min((step for step in checkpoint.steps(workdir) if step in losses), key=losses.get, default=None)
 
 
+def how_to_get_best(workdir, step):
+    """Where the checkpoint with the lowest validation loss is, in a line."""
+    return f'the lowest validation loss is at step {step}: pfgm_jax.load({str(workdir)!r}, step="best")'
+
+
 def last_checkpoint(workdir):
     """Where a run stands, as the end of a sentence."""
     there = checkpoint.steps(workdir)

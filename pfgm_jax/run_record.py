@@ -17,7 +17,8 @@ _MEASURES = ("evaluate.", "likelihood.", "latents.", "restore.", "export.", "sch
 MUTABLE = (
     "sample.", *_MEASURES,
     "train.images", "train.log_every", "train.eval_every", "train.sample_every", "train.save_every", "train.keep",
-    "train.steps_per_call", "train.grace", "data.dir", "data.check_md5", "data.resident",
+    "train.steps_per_call", "train.grace", "train.microbatch", "train.skip_outliers", "data.dir", "data.check_md5",
+    "data.resident",
 )  # fmt: skip
 # Settings of what is done with a trained run.
 USES = ("sample.", *_MEASURES, "data.")

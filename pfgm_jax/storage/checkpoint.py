@@ -34,10 +34,15 @@ def _folder(workdir):
 
 @contextlib.contextmanager
 def _manager(workdir):
-    """Orbax's manager, which removes nothing by itself and leaves it to us to say what went wrong."""
+    """Orbax's manager, which removes nothing by itself, leaves it to us to say what went wrong, and waits for no other
+    process: only one of them writes."""
     import orbax.checkpoint as ocp  # takes seconds to import
 
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    me = ocp.multihost.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me))
+    options = ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=False, create=False, multiprocessing_options=alone
+    )
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -101,10 +106,13 @@ def save(workdir, step, items, keep=2, best=None, run=None):
       run: {section: {name: value}} of what makes the arrays mean what they mean (`run_record.fixed`), kept with them.
 
     Raises:
+      NotFinite: a value is not; nothing was written or removed.
       OSError: it could not be written, such as on a full disk; nothing was removed and nothing half-written is left.
     """
     import orbax.checkpoint as ocp
 
+    if bad := _not_finite(items):
+        raise NotFinite(f"the values of {bad[0]} at step {step} are not finite: they are not saved")
     arrays, folder = _describe(items), _folder(workdir) / str(step)
     trees = {name: ocp.args.StandardSave(_flatten(tree)) for name, tree in items.items()}
     content = ocp.args.Composite(digest=ocp.args.JsonSave(_seal(step, arrays, run)), **trees)
@@ -132,6 +140,12 @@ def save(workdir, step, items, keep=2, best=None, run=None):
     before = [other for other in there if other <= step]
     for other in [s for s in there if s > step] + [s for s in before[:-keep] if s != best]:
         shutil.rmtree(_folder(workdir) / str(other))
+
+
+def _not_finite(items):
+    """Names of the arrays that hold a value which is not finite."""
+    leaves = {f"{name}{path}": leaf for name, tree in items.items() for path, leaf in _flatten(tree).items()}
+    return [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]
 
 
 def _require_space(workdir, items):
@@ -179,7 +193,7 @@ def clean(workdir):
         time.sleep(0.2)  # threads of the failed save may still be writing
 
 
-def restore(workdir, like, step=None, run=None):
+def restore(workdir, like, step=None, run=None, optional=()):
     """The newest sound checkpoint, or that of `step`: (step, items) with the items that `like` names.
 
     None without any checkpoint.
@@ -187,6 +201,7 @@ def restore(workdir, like, step=None, run=None):
     Args:
       like: dict of trees of arrays or ShapeDtypeStructs; items come back in that form, as host arrays.
       run: what config.json says now, in the form that `save` takes; compared where the step kept it.
+      optional: items that a step may lack; they are left out then.
 
     Raises:
       UserError: the checkpoint holds other arrays than `like` (another network) or is of another `run` than config.json
@@ -203,7 +218,7 @@ def restore(workdir, like, step=None, run=None):
         with _manager(workdir) as manager:
             for number in [step] if step is not None else reversed(there):
                 try:
-                    items = _restore_step(manager, number, like, run)
+                    items = _restore_step(manager, number, like, run, optional)
                     passed_over += [
                         f"checkpoint {number} in {workdir}: {line}; its values are right"
                         for line in step_files.strays(_folder(workdir) / str(number))
@@ -232,7 +247,7 @@ def restore(workdir, like, step=None, run=None):
     )
 
 
-def examine(workdir, step, like, run=None):
+def examine(workdir, step, like, run=None, optional=()):
     """(whether a step can be used, what is wrong with it in lines): every file is read.
 
     It can where its values are those that were saved, and are finite; a stray file, or damage to one that holds no
@@ -241,16 +256,19 @@ def examine(workdir, step, like, run=None):
     wrong = step_files.changes(_folder(workdir) / str(step))
     try:
         with _manager(workdir) as manager:
-            items = _restore_step(manager, step, like, run)
+            items = _restore_step(manager, step, like, run, optional)
     except Exception as error:
         return False, wrong or [_line(error)]
-    leaves = {f"{name}{path}": leaf for name, tree in items.items() for path, leaf in _flatten(tree).items()}
-    bad = [path for path, leaf in leaves.items() if not np.isfinite(leaf).all()]
+    bad = _not_finite(items)
     return not bad, wrong + [f"{printable(path)} holds values that are not finite" for path in bad]
 
 
 def _line(error):
     return printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+
+
+class NotFinite(UserError):
+    """Values that are not finite are not saved: they would push out the last healthy step."""
 
 
 class _OtherRun(UserError):
@@ -275,13 +293,14 @@ def _require_run(step, there, here):
                 )
 
 
-def _restore_step(manager, step, like, run=None):
+def _restore_step(manager, step, like, run=None, optional=()):
     import orbax.checkpoint as ocp
 
     read = manager.restore(step, args=ocp.args.Composite(digest=ocp.args.JsonRestore()))["digest"]
     digest, there, certain = _unseal(step, read)
     if there is not None and run is not None:
         _require_run(step, there, run)
+    like = {name: tree for name, tree in like.items() if name in digest or name not in optional}
     wanted = {name: _flatten(tree) for name, tree in like.items()}
     for name, leaves in wanted.items():
         for path in sorted(leaves.keys() | digest[name].keys()):

@@ -74,7 +74,7 @@ def train(place):
 def trained(entry):
     """Whether a run has come to its end: its last checkpoint is of the images that are asked for."""
     from pfgm_jax.storage import checkpoint
-    from pfgm_jax.training.step import make_cadence
+    from pfgm_jax.training.cadence import make_cadence
 
     there = checkpoint.steps(entry.folder) if entry.folder.exists() else []
     return bool(there) and there[-1] >= make_cadence(entry.config).total

@@ -12,7 +12,8 @@ from pfgm_jax import run as run_lib
 from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError, counted, printable
 from pfgm_jax.failures import out_of_memory
-from pfgm_jax.training.step import Cadence, Task, init_state, make_cadence, make_task, train_steps
+from pfgm_jax.training.cadence import Cadence, make_cadence
+from pfgm_jax.training.step import Task, init_state, make_task, train_steps
 
 WIDE = 2048  # channels of a level
 
@@ -33,6 +34,8 @@ def prepare(config, stand_in=False, dataset=None):
     """
     config_rules.check(config)
     parallel.check_divisible(config.train.batch, "train.batch")
+    if config.train.microbatch:
+        parallel.check_divisible(config.train.microbatch, "train.microbatch")
     dataset = dataset or data.load(config.data, stand_in)
     derived = run_lib.derive(config, dataset)
     task = make_task(config, derived)
@@ -133,6 +136,10 @@ def _variations(config):
         yield "half of the images mirrored"
     if c.augment:
         yield f"augmented with probability {c.augment:g}"
+    if c.microbatch and c.microbatch < c.batch:
+        yield f"{c.microbatch} images at once"
+    if c.skip_outliers:
+        yield f"without steps above {c.skip_outliers:g} times the median gradient norm"
     if c.label_dropout:
         yield f"{c.label_dropout:.0%} of the labels hidden"
 
@@ -146,8 +153,8 @@ def dry_run(config):
     lines = [describe(config, plan, state, memory)]
     if memory > (there := parallel.device_memory()):
         lines.append(
-            f"warning    a device has {size(there)}: lower train.batch or set model.remat=True; "
-            "the mode advise finds what fits"
+            f"warning    a device has {size(there)}: lower train.batch, or set train.microbatch for the same "
+            "steps in parts, or model.remat=True; the mode advise finds what fits"
         )
     overview = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     return "\n".join([*lines, "", config_lib.described(config), "", overview])

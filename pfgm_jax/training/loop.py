@@ -1,16 +1,12 @@
 """Training: `train(config, workdir)`, from an empty folder or from the last checkpoint there."""
 
 import contextlib
-import errno
 import functools
 import json
-import math
-import os
 import pathlib
 import sys
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
@@ -19,12 +15,14 @@ from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError
 from pfgm_jax.interrupt import Interrupt, Interrupted
 from pfgm_jax.storage import atomic, checkpoint
-from pfgm_jax.storage.metrics_file import evaluated, read_metrics
-from pfgm_jax.training import monitor
+from pfgm_jax.storage.metrics_file import read_metrics
+from pfgm_jax.training.cadence import make_cadence
 from pfgm_jax.training.dry_run import Plan, describe, is_resident, prepare
 from pfgm_jax.training.log import Log, Quiet
 from pfgm_jax.training.meter import Meter
-from pfgm_jax.training.step import TrainState, init_state, items, learning_rate, make_cadence, train_steps
+from pfgm_jax.training.milestones import Milestones, asked
+from pfgm_jax.training.report import Report
+from pfgm_jax.training.step import OPTIONAL, init_state, items, train_steps
 from pfgm_jax.training.warm_start import start_from
 
 
@@ -43,7 +41,7 @@ def train(config, workdir):
     Ctrl-C save a checkpoint before they end the run, within train.grace seconds; before the first step there is none.
 
     Raises:
-      UserError: a config, data file or run directory that a person has to mend, or a loss or weights that are not
+      UserError: a config, data file or run directory that a person has to mend, or a step or weights that are not
         finite; the last checkpoint is kept.
       KeyboardInterrupt: after an interrupt, with the state saved.
     """
@@ -73,7 +71,7 @@ def train(config, workdir):
                 raise
     best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, plan.task.batch))
     if parallel.is_first() and best not in (None, int(state.step)):
-        print(how_to_get_best(workdir, best), flush=True)
+        print(run_folder.how_to_get_best(workdir, best), flush=True)
     return state
 
 
@@ -102,9 +100,10 @@ def _start(training, recorded):
     state = init_state(task, dataset.shape)
     if not parallel.is_first():
         return parallel.of_first(state)
-    restored = checkpoint.restore(workdir, items(state), run=run_record.fixed(run_record.record(config, derived)))
+    run = run_record.fixed(run_record.record(config, derived))
+    restored = checkpoint.restore(workdir, items(state), run=run, optional=OPTIONAL)
     if restored is not None:
-        state = TrainState(np.asarray(restored[0], np.int32), **restored[1])
+        state = state.replace(step=np.asarray(restored[0], np.int32), **restored[1])
     else:
         first_save = make_cadence(recorded or config).save * task.batch
         run_folder.accept_empty(workdir, first_save)
@@ -153,159 +152,36 @@ def _run(training, state, log, interrupt):
     resident = parallel.from_first(lambda: is_resident(config, dataset))
     source = parallel.replicate((np.asarray(train.images), train.labels)) if resident else None
     indices = pipeline.planner(task.seed, task.order, train.labels, task.batch, task.large_batch)
-    milestones = _Milestones(training, source, log, interrupt, step)
-    milestones(step, state, resumed=True)
-    report = _Report(training, log, milestones.best)
-    running = None
+    meter = Meter(task.batch)
+    milestones = Milestones(training, source, log, meter, interrupt, step)
+    report = Report(training, log, meter, lambda step: indices(step, 1).examples[0], milestones)
 
     send = lambda call: (call[1], pipeline.send(indices(*call), None if resident else train))
-    with pipeline.ahead(send, _calls(step, cadence)) as batches:
-        while step < cadence.total and not _asked(interrupt):
-            with report.meter.waiting():
+    with milestones, pipeline.ahead(send, _calls(step, cadence)) as batches:
+        milestones(step, state, resumed=True)
+        while step < cadence.total and not asked(interrupt):
+            milestones.check()
+            with meter.waiting():
                 length, batch = next(batches)
             state, metrics = train_steps(task, state, source, batch)
-            # One call runs while the next is under way: more would only hold their examples' memory.
-            jax.block_until_ready(running)
-            running = metrics
             step += length
             report(step, metrics)
             if milestones.due(step):
-                jax.block_until_ready(state)
-                with report.meter.paused():  # speed is of training alone
+                report.settle()
+                with meter.paused():  # speed is of training alone
                     milestones(step, state)
-
-    state = parallel.unreplicate(state)
-    if asked := _asked(interrupt):
-        if step == 0:
-            log.say("stopped before the first step: there is nothing to save")
-        else:
-            milestones.save(step, state)
-            log.say(f"stopped: step {step} is saved; the same command continues from there")
-        raise Interrupted(asked)
-    return state
+        report.settle()
+        if number := asked(interrupt):
+            _stop(step, state, milestones, log)
+            raise Interrupted(number)
+    return parallel.unreplicate(state)
 
 
-def _asked(interrupt):
-    """The signal that asks for an end, as soon as one of the processes has heard it; they all meet here."""
-    number = parallel.largest(interrupt.asked or 0, bounded=True)
-    if number:
-        interrupt.asked = number
-    return number
-
-
-class _Report:
-    """Averages over the device calls between two log lines: loss, gradient norm, learning rate, speed."""
-
-    def __init__(self, training, log, best):
-        """best: `() -> text`, how to get the best checkpoint."""
-        self._cadence, self._batch = training.plan.cadence, training.plan.task.batch
-        self._log, self._workdir, self._best = log, training.workdir, best
-        self._rate = learning_rate(training.config, training.plan.derived)
-        self._watch = monitor.LossWatch(record["loss"] for record in read_metrics(self._workdir) if "loss" in record)
-        self._metrics, self.meter = None, Meter(self._batch)
-
-    def __call__(self, step, metrics):
-        """Takes in the metrics of the device call that ends with `step`; UserError for a loss that is not finite."""
-        metrics = jax.tree.map(lambda a: a[0], metrics)
-        self._metrics = metrics if self._metrics is None else self._metrics.merge(metrics)
-        if not self.meter.running:
-            jax.block_until_ready(metrics)
-            self.meter.start(step)
-        images = step * self._batch
-        if not self._cadence.due(self._cadence.log, step):
-            self._log.progress(images)
-            return
-        values = {name: float(value) for name, value in self._metrics.compute().items()}
-        loss = values["loss"]
-        if not math.isfinite(loss):
-            stands = run_folder.last_checkpoint(self._workdir)
-            raise UserError(f"the loss is {loss} at step {step}; {stands}. Try a lower optim.lr")
-        self._log.scalars(images, values | {"lr": self._rate(step)} | self.meter.rates(step))
-        self._log.progress(images, loss)
-        if line := self._watch(loss):
-            self._log.say(f"{images:>10,} images: {line}{self._best()}")
-        self._metrics = None
-        self.meter.start(step)
-
-
-class _Milestones:
-    """What is due at some steps, in this order: an evaluation, a checkpoint, a picture of samples.
-
-    After an interrupt only the checkpoint is made. What a step lacks is made when the run is resumed there, so that a
-    run that was stopped, or died, in between has in the end what an uninterrupted one has.
-    """
-
-    def __init__(self, training, source, log, interrupt, step):
-        """step: the run's last checkpoint, 0 without any."""
-        config, (dataset, derived, task, self._cadence), workdir = training
-        self._config, self._workdir, self._batch = config, workdir, task.batch
-        self._fixed = run_record.fixed(run_record.record(config, derived))
-        self._log, self._interrupt, self._saved = log, interrupt, step
-        self._evaluate = monitor.evaluation(config, task, dataset, source, log)
-        self._show = monitor.picture(config, derived, workdir, dataset.train.images, log)
-        self._losses = run_folder.validation_losses(workdir, task.batch)
-
-    def due(self, step):
-        cadence = self._cadence
-        return any(cadence.due(every, step) for every in (cadence.evaluate, cadence.save, cadence.sample))
-
-    def __call__(self, step, state, resumed=False):
-        """Makes what is due at `step` of `state` (on the devices); after a resume, what is missing of it."""
-        cadence, workdir, log = self._cadence, self._workdir, self._log
-        if step == 0:
-            return
-        seen = step * self._batch
-        done = resumed and parallel.from_first(lambda: seen in evaluated(workdir))
-        if cadence.due(cadence.evaluate, step) and not done and not _asked(self._interrupt):
-            log.doing("evaluating")
-            values = self._until_asked(self._evaluate, state.ema, seen) or {}
-            if math.isfinite(values.get("eval/val", math.nan)):
-                self._losses[step] = values["eval/val"]
-        if cadence.due(cadence.save, step) or self._is_best(step):
-            self.save(step, parallel.unreplicate(state))
-        done = resumed and parallel.from_first(lambda: monitor.picture_path(workdir, step).exists())
-        if cadence.due(cadence.sample, step) and not done and not _asked(self._interrupt):
-            log.doing("drawing samples")
-            self._until_asked(self._show, parallel.unreplicate(state.ema), step)
-        log.doing()
-
-    def _until_asked(self, act, *args):
-        """`act(*args)`, abandoned at a signal; of several processes none can leave the others in the middle of it."""
-        return act(*args) if job.joined() else self._interrupt.abandoning(act, *args)
-
-    def _is_best(self, step):
-        best = run_folder.best_step(self._workdir, self._losses)
-        loss = self._losses.get(step, math.inf)
-        return self._config.train.keep_best and loss < self._losses.get(best, math.inf)
-
-    def save(self, step, state):
-        """A checkpoint, unless there is one."""
-        if step == self._saved or not parallel.is_first():  # which alone writes
-            return
-        self._log.doing("saving")
-        workdir, losses = self._workdir, self._losses
-        best = run_folder.best_step(workdir, losses)
-        if losses.get(step, math.inf) < losses.get(best, math.inf):
-            best = step
-        _save(self._config, workdir, step, state, best if self._config.train.keep_best else None, self._fixed)
-        self._saved = step
-
-    def best(self):
-        """How to get the best checkpoint, as the end of a line; "" where there is none."""
-        best = run_folder.best_step(self._workdir, self._losses)
-        return "" if best is None else f"; {how_to_get_best(self._workdir, best)}"
-
-
-def _save(config, workdir, step, state, best=None, run=None):
-    """A checkpoint, unless the state is not finite: it would push out the last healthy one."""
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-        stands = run_folder.last_checkpoint(workdir)
-        raise UserError(f"the weights at step {step} are not finite; {stands}. Try a lower optim.lr")
-    if not os.path.isdir(workdir):  # orbax would make it anew
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(workdir))
-    checkpoint.save(workdir, step, items(state), config.train.keep, best, run)
-
-
-def how_to_get_best(workdir, step):
-    """Where the checkpoint with the lowest validation loss is, in a line."""
-    return f'the lowest validation loss is at step {step}: pfgm_jax.load({str(workdir)!r}, step="best")'
+def _stop(step, state, milestones, log):
+    """Saves what there is, for the same command to go on from."""
+    if step == 0:
+        log.say("stopped before the first step: there is nothing to save")
+        return
+    milestones.save(step, state)
+    milestones.written()
+    log.say(f"stopped: step {step} is saved; the same command continues from there")

@@ -1,18 +1,18 @@
-"""The speed of training between two log lines."""
+"""The speed of training between two log lines, and what it waited for."""
 
 import contextlib
 import time
 
 
 class Meter:
-    """Images a second, and the share of the time that was spent waiting for input, since `start`.
+    """Images a second, the share of the time that was spent waiting for input, and seconds of waiting for checkpoints.
 
-    Until the first `start` nothing is measured: the first device call compiles.
+    Until the first `start` neither of the first two is measured: the first device call compiles.
     """
 
     def __init__(self, batch):
         """batch: images in a step."""
-        self._batch, self._begun, self._step, self._waited = batch, None, 0, 0.0
+        self._batch, self._begun, self._step, self._waited, self._saving = batch, None, 0, 0.0, 0.0
 
     @property
     def running(self):
@@ -20,7 +20,7 @@ class Meter:
 
     def start(self, step):
         """Measures from now, the end of `step`, on."""
-        self._begun, self._step, self._waited = time.perf_counter(), step, 0.0
+        self._begun, self._step, self._waited, self._saving = time.perf_counter(), step, 0.0, 0.0
 
     @contextlib.contextmanager
     def waiting(self):
@@ -30,6 +30,13 @@ class Meter:
         self._waited += time.perf_counter() - begun
 
     @contextlib.contextmanager
+    def saving(self):
+        """Around a wait for a checkpoint: for the one before it to be written, and for a copy of the state."""
+        begun = time.perf_counter()
+        yield
+        self._saving += time.perf_counter() - begun
+
+    @contextlib.contextmanager
     def paused(self):
         """Around what is no training: it does not count."""
         begun = time.perf_counter()
@@ -37,9 +44,10 @@ class Meter:
         self._begun += time.perf_counter() - begun
 
     def rates(self, step):
-        """{name: value} for the log at the end of `step`; {} where no step has ended since `start`."""
+        """{name: value} for the log at the end of `step`; no speed where no step has ended since `start`."""
+        waited = {"save_wait": self._saving}
         if step == self._step:
-            return {}
+            return waited
         seconds = time.perf_counter() - self._begun
         images = (step - self._step) * self._batch
-        return {"images_per_second": images / seconds, "input_wait": self._waited / seconds}
+        return {"images_per_second": images / seconds, "input_wait": self._waited / seconds} | waited

@@ -14,7 +14,7 @@ from pfgm_jax.data import to_uint8, to_unit
 from pfgm_jax.errors import UserError
 from pfgm_jax.run import make_run
 from pfgm_jax.training import flow_ends
-from pfgm_jax.training.step import (
+from pfgm_jax.training.validation import (
     choose,
     distance_to_truth,
     evaluate_losses,

@@ -1,4 +1,4 @@
-"""One training step, and what is measured of a network beside its loss: pure functions, mapped over devices.
+"""One training step: pure functions, mapped over devices.
 
 Everything random about example i of a run (its image, σ, noise, dropout mask) is a function of (seed, i) alone, i
 counting examples over all steps and devices. So one device, eight devices and a resumed run see the same numbers, and
@@ -15,83 +15,53 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import metrics as clu_metrics
 from jax import lax
 
 from pfgm_jax import models, parallel
 from pfgm_jax import run as run_lib
-from pfgm_jax.data import Examples, augment, epoch_order, take, to_unit
-from pfgm_jax.flow import field, losses, process
+from pfgm_jax.data import augment, take, to_unit
+from pfgm_jax.flow import losses, process
 from pfgm_jax.flow.parametrization import denoiser
 from pfgm_jax.inference.restoration import condition
 from pfgm_jax.training import example_keys
-
-# Queries at which the distance to the truth is measured, at each noise level.
-TRUTH_QUERIES = 128
-# Training sets of more values are streamed through it.
-TRUTH_WHOLE = 5e7
-# Images of a call's steps take at most this many bytes, should they be streamed.
-CALL_BYTES = 2**28
+from pfgm_jax.training import outliers as outliers_lib
+from pfgm_jax.training.cadence import make_cadence
+from pfgm_jax.training.optimizer import make_optimizer
 
 
 @flax.struct.dataclass
 class TrainState:
-    """step [], params, their exponential moving average and the optimiser's state."""
+    """What a step changes.
+
+    step: []. params, their exponential moving average, and the optimiser's state. halted: bool [], whether a step that
+    was not finite has ended the training. outliers: None unless steps are skipped (train.skip_outliers).
+    """
 
     step: jax.Array
     params: dict
     ema: dict
     opt_state: tuple
+    halted: jax.Array = np.False_
+    outliers: outliers_lib.Outliers | None = None
 
 
 def items(state):
     """What a checkpoint holds of a TrainState; the step is its name."""
-    return {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+    saved = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
+    return saved if state.outliers is None else saved | {"outliers": state.outliers}
 
 
-@flax.struct.dataclass
-class StepMetrics(clu_metrics.Collection):
-    """Averages over the steps between two log lines."""
-
-    loss: clu_metrics.Average.from_output("loss")
-    grad_norm: clu_metrics.Average.from_output("grad_norm")
+# Of these items, what checkpoints lack that were made without them.
+OPTIONAL = ("outliers",)
 
 
-class Cadence(NamedTuple):
-    """Steps between events: every interval of the config, which is in images, as whole device calls."""
+class StepMetrics(NamedTuple):
+    """Of one step, each []: loss, gradient norm, whether it was taken, and how many were skipped since the start."""
 
-    per_call: int
-    total: int
-    log: int
-    evaluate: int
-    sample: int
-    save: int
-
-    def due(self, every, step):
-        """Whether what happens `every` so many steps, and at the end, happens at `step`."""
-        return step % every == 0 or step >= self.total
-
-
-def make_cadence(config):
-    """Intervals and length rounded to whole calls of `steps_per_call` steps, so that no call crosses an event."""
-    c = config.train
-    per_call = c.steps_per_call or (8 if jax.default_backend() == "cpu" else 32)
-    if not c.steps_per_call:
-        step_bytes = (c.batch + c.large_batch) * 3 * config.data.size**2
-        while per_call > 1 and per_call * step_bytes > CALL_BYTES:
-            per_call //= 2
-
-    def steps(images):
-        return max(1, round(images / (per_call * c.batch))) * per_call
-
-    return Cadence(
-        per_call=per_call,
-        total=steps(c.images),
-        log=steps(c.log_every),
-        evaluate=steps(c.eval_every),
-        sample=steps(c.sample_every),
-        save=steps(c.save_every),
-    )
+    loss: jax.Array
+    grad_norm: jax.Array
+    taken: jax.Array
+    skipped: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +88,14 @@ class Task:
     seed: int
     order: str
     batch: int
+    microbatch: int
     large_batch: int
     flip: bool
     augment: float
     label_dropout: float
     ema_halflife: int
     ema_ramp: float
+    skip_outliers: float
     tuning: Tuning | None
     condition: condition.Condition | None
 
@@ -148,44 +120,17 @@ def make_task(config, derived):
         seed=config.seed,
         order=c.order,
         batch=c.batch,
+        microbatch=c.microbatch,
         large_batch=c.large_batch,
         flip=c.flip,
         augment=c.augment,
         label_dropout=c.label_dropout,
         ema_halflife=c.ema_halflife,
         ema_ramp=c.ema_ramp,
+        skip_outliers=c.skip_outliers,
         tuning=tuning,
         condition=condition.parse(config.data.condition),
     )
-
-
-def learning_rate(config, derived):
-    """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end."""
-    batch, c = config.train.batch, config.optim
-    # Steps are int32 inside a compiled program.
-    steps, warmup = (min(n, 2**31 - 1) for n in (make_cadence(config).total, c.warmup // batch))
-
-    # Not `optax.linear_schedule`: it subtracts from the peak, so that the first rates lose digits (errors of 5e-6).
-    def schedule(step):
-        ramp = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
-        if c.decay == "constant":
-            return derived["lr"] * ramp
-        progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
-        return derived["lr"] * ramp * (c.lr_end + (1 - c.lr_end) * 0.5 * (1 + jnp.cos(math.pi * progress)))
-
-    return schedule
-
-
-def make_optimizer(config, derived):
-    """Adam or RAdam, warm-up, clipping by the global norm and decoupled weight decay, as the config asks for them."""
-    c = config.optim
-    clip = optax.identity() if math.isinf(c.clip) else optax.clip_by_global_norm(c.clip)
-    rate = learning_rate(config, derived)
-    if c.name == "radam":
-        decay = optax.add_decayed_weights(c.weight_decay)
-        moments = optax.scale_by_radam(c.beta1, c.beta2, c.eps)
-        return optax.chain(clip, moments, decay, optax.scale_by_learning_rate(rate))
-    return optax.chain(clip, optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay))
 
 
 def init_state(task, shape):
@@ -207,7 +152,10 @@ def state_shapes(task, shape):
 
 def _first_state(task, shape, key):
     params = models.init(task.model, shape, key)
-    return TrainState(jnp.zeros((), jnp.int32), params, params, task.optimizer.init(params))
+    state = TrainState(jnp.zeros((), jnp.int32), params, params, task.optimizer.init(params))
+    if not task.skip_outliers:
+        return state
+    return state.replace(outliers=outliers_lib.unknown(jnp.result_type(*jax.tree.leaves(params))))
 
 
 def example_losses(task, params, examples, keys, train, step=None):
@@ -280,6 +228,8 @@ def _vary(task, keys, y, labels):
 def loss_and_gradient(task, params, step, examples):
     """(loss, gradient) of the batch of `step`, averaged over all devices; inside a mapped function.
 
+    A batch is taken in parts of task.microbatch examples, if that is not 0: the sums are the same in another order.
+
     examples: this device's share of the batch, and the whole large batch.
     """
     first, count = parallel.axis_slice(task.batch)
@@ -287,31 +237,64 @@ def loss_and_gradient(task, params, step, examples):
         jax.random.fold_in(jax.random.key(task.seed), 2), step, task.batch, first + jnp.arange(count)
     )
 
-    def loss(params):
-        return jnp.mean(example_losses(task, params, examples, keys, train=True, step=step))
+    def loss(params, images, labels, keys):
+        own = examples._replace(images=images, labels=labels)
+        return jnp.mean(example_losses(task, params, own, keys, train=True, step=step))
 
-    return parallel.mean(jax.value_and_grad(loss)(params))
+    of_part, whole = jax.value_and_grad(loss), (examples.images, examples.labels, keys)
+    parts = task.batch // task.microbatch if task.microbatch else 1
+    if parts == 1:
+        return parallel.mean(of_part(params, *whole))
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, of_part(params, *part)), None
+
+    split = jax.tree.map(lambda a: a.reshape(parts, count // parts, *a.shape[1:]), whole)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_part, params, *whole))
+    total, _ = lax.scan(add, zero, split)
+    return parallel.mean(jax.tree.map(lambda a: a / parts, total))
 
 
 def train_step(task, state, examples):
-    """One step, on every device the same: (new state, StepMetrics); inside a mapped function."""
+    """One step, on every device the same: (new state, StepMetrics); inside a mapped function.
+
+    A step whose loss or gradient is not finite changes nothing and halts the state: no later step changes it either.
+    With task.skip_outliers, such a step and one far out of range are passed over, with the optimiser's own count, which
+    is that of the learning rate.
+    """
     loss, gradient = loss_and_gradient(task, state.params, state.step, examples)
+    norm = optax.global_norm(gradient)
+    finite, skipped = jnp.isfinite(loss) & jnp.isfinite(norm), jnp.zeros((), jnp.int32)
+    taken, halted, remembered = finite & ~state.halted, ~finite | state.halted, None
+    if task.skip_outliers:
+        taken, remembered = outliers_lib.judge(state.outliers, state.step, norm, finite, task.skip_outliers)
+        halted, skipped = state.halted, remembered.skipped
+    kept = state.params, state.ema, state.opt_state
+    params, ema, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(taken, new, old), _updated(task, state, gradient), kept
+    )
+    step = state.step + (~halted).astype(jnp.int32)
+    return TrainState(step, params, ema, opt_state, halted, remembered), StepMetrics(loss, norm, taken, skipped)
+
+
+def _updated(task, state, gradient):
+    """(params, their average, the optimiser's state) after a step along the gradient."""
     updates, opt_state = task.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    halflife = jnp.asarray(task.ema_halflife, loss.dtype)
+    precision = jnp.result_type(float)
+    halflife = jnp.asarray(task.ema_halflife, precision)
     if task.ema_ramp > 0:
-        seen = state.step.astype(loss.dtype) * task.batch  # as an int32 it would pass 2³¹
+        seen = state.step.astype(precision) * task.batch  # as an int32 it would pass 2³¹
         halflife = jnp.minimum(halflife, seen * task.ema_ramp)
     # Not `optax.incremental_update`: its sum of two products moves an average that equals the parameters.
     decay = 0.5 ** (task.batch / jnp.maximum(halflife, 1e-8))
     ema = jax.tree.map(lambda e, p: p + (decay * (e - p)).astype(p.dtype), state.ema, params)
-    metrics = StepMetrics.single_from_model_output(loss=loss, grad_norm=optax.global_norm(gradient))
-    return TrainState(state.step + 1, params, ema, opt_state), metrics
+    return params, ema, opt_state
 
 
 @functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0), static_broadcasted_argnums=(0,), donate_argnums=(1,))
 def train_steps(task, state, source, batches):
-    """Some steps in one device call: (state, StepMetrics over all of them), both with a device axis.
+    """Some steps in one device call: (state, StepMetrics [steps]), both with a device axis.
 
     Args:
       source: (images, labels), the training set on every device, or None.
@@ -321,86 +304,4 @@ def train_steps(task, state, source, batches):
     def one_step(state, batch):
         return train_step(task, state, batch if source is None else take(*source, batch))
 
-    state, metrics = lax.scan(one_step, state, batches)
-    return state, metrics.reduce()
-
-
-@functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0, None), static_broadcasted_argnums=(0,))
-def evaluate_losses(task, ema, images, labels, batches):
-    """Mean loss over `batches` [k, B] of indices (−1 is padding), with the same noise each time; on every device.
-
-    The clean image is the target wherever it is valid, so that runs with other targets compare; elsewhere the field of
-    all the images is.
-    """
-    key = jax.random.fold_in(jax.random.key(task.seed), 3)
-
-    def body(sums, batch_positions):
-        batch, positions = batch_positions
-        first, count = parallel.axis_slice(batch.size)
-        mine, places = (lax.dynamic_slice_in_dim(a, first, count) for a in (batch, positions))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-        chosen, known = jnp.maximum(mine, 0), (None, None)
-        if not task.process.training_law.from_kernel:
-            known = images, labels
-        each = example_losses(task, ema, Examples(images[chosen], labels[chosen], *known), keys, train=False)
-        return (sums[0] + jnp.sum(jnp.where(mine >= 0, each, 0)), sums[1] + jnp.sum(mine >= 0, dtype=jnp.int32)), None
-
-    positions = jnp.arange(batches.size).reshape(batches.shape)
-    zero = (jnp.zeros((), jnp.result_type(float)), jnp.zeros((), jnp.int32))
-    total, count = parallel.total(lax.scan(body, zero, (batches, positions))[0])
-    return total / count
-
-
-def truth_errors(task, ema, images, labels, queries, sigmas):
-    """Distance to the truth: rms error per pixel of the network against the exact posterior mean of the training set.
-
-    Queries are the images of indices `queries` [q], this device's share of `truth_queries`, perturbed by the kernel at
-    each of `sigmas` [L], the same every time. Returns [L], equal on all devices; inside a mapped function.
-    """
-    first, _ = parallel.axis_slice(len(queries) * parallel.device_count())
-    places = (first + jnp.arange(len(queries))).astype(jnp.uint32)
-    query_labels = labels[queries] if task.model.num_labels else None
-    # A small set is taken whole; of a larger one no more than a chunk is ever held as floats.
-    chunk = None if images.size <= TRUTH_WHOLE else field.fitting_chunk(len(queries), images.shape)
-    y, points = to_unit(images[queries]), images if chunk else to_unit(images)
-    if task.flip:
-        points, labels = jnp.concatenate([points, _mirrored(points)]), jnp.tile(labels, 2)
-    allowed = None if query_labels is None else query_labels[:, None] == labels
-    network = lambda x, noise: task.model.apply({"params": ema}, x, noise, query_labels)
-    denoise = denoiser(task.parametrization, task.process, network)
-    key = jax.random.fold_in(jax.random.key(task.seed), 4)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-
-    def one_level(sigma):
-        sigma = jnp.full(len(queries), sigma)
-        x = process.perturb(task.process, keys, y, sigma)
-        truth = field.posterior_mean(x, sigma, points, task.process.D, chunk=chunk, allowed=allowed, prepare=to_unit)
-        return jnp.sqrt(parallel.mean(jnp.mean(jnp.square(denoise(x, sigma) - truth))))
-
-    return lax.map(one_level, sigmas)
-
-
-distance_to_truth = parallel.pmap(truth_errors, in_axes=(None, 0, 0, 0, 0, None), static_broadcasted_argnums=(0,))
-
-
-def truth_queries(seed, n):
-    """Indices [devices, q] of the training images, of n, at which the distance to the truth is measured."""
-    number = TRUTH_QUERIES - TRUTH_QUERIES % parallel.device_count()
-    return parallel.shard(epoch_order((seed, 4), np.arange(number), n))
-
-
-def truth_levels(process):
-    """Seven noise levels over the range in which a posterior mean is neither the image nor the data's mean."""
-    return np.geomspace(max(0.05, process.sigma_min), min(20.0, process.sigma_max), 7)
-
-
-def choose(seed, n, limit):
-    """Indices [min(n, limit)] of n examples, without replacement: the same at every evaluation."""
-    return epoch_order((seed, 5), np.arange(min(n, limit)), n)
-
-
-def make_batches(n, batch):
-    """Indices [k, B] of n examples in order, −1 for padding."""
-    padded = np.full(math.ceil(n / batch) * batch, -1)
-    padded[:n] = np.arange(n)
-    return padded.reshape(-1, batch)
+    return lax.scan(one_step, state, batches)

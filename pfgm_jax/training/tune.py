@@ -18,7 +18,8 @@ from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.sampling.settings import labels_for
 from pfgm_jax.storage import atomic, digests
 from pfgm_jax.training import flow_ends, loop
-from pfgm_jax.training.step import choose, make_task
+from pfgm_jax.training.step import make_task
+from pfgm_jax.training.validation import choose
 
 # What differs from the source's config, beside the objective: the published optimiser and no warm-up, and the clean
 # image as the pair's y. The average's half-life is that of 0.9999 a step of 128 images, and train.ema_ramp shortens it.

@@ -10,7 +10,8 @@ from pfgm_jax import generator, run_folder, run_record
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.storage import checkpoint, safetensors
 from pfgm_jax.storage.metrics_file import read_metrics
-from pfgm_jax.training.step import items, make_cadence, make_task, state_shapes
+from pfgm_jax.training.cadence import make_cadence
+from pfgm_jax.training.step import OPTIONAL, items, make_task, state_shapes
 
 
 def verify(workdir):
@@ -54,7 +55,7 @@ def _check_checkpoints(workdir, run):
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
     fixed, sound, damaged = run_record.fixed(run_record.read(workdir)), [], []
     for step in checkpoint.steps(workdir):
-        usable, wrong = checkpoint.examine(workdir, step, shapes, fixed)
+        usable, wrong = checkpoint.examine(workdir, step, shapes, fixed, OPTIONAL)
         values = f"{counted(len(jax.tree.leaves(shapes)), 'array')}, {size:,} bytes, all finite, as they were saved"
         _say(f"step {step:,}", "; ".join(([values] if usable else ["lost"]) + wrong))
         sound += [step] if usable else []

@@ -67,8 +67,10 @@ def look_at_machine(folder):
 
 
 def with_batch(task, batch):
-    """The task with another batch, in a large batch that holds it."""
-    return dataclasses.replace(task, batch=batch, large_batch=max(task.large_batch, batch) if task.large_batch else 0)
+    """The task with another batch, in a large batch that holds it, and in parts where they divide it."""
+    large_batch = max(task.large_batch, batch) if task.large_batch else 0
+    parts = task.microbatch if task.microbatch and batch % task.microbatch == 0 else 0
+    return dataclasses.replace(task, batch=batch, large_batch=large_batch, microbatch=parts)
 
 
 def power_of_two(limit, devices):
