@@ -241,6 +241,10 @@ def parse_arg(arg, **defaults):
 
     A key without a value is True; a value takes its default's type (a default of None takes a string).
 
+    >>> args = parse_arg("D=64,quick", process="pfgmpp", D=128.0, quick=False)
+    >>> args.process, args.D, args.quick
+    ('pfgmpp', 64.0, True)
+
     Raises:
       UserError: an unknown key, or a value of another type.
     """

@@ -18,6 +18,9 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the option closest to `word`, or "" when none is close.
 
     Numbers are not misspelt: one is never taken for another.
+
+    >>> nearest("huen", ["heun", "euler", "rk45"])
+    "; did you mean 'heun'?"
     """
     matches = difflib.get_close_matches(str(word), [str(option) for option in options], n=1)
     return f"; did you mean {matches[0]!r}?" if matches and not _is_number(word) else ""

@@ -1,35 +1,36 @@
-"""What README.md and docs/ tell people to type."""
+"""What README.md and docs/ say: commands and settings that exist, Python that runs, links that lead somewhere."""
 
+import doctest
+import importlib
 import pathlib
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
+import documented
 import pytest
 
+import pfgm_jax
 from pfgm_jax import config_file, generator, main
+from pfgm_jax.config import default, flatten, override
 from pfgm_jax.study import plan
 
-ROOT = pathlib.Path(__file__).parents[1]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(p for p in ROOT.glob("docs/*.md") if not p.is_symlink())]
-)
+ROOT, PAGES = documented.ROOT, documented.PAGES
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
-def blocks(page, *languages):
-    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-    return [text for language, text in found if language in languages]
+def commands_of_main(page):
+    """The arguments of every whole command of the package on a page."""
+    found = [command for command in documented.commands(page) if re.match(documented.MAIN, command)]
+    return [shlex.split(re.sub(documented.MAIN, "", command)) for command in found]
 
 
-def commands(page):
-    lines = [line for text in blocks(page, "sh", "") for line in text.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("python -m pfgm_jax.main")]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_commands_are_understood(page, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for argv in commands(page):
+    for argv in commands_of_main(page):
         flags, overrides = main.parse(argv)
         if main.MODES[flags.mode].config == "study":
             plan.entries(*plan.load_study(flags.config), flags.workdir, overrides)
@@ -40,12 +41,27 @@ def test_commands_are_understood(page, monkeypatch):
 
 
 def test_there_are_commands_to_check():
-    assert sum(len(commands(page)) for page in PAGES) > 20
+    assert sum(len(commands_of_main(page)) for page in PAGES) > 40
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
+def test_flags_and_settings_in_prose_exist(page):
+    """`--mode=NAME`, `--config.SECTION.FIELD=VALUE` and `SECTION.FIELD=VALUE` are what the command line has."""
+    fields = flatten(default())
+    for word in " ".join(documented.spans(page)).split():
+        if match := re.fullmatch(r"--mode=(\w+)", word):
+            assert match[1] in main.MODES, word
+        elif match := re.fullmatch(r"(--config\.)?(\w+\.\w+)=(.*)", word):
+            _, key, value = match.groups()
+            if match[1] or key.partition(".")[0] in default():
+                assert key in fields, word
+                if value not in ("", "…", "FILE", "FOLDER", "NAME"):
+                    override(default(), key, value.strip("'"))
+
+
+@every_page
 def test_python_is_python(page):
-    for text in blocks(page, "python"):
+    for text in documented.blocks(page, "python"):
         compile(text, page.name, "exec")
 
 
@@ -54,13 +70,34 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "runs/digits")
     monkeypatch.chdir(tmp_path)
     names = {}
-    for text in blocks(ROOT / "README.md", "python"):
+    for text in documented.blocks(ROOT / "README.md", "python"):
         exec(text, names)
     assert names["samples"].shape == names["x"].shape
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@every_page
 def test_files_that_are_linked_exist(page):
-    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", prose):
+    for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", documented.prose(page)):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def modules_with_examples():
+    """Modules of the package whose docstrings hold an example."""
+    package = pathlib.Path(pfgm_jax.__file__).parent
+    paths = [path.relative_to(package.parent) for path in package.rglob("*.py") if "    >>> " in path.read_text()]
+    return sorted(".".join(path.with_suffix("").parts) for path in paths)
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_examples_in_docstrings_are_right(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted and not result.failed
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="pip install -e '.[docs]' to test it")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert (tmp_path / "configuration/index.html").is_file()

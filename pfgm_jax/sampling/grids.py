@@ -11,7 +11,12 @@ from pfgm_jax.flow.schedule import Identity
 
 
 def edm_grid(process: Process, steps: int, rho: float = 7.0) -> Float[np.ndarray, "n"]:
-    """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ for i < n = `steps` (EDM eq. 5), [n]."""
+    """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ for i < n = `steps` (EDM eq. 5), [n].
+
+    >>> from pfgm_jax.flow.process import edm
+    >>> print(", ".join(f"{sigma:.3g}" for sigma in edm_grid(edm(sigma_max=80.0), 5)))
+    80, 17.5, 2.52, 0.17, 0.002
+    """
     if not rho > 0:
         raise UserError(f"the EDM grid needs rho > 0, got {rho}")
     high, low = process.sigma_max ** (1 / rho), process.sigma_min ** (1 / rho)

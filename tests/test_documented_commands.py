@@ -1,0 +1,291 @@
+"""Every command of README.md, CONTRIBUTING.md and docs/ is executed: here at quick settings, or where ELSEWHERE says.
+
+A command runs in a folder of its own, with stand-ins for what it names: small runs, images, files that would be
+downloaded. Settings that make it quick are added behind it; its own stay.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+
+import documented
+import foreign_files as ff
+import numpy as np
+import pytest
+from exchange import test_import as published
+from fixtures import networks
+from PIL import Image
+
+from pfgm_jax import main
+from pfgm_jax.metrics import classifier
+from pfgm_jax.training.advise import trial
+
+ROOT = documented.ROOT
+MAIN = documented.MAIN
+COMMANDS = sorted({command for page in documented.PAGES for command in documented.commands(page)})
+
+# What is executed by other tests or scripts, or needs what no test has. A name of a test is one that exists.
+ELSEWHERE = {
+    r"pip install .*|bash launch/wheel\.sh .*|tensorboard .*": "launch/wheel.sh, launch/environment.sh",  # installs
+    r"(PFGM_JAX_PYTHON=\S+ )?bash launch/test\.sh|pre-commit install|pyrefly check": ".ci/test.sh",
+    r"python -m pytest .*": "these tests themselves",
+    r"tfds build .*": "tests/data/test_tfds.py::test_a_prepared_set",  # what it makes, in its format
+    MAIN + "--mode=doctor": "tests/test_doctor.py::test_a_sound_installation_is_called_well",
+    MAIN + "--mode=study .*": "tests/study/test_study.py::test_the_quick_study_from_the_command_line",
+    MAIN + "--mode=lessons .*": "tests/lessons/test_lessons.py::test_the_command_needs_no_config",
+    r"PFGM_JAX_PROCESS=\S+ .*": "tests/test_processes.py::test_",
+    r"bash launch/tpu/babysit\.sh .*": "tests/test_launch_tpu.py::test_babysitting_outlives_preemption",
+    r"sbatch .*": "tests/test_launch_tpu.py::test_slurm_requeues_what_was_stopped",
+    r"bash launch/queue\.sh .*": "tests/test_queue.py::test_runs_take_turns_and_a_failure_holds_up_nothing",
+    r"bash launch/docs\.sh": "tests/test_documentation.py::test_the_site_is_built_without_a_warning",
+    r"python -m benchmarks\.kills .*": "tests/training/test_kills.py::test_",
+}
+
+NARROW = {"model.channels": 8, "model.multipliers": "1,1", "model.attention": "", "model.blocks": 1}
+SHORT = {"train.images": 128, "train.batch": 16, "train.large_batch": 16, "train.log_every": 64, "train.eval_every": 64,
+         "train.sample_every": 128, "train.save_every": 64, "train.eval_images": 32}  # fmt: skip
+FEW = {"sample.n": 4, "sample.frames": 3, "sample.solver": "heun", "sample.steps": 3}
+FILES = {"data.dir": "files", "data.check_md5": False}
+# Settings by mode, and by config where it has one.
+QUICK = {
+    "train": SHORT | FEW,
+    "tune": SHORT | {"train.large_batch": 0},
+    "data": {},
+    "advise": {},
+    "sample": {},
+    "evaluate": {"evaluate.num_samples": 24, "evaluate.features": "pixels", "evaluate.seeds": 1},
+    "compare": {"evaluate.num_samples": 24},
+    "curve": {"evaluate.num_samples": 24, "evaluate.steps": "3,5"},
+    "diagnose": {"diagnose.quick": True},
+    "likelihood": {"likelihood.n": 8, "likelihood.steps": 4},
+    "interpolate": {"latents.n": 2, "latents.points": 3, "latents.steps": 4},
+    "restore": {"restore.n": 2, "restore.steps": 3, "restore.sweeps": 2},
+    "schedule": {"schedule.steps": "4", "schedule.draws": 8},
+    "stats": {"evaluate.features": "pixels"},
+    "audit": {"evaluate.features": "pixels"},
+    "verify": {},
+    "export": {"export.samples": 64, "export.force": True},
+    "import": {},
+    "explore": {},
+}
+QUICK_CONFIGS = {
+    "toy": {"train.images": 512, "train.batch": 64},
+    "medmnist": NARROW | FILES,
+    "folder": NARROW,
+    "cifar10": FILES,
+    ("import", "cifar10"): {"model.channels": 16, "model.multipliers": "1,2", "model.attention": "8", "model.blocks": 1,
+                            "model.noise_channels": 16, "model.embedding_channels": 64},
+}  # fmt: skip
+# Benchmarks: figures of a few seconds in place of theirs.
+QUICK_BENCHMARKS = {
+    "field": "--queries=4 --points=64 --dim=8 --repeats=1",
+    "processes": "--processes=pfgmpp --sets=1 --train_images=2048",
+    "few": "--sets=1 --steps=5",
+    "cost": "--networks=cpu_28 --no_memory",
+    "cost --check": "--only=cpu_28",
+    "training": "--quick",
+    "feed": "--size=8 --batch=8 --calls=1",
+    "augment": "--arg=size=28,quick --batch=8 --calls=1 --dir=files",
+    "collectives": "digits:quick",
+    "inference": "--n=4 --calls=20",
+    "restoration": "--images=4 --calls=20",
+}
+
+
+def elsewhere(command):
+    return next((where for pattern, where in ELSEWHERE.items() if re.fullmatch(pattern, command)), None)
+
+
+def here(command):
+    """How a command is executed here: the function, or None."""
+    if re.match(MAIN, command):
+        return run_main
+    if command.startswith("python -m benchmarks."):
+        return run_benchmark
+    return {"bash": run_shell, "cp": run_copy}.get(command.split()[0])
+
+
+def test_every_command_is_executed_somewhere():
+    assert len(COMMANDS) > 60
+    assert [command for command in COMMANDS if not (elsewhere(command) or here(command))] == []
+
+
+def test_the_lists_hold_what_there_is():
+    for pattern, where in ELSEWHERE.items():
+        assert any(re.fullmatch(pattern, command) for command in COMMANDS), f"no page has {pattern}"
+        path, _, test = where.partition("::")
+        if test:
+            assert f"def {test}" in (ROOT / path).read_text(), where
+    for name in QUICK_BENCHMARKS:
+        assert any(c.startswith(f"python -m benchmarks.{name}") for c in COMMANDS if not elsewhere(c)), name
+
+
+# ---- stand-ins
+
+
+def images(seed, n, size, channels=3):
+    """uint8 [n, size, size, channels]: blurred noise, of classes that differ in brightness."""
+    rng = np.random.default_rng(seed)
+    rough = rng.normal(0, 40, (n, size // 4, size // 4, channels)).repeat(4, axis=1).repeat(4, axis=2)
+    return np.clip(60 + 10 * (np.arange(n) % 8)[:, None, None, None] + rough, 0, 255).astype(np.uint8)
+
+
+def put(folder, pixels):
+    """A folder of images, a subfolder a class."""
+    for i, image in enumerate(pixels):
+        path = folder / f"class {i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
+
+
+def standard_file(path, size):
+    """An npz file with MedMNIST's arrays."""
+    parts = {}
+    for seed, (split, n) in enumerate({"train": 96, "val": 64, "test": 64}.items()):
+        parts |= {f"{split}_images": images(seed, n, size), f"{split}_labels": np.arange(n)[:, None] % 8}
+    np.savez(path, **parts)
+
+
+def checkpoint():
+    """What PFGM saves: the network, here a narrow DDPM++, and its moving averages."""
+    arrays = networks.state(networks.load("pfgm_ddpmpp"))
+    tensors = {f"module.{name}": ff.tensor(array, f"raw{i}") for i, (name, array) in enumerate(arrays.items())}
+    averages = [ff.tensor(array, f"ema{i}") for i, array in enumerate(arrays.values())]
+    return {"optimizer": {}, "model": tensors, "ema": {"decay": 0.9999, "shadow_params": averages}, "step": 7}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    """A folder with the files and folders that the commands name."""
+    stage = tmp_path_factory.mktemp("stage")
+    (stage / "files").mkdir()
+    standard_file(stage / "files/bloodmnist.npz", 28)
+    standard_file(stage / "files/cifar10.npz", 32)
+    put(stage / "PATH", images(0, 60, 40))
+    put(stage / "IMAGES", images(1, 40, 32))
+    put(stage / "FOLDER", images(2, 8, 8, 1))
+    np.save(stage / "POINTS.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    (stage / "edm-cifar10-32x32-uncond-vp.pkl").write_bytes(ff.dumps(published.snapshot("edm")))
+    state = published.snapshot("edm")
+    (stage / "training-state.pt").write_bytes(ff.zipped({"net": state["ema"], "optimizer_state": {}}))
+    (stage / "checkpoint.pth").write_bytes(ff.zipped(checkpoint()))
+    for name in ("configs", "launch", "benchmarks", "pfgm_jax", "setup.cfg", "pyproject.toml"):
+        (stage / name).symlink_to(ROOT / name)
+    return stage
+
+
+RUNS = {  # what makes the runs that commands open
+    "digits": "--config=digits:conditional,quick --workdir=runs/digits",
+    "toy": "--config=toy:quick --workdir=runs/toy",
+    "bloodmnist": "--config=configs/medmnist.py:dataset=bloodmnist,conditional,quick --workdir=runs/bloodmnist",
+    "digits_tuned": "--mode=tune --source=runs/digits --workdir=runs/digits_tuned",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(stage):
+    """`runs(name)`: the folder of a small trained run, made when it is first asked for."""
+
+    def run(name):
+        folder = stage / "runs" / name
+        if not folder.exists():
+            if name == "digits_tuned":
+                run("digits")
+            argv = shlex.split(RUNS[name])
+            with contextlib.chdir(stage):
+                main.run([*argv, *settings(argv)])
+        return folder
+
+    return run
+
+
+def settings(argv):
+    """The settings that make a command line of `main` quick."""
+    words = dict(word.split("=", 1) for word in argv if "=" in word)
+    mode = words.get("--mode", "train")
+    config = pathlib.Path(words.get("--config", "").partition(":")[0]).stem
+    quick = QUICK[mode] | (QUICK_CONFIGS.get((mode, config)) or QUICK_CONFIGS.get(config, {}))
+    return [f"--config.{key}={value}" for key, value in quick.items() if f"--config.{key}" not in words]
+
+
+def template(path):
+    """The name of the run that stands in for the run called `path`."""
+    name = pathlib.Path(path).name
+    return name if name in RUNS else "digits"
+
+
+# ---- execution
+
+
+@pytest.fixture
+def place(stage, tmp_path, monkeypatch):
+    """A folder of one command: links to the stage, runs of its own."""
+    for path in stage.iterdir():
+        if path.name != "runs":
+            (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial, "SECONDS", 0.5)
+    monkeypatch.setattr(classifier, "LEAST_STEPS", 25)
+    return tmp_path
+
+
+def run_main(command, place, runs):
+    words = shlex.split(command)
+    argv = words[3:] if words[0] == "python" else words[1:]
+    flags, _ = main.parse(argv)
+    mode = main.MODES[flags.mode]
+    opened = [flags.workdir] if not mode.config else []
+    opened += (flags.source or "").split(",") if mode.runs or (flags.source or "").startswith("runs/") else []
+    for path in filter(None, opened):
+        shutil.copytree(runs(template(path)), place / path)
+    main.run([*argv, *settings(argv)])
+
+
+def run_benchmark(command, place, runs):
+    name, *own = command.removeprefix("python -m benchmarks.").split()
+    key = " ".join([name, *own]) if " ".join([name, *own]) in QUICK_BENCHMARKS else name
+    argv, sys.argv = sys.argv, [name, *own, *QUICK_BENCHMARKS[key].split()]
+    try:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=False)
+    finally:
+        sys.argv = argv
+
+
+def run_copy(command, place, runs):
+    _, _, source, target = shlex.split(command)
+    shutil.copytree(runs("bloodmnist"), place / source)
+    (place / "pfgm_jax").unlink()
+    (place / target).parent.mkdir(parents=True)
+    subprocess.run(shlex.split(command), check=True, cwd=place)
+
+
+def run_shell(command, place, runs):
+    """launch/demo.sh in a copy of the launch folder, whose environment is this one and whose digits are quick."""
+    for name in ("launch", "configs"):
+        (place / name).unlink()
+        shutil.copytree(ROOT / name, place / name)
+    quick = (place / "configs/digits.py").read_text().replace("quick=False", "quick=True")
+    (place / "configs/digits.py").write_text(quick)
+    venv = place / "venv"
+    (venv / "bin").mkdir(parents=True)
+    for name in ("python", "python3"):
+        (venv / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        (venv / "bin" / name).chmod(0o755)
+    stamp = 'cat setup.cfg pyproject.toml | cksum | tr " " "-"'
+    (venv / "stamp").write_text(subprocess.run(["sh", "-c", stamp], cwd=place, capture_output=True, text=True).stdout)
+    env = os.environ | {"PFGM_JAX_VENV": str(venv), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(shlex.split(command), cwd=place, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "environment: " in done.stdout and "made before" in done.stdout and "verdict" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in COMMANDS if not elsewhere(command)])
+def test_a_command_runs(command, place, runs):
+    here(command)(command, place, runs)
