@@ -18,7 +18,6 @@ from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, nearest, printable
 from pfgm_jax.inference import restoration
-from pfgm_jax.metrics.tables import as_html
 from pfgm_jax.sampling import SolveStats, arguments, batches, schedules
 from pfgm_jax.sampling.settings import SampleSettings, check_network, labels_for
 from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
@@ -121,6 +120,8 @@ class Generator:
 
     def _repr_html_(self):
         """In a notebook: its card, and the newest picture of its samples where its folder holds one."""
+        from pfgm_jax.metrics.tables import as_html  # scipy.stats comes with metrics: not for every `load`
+
         classes = {"classes": ", ".join(map(printable, self.derived["classes"]))} if self.classes else {}
         card = as_html([["Generator", self.source], *map(list, (self._card() | classes).items())])
         if not (picture := self._repr_png_()):
