@@ -5,5 +5,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare "[docs]"
 say "building"
-python -m mkdocs build "$@"
+NO_MKDOCS_2_WARNING=1 python -m mkdocs build "$@"
 say "site/index.html"

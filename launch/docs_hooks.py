@@ -1,18 +1,22 @@
-"""Pages of the documentation that are made from other files: the home page and the configuration reference."""
+"""Pages of the documentation that are made from other files: home page, configuration reference, notebooks."""
 
 import html
 import pathlib
 import re
 
 from mkdocs.structure.files import File
+from nbconvert import HTMLExporter
 
 ROOT = pathlib.Path(__file__).parents[1]
 REPOSITORY_FILES = ("CONTRIBUTING.md", "CHANGELOG.md")
 
 
 def on_files(files, config):
-    """Adds the configuration reference, made from the comments of `pfgm_jax.config.default`."""
+    """Adds the configuration reference, made from the comments of `pfgm_jax.config.default`, and the notebooks."""
     files.append(File.generated(config, "configuration.md", content=configuration()))
+    for notebook in sorted((ROOT / "notebooks/rendered").glob("*.ipynb")):
+        page, _ = HTMLExporter(template_name="lab").from_filename(notebook)
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.html", content=page))
     return files
 
 
@@ -20,6 +24,7 @@ def on_page_markdown(markdown, page, **_):
     """README.md is the home page; links of files at the top of the repository are to pages."""
     if page.file.src_uri in ("index.md", "contributing.md", "changelog.md"):
         markdown = re.sub(r"\]\((?:docs/)?([\w/.-]+\.(?:md|png|gif|webp|svg)(?:#[\w-]+)?)\)", _to_page, markdown)
+        markdown = re.sub(r"\]\(notebooks/rendered/(\w+)\.ipynb\)", r"](notebooks/\1.html)", markdown)
         markdown = re.sub(r"\]\((?:LICENSE|SECURITY\.md)\)", "](contributing.md)", markdown)
     return re.sub(r"\]\(\.\./README\.md(#[\w-]+)?\)", "](index.md)", markdown)
 

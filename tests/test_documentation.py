@@ -5,7 +5,6 @@ import importlib
 import pathlib
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 
@@ -13,7 +12,7 @@ import documented
 import pytest
 
 import pfgm_jax
-from pfgm_jax import config_file, generator, main
+from pfgm_jax import config_file, main
 from pfgm_jax.config import default, flatten, override
 from pfgm_jax.study import plan
 
@@ -66,13 +65,21 @@ def test_python_is_python(page):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "runs/digits")
+@pytest.mark.parametrize("name", ["README.md", "docs/inference.md", "docs/restoration.md"])
+def test_python_of_whole_examples_runs(name, tmp_path, monkeypatch):
+    """The pages whose examples begin with their imports."""
     monkeypatch.chdir(tmp_path)
     names = {}
-    for text in documented.blocks(ROOT / "README.md", "python"):
+    for text in documented.blocks(ROOT / name, "python"):
         exec(text, names)
-    assert names["samples"].shape == names["x"].shape
+    if name == "README.md":
+        assert names["samples"].shape == names["x"].shape and names["images"].shape == names["x0"].shape
+
+
+def test_the_readme_shows_rows_of_the_whole_score():
+    whole = documented.blocks(ROOT / "docs/measure.md", "")[0].splitlines()
+    shown = documented.blocks(ROOT / "README.md", "")[0].splitlines()
+    assert shown == [line for line in whole if line in shown] and len(shown) < len(whole)
 
 
 @every_page

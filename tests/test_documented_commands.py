@@ -78,7 +78,7 @@ QUICK_CONFIGS = {
     "toy": {"train.images": 512, "train.batch": 64},
     "medmnist": NARROW | FILES,
     "folder": NARROW,
-    "cifar10": FILES,
+    "cifar10": NARROW | FILES,
     ("import", "cifar10"): {"model.channels": 16, "model.multipliers": "1,2", "model.attention": "8", "model.blocks": 1,
                             "model.noise_channels": 16, "model.embedding_channels": 64},
 }  # fmt: skip
