@@ -46,7 +46,8 @@ def main():
 
     config = medmnist.get_config(args.arg)
     config.train.batch = args.batch
-    config.data.dir = args.dir or config.data.dir
+    if args.dir:
+        config.data.update(dir=args.dir, check_md5=False)
     dataset, _, task, _ = dry_run.prepare(config)
     state = parallel.replicate(step.init_state(task, dataset.shape))
     indices = pipeline.planner(task.seed, task.order, dataset.train.labels, task.batch, task.large_batch)

@@ -5,14 +5,15 @@ downloaded. Settings that make it quick are added behind it; its own stay.
 """
 
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import documented
 import foreign_files as ff
@@ -23,8 +24,6 @@ from fixtures import networks
 from PIL import Image
 
 from pfgm_jax import main
-from pfgm_jax.metrics import classifier
-from pfgm_jax.training.advise import trial
 
 ROOT = documented.ROOT
 MAIN = documented.MAIN
@@ -48,14 +47,14 @@ ELSEWHERE = {
 }
 
 NARROW = {"model.channels": 8, "model.multipliers": "1,1", "model.attention": "", "model.blocks": 1}
-SHORT = {"train.images": 128, "train.batch": 16, "train.large_batch": 16, "train.log_every": 64, "train.eval_every": 64,
+SHORT = {"train.images": 128, "train.batch": 16, "train.large_batch": 0, "train.log_every": 64, "train.eval_every": 64,
          "train.sample_every": 128, "train.save_every": 64, "train.eval_images": 32}  # fmt: skip
 FEW = {"sample.n": 4, "sample.frames": 3, "sample.solver": "heun", "sample.steps": 3}
 FILES = {"data.dir": "files", "data.check_md5": False}
 # Settings by mode, and by config where it has one.
 QUICK = {
     "train": SHORT | FEW,
-    "tune": SHORT | {"train.large_batch": 0},
+    "tune": SHORT,
     "data": {},
     "advise": {},
     "sample": {},
@@ -75,7 +74,7 @@ QUICK = {
     "explore": {},
 }
 QUICK_CONFIGS = {
-    "toy": {"train.images": 512, "train.batch": 64},
+    "toy": {"train.images": 512, "train.batch": 64, "sample.batch": 4},
     "medmnist": NARROW | FILES,
     "folder": NARROW,
     "cifar10": NARROW | FILES,
@@ -88,13 +87,13 @@ QUICK_BENCHMARKS = {
     "processes": "--processes=pfgmpp --sets=1 --train_images=2048",
     "few": "--sets=1 --steps=5",
     "cost": "--networks=cpu_28 --no_memory",
-    "cost --check": "--only=cpu_28",
+    "cost --check": "--only=28 px, cpu_28",
     "training": "--quick",
     "feed": "--size=8 --batch=8 --calls=1",
     "augment": "--arg=size=28,quick --batch=8 --calls=1 --dir=files",
     "collectives": "digits:quick",
     "inference": "--n=4 --calls=20",
-    "restoration": "--images=4 --calls=20",
+    "restoration": "--images=4 --calls=20 --task=denoise",
 }
 
 
@@ -188,21 +187,16 @@ RUNS = {  # what makes the runs that commands open
 }
 
 
-@pytest.fixture(scope="module")
-def runs(stage):
-    """`runs(name)`: the folder of a small trained run, made when it is first asked for."""
-
-    def run(name):
-        folder = stage / "runs" / name
-        if not folder.exists():
-            if name == "digits_tuned":
-                run("digits")
-            argv = shlex.split(RUNS[name])
-            with contextlib.chdir(stage):
-                main.run([*argv, *settings(argv)])
-        return folder
-
-    return run
+def run(stage, name):
+    """The folder of a small trained run, made when it is first asked for."""
+    folder = stage / "runs" / name
+    if not folder.exists():
+        if name == "digits_tuned":
+            run(stage, "digits")
+        argv = shlex.split(RUNS[name])
+        with contextlib.chdir(stage):
+            main.run([*argv, *settings(argv)])
+    return folder
 
 
 def settings(argv):
@@ -220,22 +214,10 @@ def template(path):
     return name if name in RUNS else "digits"
 
 
-# ---- execution
+# ---- execution: each function does what a command says in the folder `place`
 
 
-@pytest.fixture
-def place(stage, tmp_path, monkeypatch):
-    """A folder of one command: links to the stage, runs of its own."""
-    for path in stage.iterdir():
-        if path.name != "runs":
-            (tmp_path / path.name).symlink_to(path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(trial, "SECONDS", 0.5)
-    monkeypatch.setattr(classifier, "LEAST_STEPS", 25)
-    return tmp_path
-
-
-def run_main(command, place, runs):
+def run_main(command, place, stage):
     words = shlex.split(command)
     argv = words[3:] if words[0] == "python" else words[1:]
     flags, _ = main.parse(argv)
@@ -243,29 +225,27 @@ def run_main(command, place, runs):
     opened = [flags.workdir] if not mode.config else []
     opened += (flags.source or "").split(",") if mode.runs or (flags.source or "").startswith("runs/") else []
     for path in filter(None, opened):
-        shutil.copytree(runs(template(path)), place / path)
+        shutil.copytree(run(stage, template(path)), place / path)
     main.run([*argv, *settings(argv)])
 
 
-def run_benchmark(command, place, runs):
+def run_benchmark(command, place, stage):
     name, *own = command.removeprefix("python -m benchmarks.").split()
-    key = " ".join([name, *own]) if " ".join([name, *own]) in QUICK_BENCHMARKS else name
-    argv, sys.argv = sys.argv, [name, *own, *QUICK_BENCHMARKS[key].split()]
-    try:
-        runpy.run_module(f"benchmarks.{name}", run_name="__main__", alter_sys=False)
-    finally:
-        sys.argv = argv
+    more = QUICK_BENCHMARKS.get(" ".join([name, *own[:1]]), QUICK_BENCHMARKS[name])
+    if "RUN" in own:
+        shutil.copytree(run(stage, "digits"), place / "RUN")
+    finish([sys.executable, "-m", f"benchmarks.{name}", *own, *more.split()], place)
 
 
-def run_copy(command, place, runs):
+def run_copy(command, place, stage):
     _, _, source, target = shlex.split(command)
-    shutil.copytree(runs("bloodmnist"), place / source)
+    shutil.copytree(run(stage, "bloodmnist"), place / source)
     (place / "pfgm_jax").unlink()
     (place / target).parent.mkdir(parents=True)
-    subprocess.run(shlex.split(command), check=True, cwd=place)
+    finish(shlex.split(command), place)
 
 
-def run_shell(command, place, runs):
+def run_shell(command, place, stage):
     """launch/demo.sh in a copy of the launch folder, whose environment is this one and whose digits are quick."""
     for name in ("launch", "configs"):
         (place / name).unlink()
@@ -278,14 +258,45 @@ def run_shell(command, place, runs):
         (venv / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         (venv / "bin" / name).chmod(0o755)
     stamp = 'cat setup.cfg pyproject.toml | cksum | tr " " "-"'
-    (venv / "stamp").write_text(subprocess.run(["sh", "-c", stamp], cwd=place, capture_output=True, text=True).stdout)
-    env = os.environ | {"PFGM_JAX_VENV": str(venv), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(shlex.split(command), cwd=place, env=env, capture_output=True, text=True)
+    (venv / "stamp").write_text(finish(["sh", "-c", stamp], place))
+    said = finish(shlex.split(command), place, PFGM_JAX_VENV=str(venv))
+    assert "made before" in said and "verdict" in said
+
+
+def finish(words, place, **variables):
+    """The output of a command that must succeed."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run(words, cwd=place, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "environment: " in done.stdout and "made before" in done.stdout and "verdict" in done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def worker():
+    """A process with one device, as most readers have, that keeps its compiled programs from command to command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), quicken) as pool:
+            yield pool
+
+
+def quicken():
+    """What no setting shortens: the trial of a plan, and the training of a classifier."""
+    from pfgm_jax.metrics import classifier
+    from pfgm_jax.training.advise import trial
+
+    trial.SECONDS, classifier.LEAST_STEPS = 0.5, 25
+
+
+def execute(command, place, stage):
+    with contextlib.chdir(place):
+        here(command)(command, place, stage)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if not elsewhere(command)])
-def test_a_command_runs(command, place, runs):
-    here(command)(command, place, runs)
+def test_a_command_runs(command, worker, stage, tmp_path):
+    for path in stage.iterdir():
+        if path.name != "runs":
+            (tmp_path / path.name).symlink_to(path)
+    worker.submit(execute, command, tmp_path, stage).result()
