@@ -1,7 +1,8 @@
 """The field explorer: one HTML file in which charges are put, dragged and drawn, and samples flow to them.
 
 The page works offline and has no build step. Its sources lie readable in page/ and are put together here: field.js,
-flow.js and lines.js hold the mathematics, which the tests compare with `pfgm_jax.flow`, the others what is seen.
+flow.js, lines.js and extras.js hold the mathematics, which the tests compare with `pfgm_jax.flow`, closed forms and
+SciPy, the others what is seen.
 """
 
 import html
@@ -14,7 +15,18 @@ from pfgm_jax.storage import atomic
 PAGE = pathlib.Path(__file__).parent / "page"
 STYLE = "style.css"
 # In the order in which they need each other.
-SCRIPTS = ("field.js", "flow.js", "lines.js", "state.js", "scene.js", "draw.js", "pointer.js", "app.js")
+SCRIPTS = (
+    "field.js",
+    "flow.js",
+    "lines.js",
+    "extras.js",
+    "state.js",
+    "scene.js",
+    "overlays.js",
+    "draw.js",
+    "pointer.js",
+    "app.js",
+)
 FILE = "explorer.html"
 LARGEST = 300_000  # bytes of the page
 

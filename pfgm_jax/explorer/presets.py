@@ -18,6 +18,12 @@ def _spread(points, n):
     return points[chosen]
 
 
+def _segment(n):
+    """n random points of the line z = 0 between −1 and 1."""
+    x = np.random.RandomState(n).uniform(-1, 1, n)
+    return np.stack([np.sort(x), 0 * x], axis=1)
+
+
 # Named sets of charges in the plane; a link to a state names them rather than list them.
 SHAPES = {
     "heart": lambda: shapes.heart(120),
@@ -28,6 +34,9 @@ SHAPES = {
     "four": lambda: [[-0.6, -0.5], [0.7, -0.4], [0.5, 0.7], [-0.7, 0.5]],
     "five": lambda: [[-1.1, 0], [-0.8, 0], [-0.1, 0], [0.55, 0], [1.1, 0]],
     "three": lambda: [[-0.9, 0], [0.1, 0], [0.7, 0]],
+    "segment4": lambda: _segment(4),
+    "segment16": lambda: _segment(16),
+    "segment64": lambda: _segment(64),
 }
 
 
@@ -82,6 +91,13 @@ PRESETS = (
         {"charges": "five", "view": "half", "R": 3},
     ),
     Preset(
+        "inertia",
+        "Lines and balls",
+        "The field is a velocity, not a force: a ball let go at rest in it gathers speed, cuts its corners and lands "
+        "beside the end of its field line.",
+        {"charges": "five", "view": "half", "R": 2.5, "balls": True, "lines": False, "flux": False, **_STILL},
+    ),
+    Preset(
         "collapse",
         "Collapse without z",
         "Inside a disk of charge the plane’s own field is E ∝ x: followed backwards, all samples fall into the centre.",
@@ -92,6 +108,13 @@ PRESETS = (
         "… and its cure",
         "With one extra dimension each field line meets the plane in its own place, and the samples fill the disk.",
         {"charges": "disk", "D": 1},
+    ),
+    Preset(
+        "projection",
+        "To the prior",
+        "Far out the field lines are rays. They carry an even hemisphere to the line z = R, where all samples start: "
+        "the prior, with heavy tails.",
+        {"charges": "five", "view": "half", "R": 10, "rays": True, "lines": False, **_STILL},
     ),
     Preset(
         "flux",
@@ -107,11 +130,42 @@ PRESETS = (
         {"charges": "moons", "D": 16, "u": 0.45, "levels": True},
     ),
     Preset(
+        "batch",
+        "Targets of a batch",
+        "Dots are what a network may be told at the probe. One clean image is told with the whole posterior’s spread; "
+        "a large batch is quieter.",
+        {
+            "charges": "moons",
+            "D": 128,
+            "u": 0.39,
+            "tool": "probe",
+            "probe": [0.2, 0.3],
+            "targets": True,
+            "batch": 16,
+            "lines": False,
+            **_STILL,
+        },
+    ),
+    Preset(
+        "finite",
+        "Finite data",
+        "Lines of 16 points end in the points, dashed those of the even density they were drawn from. Choose 4 or 64 "
+        "points as the shape.",
+        {"charges": "segment16", "view": "half", "R": 1.3, "density": True, "flux": False, **_STILL},
+    ),
+    Preset(
         "solvers",
         "Steps and errors",
         "Dots are the solver’s steps, dashes the exact paths. Compare Euler, Heun and RK45 at the same number of "
         "evaluations.",
         {"charges": "swissroll", "D": 128, "solver": "heun", "steps": 8, "u": 1},
+    ),
+    Preset(
+        "clock",
+        "Steps in ln σ",
+        "RK45 at one tolerance: steps in ln σ take fewer evaluations than steps in σ, which must pass from 4 to 0.002. "
+        "Switch, and see NFE.",
+        {"charges": "moons", "D": 1, "digits": 4, "clock": "level", "u": 1, "lines": False, "cloud": False},
     ),
     Preset(
         "noise",

@@ -19,38 +19,49 @@ def net_arrow(quick):
     package = np.array([float(along[0, 0]), float(up)])
     angle = np.degrees(np.arccos(package @ total / np.linalg.norm(package) / np.linalg.norm(total)))
 
-    drawing = figure()
+    drawing = figure(7.6, 3.6)
     left, right = drawing.subplots(1, 2)
-    arrow = lambda vector, colour, start=at: left.annotate(
-        "", start + 0.42 * vector, start, arrowprops=dict(arrowstyle="-|>", color=colour, lw=2.5, mutation_scale=18)
-    )
-    for charge, vector, colour in zip(charges, single, colours, strict=True):
-        left.plot(*zip(charge, at, strict=True), color=colour, lw=1, ls=":")
-        arrow(vector, colour)
-    arrow(total, BLACK)
-    left.plot(*at, "o", color=BLACK, ms=6)
-    left.text(*(at + 0.42 * total + [-0.08, -0.02]), "sum", ha="right")
-    _, _, grid = mesh((-1.35, 1.35), (0.15, 1.83), 11, 8)
+    corner = at
+    for i, (charge, vector, colour) in enumerate(zip(charges, single, colours, strict=True), 1):
+        left.plot(*zip(charge, at, strict=True), color=colour, lw=1.2, ls=":")
+        _arrow(left, corner, 0.5 * vector, colour, lw=1.6, ls=(0, (2, 1.5)), alpha=0.7)  # tip to tail, to the sum
+        corner = corner + 0.5 * vector
+        _arrow(left, at, 0.5 * vector, colour, lw=2.8)
+        tip = at + 0.5 * vector + 0.11 * vector / np.linalg.norm(vector)
+        left.text(*tip, f"{i}", color=colour, ha="center", va="center", weight="bold")
+    _arrow(left, at, 0.5 * total, BLACK, lw=2.8)
+    left.plot(*at, "o", color=BLACK, ms=7)
+    left.text(*(at + 0.5 * total + [-0.07, -0.02]), "sum", ha="right")
+    _, _, grid = mesh((-1.3, 1.3), (0.3, 1.7), 9, 6)
     E_x, E_z = field.poisson_field(grid[:, :1].astype(np.float32), grid[:, 1].astype(np.float32), data[:, None], 1.0)
     arrows = np.stack([np.asarray(E_x)[:, 0], np.asarray(E_z)], axis=1)
     arrows /= np.linalg.norm(arrows, axis=1, keepdims=True)
-    right.quiver(*grid.T, *arrows.T, color=GREY, pivot="mid", scale=14, width=0.008)
-    for axes, title in ((left, "one point"), (right, "everywhere (directions)")):
+    right.quiver(*grid.T, *arrows.T, color=GREY, pivot="mid", scale=13, width=0.009, headwidth=4)
+    for axes, title in ((left, "at one point"), (right, "everywhere: directions")):
         axes.axhline(0, color=BLACK, lw=1)
-        axes.scatter(*charges.T, s=110, c=colours, zorder=3)
+        axes.scatter(*charges.T, s=260, c=colours, zorder=3)
+        for i, place in enumerate(data, 1):
+            axes.text(place, -0.005, f"{i}", color="white", ha="center", va="center_baseline", size=13, weight="bold")
         equal(axes, (-1.5, 1.5), (-0.2, 2.0))
-        axes.set(title=title, xlabel="data x", ylabel="extra coordinate z")
+        axes.set(title=title, xlabel="data x")
+    left.set_ylabel("extra coordinate z")
     return Lesson(
         "net-arrow",
         "Data are charges, and the field is the sum of their arrows",
         "Every data point is a charge on the line z = 0 and pushes a test particle straight away from itself, the "
-        "harder the nearer it is. The field is the plain sum of these arrows, and from afar it leads away "
-        "from the data on all sides; a generative model walks it backwards."
+        "harder the nearer it is. The field is the plain sum of these arrows, laid tip to tail, and from afar it leads "
+        "away from the data on all sides; a generative model walks it backwards."
         f" The arrow of `flow.field` and the sum written out differ by {angle:.1g}°.",
         "E(x, z) = Σᵢ (x − yᵢ, z) / (‖x − yᵢ‖² + z²)^((N + 1)/2)",
         {"net-arrow.png": drawing},
         {"angle": float(angle)},
     )
+
+
+def _arrow(axes, start, vector, colour, **line):
+    """An arrow on matplotlib axes that ends exactly at start + vector."""
+    style = dict(arrowstyle="-|>", color=colour, mutation_scale=20, shrinkA=0, shrinkB=0, **line)
+    axes.annotate("", start + vector, start, arrowprops=style)
 
 
 def superposition(quick):

@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from pfgm_jax import sampling
 from pfgm_jax.flow import field, losses
 from pfgm_jax.flow.process import perturb, pfgmpp, prior
-from pfgm_jax.lessons import shapes
+from pfgm_jax.lessons import lines, shapes
 from pfgm_jax.lessons.lesson import BLACK, BLUE, GREEN, GREY, ORANGE, RED, Lesson, figure
 
 DS = {1.0: BLUE, 8.0: GREEN, 128.0: RED, math.inf: BLACK}
@@ -130,45 +130,26 @@ def _posterior_variance(x, sigma, points, D):
     return w @ np.sum(points.astype(np.float64) ** 2, axis=1) - np.sum((w @ points) ** 2, axis=1)
 
 
-def segment_mean(x, z):
-    """E[y | x, z] at D = 1 for y uniform on [−1, 1] (N = 1), closed form: NumPy arrays of one shape."""
+def segment_mean(x, z, of=np):
+    """E[y | x, z] at D = 1 for y uniform on [−1, 1] (N = 1), closed form; `of` is numpy or jax.numpy."""
     a, b = 1 - x, 1 + x
-    return x + z * 0.5 * np.log((a**2 + z**2) / (b**2 + z**2)) / (np.arctan(a / z) + np.arctan(b / z))
+    return x + z * 0.5 * of.log((a**2 + z**2) / (b**2 + z**2)) / (of.arctan(a / z) + of.arctan(b / z))
 
 
 def finite_data(quick):
     """Fields of 4 to 4096 points drawn from a segment, beside the field of the segment itself."""
-    x, z = np.linspace(-1.5, 1.5, 61), np.linspace(0.03, 1.2, 41)
-    X, Z = np.meshgrid(x, z)
-    truth = segment_mean(X, Z)
     random = np.random.RandomState(0)
     sizes, trials = (4, 16, 64, 256, 1024, 4096), 3 if quick else 10
     at = np.stack([np.linspace(-0.9, 0.9, 40), np.full(40, 0.1)])
     error, shown = [], {}
-    query, level = X.reshape(-1, 1).astype(np.float32), Z.ravel().astype(np.float32)
     for n in sizes:
         sets = random.uniform(-1, 1, size=(trials, n, 1)).astype(np.float32)
         query_at = jnp.asarray(at[0, :, None], jnp.float32)
         means = jax.vmap(lambda points, x=query_at: field.posterior_mean(x, 0.1, points, 1.0))
         error.append(float(np.sqrt(np.mean((np.asarray(means(sets))[..., 0] - segment_mean(*at)) ** 2))))
-        if n in (4, 64, 4096):
+        if n in (4, 16, 64, 4096):
             # The set whose points lie farthest apart, so that each is seen.
-            own = sets[np.argmax(np.diff(np.sort(sets[..., 0], axis=1), axis=1).min(axis=1))]
-            shown[n] = (own, np.asarray(field.posterior_mean(query, level, own, 1.0)).reshape(X.shape))
-    fields = figure(7.6, 5.2)
-    panels = fields.subplots(2, 2, sharex=True, sharey=True).ravel()
-    together = [(f"{n} points", points, mean) for n, (points, mean) in shown.items()] + [("density", None, truth)]
-    for axes, (title, points, mean) in zip(panels, together, strict=True):
-        axes.streamplot(x, z, X - mean, Z, color=BLUE, density=0.7, linewidth=1.1)
-        if points is None:
-            axes.plot([-1, 1], [0, 0], color=BLACK, lw=10, solid_capstyle="butt")
-        else:
-            axes.plot(points, 0 * points, "|", color=BLACK, ms=10, mew=2 if len(points) < 100 else 0.5)
-        axes.set(title=title, xlim=(-1.5, 1.5), ylim=(-0.08, 1.2), yticks=[0, 0.5, 1])
-    for axes in panels[2:]:
-        axes.set_xlabel("data x")
-    for axes in panels[::2]:
-        axes.set_ylabel("z")
+            shown[n] = sets[np.argmax(np.diff(np.sort(sets[..., 0], axis=1), axis=1).min(axis=1))]
     slope = float(np.polyfit(np.log(sizes[2:]), np.log(error[2:]), 1)[0])
     drawing = figure(7.6, 3.6)
     axes = drawing.subplots()
@@ -179,15 +160,43 @@ def finite_data(quick):
     return Lesson(
         "finite-data",
         "The field of a data set, and that of what it was drawn from",
-        "Field lines of four points end in four points; those of 4096 look like the lines of the density, "
+        "Field lines of four points end in four points; those of 4096 are the lines of the density, "
         "until z is as small as the gaps. So the exact field of a training set reproduces that set, and what "
         f"lies between is the network's to fill. At z = 0.1 the rms error is {error[0]:.2g} with 4 points, "
         f"{error[3]:.2g} with 256 and {error[5]:.2g} with 4096, a power of {slope:.2f} of their number.",
         "p uniform on [−1, 1]: "
         "E[y | x, z] = x + (z/2) ln(((1−x)² + z²)/((1+x)² + z²)) / (atan((1−x)/z) + atan((1+x)/z))",
-        {"finite-data.png": fields, "finite-data-error.png": drawing},
+        {"finite-data.png": _beside_the_density(shown, 30 if quick else 120), "finite-data-error.png": drawing},
         {f"n = {n}": e for n, e in zip(sizes, error, strict=True)} | {"slope": slope},
     )
+
+
+def _beside_the_density(shown, steps):
+    """A picture of field lines of {n: points [n, 1]} over those of the density on [−1, 1]."""
+    drawing = figure(7.6, 5.4)
+    panels = drawing.subplots(2, 2, sharex=True, sharey=True).ravel()
+    density = _lines_down(lambda x, z: segment_mean(x, z[:, None], jnp), steps)
+    for axes, (n, points) in zip(panels, shown.items(), strict=True):
+        axes.plot(*density, "--", color=ORANGE, lw=1.5)
+        axes.plot(*_lines_down(field.exact_denoiser(points, 1.0), steps), color=BLUE, lw=1.5)
+        axes.vlines(points[:, 0], -0.12, -0.02, color=BLACK, lw=2 if n < 100 else 0.6)
+        axes.set(title=f"{n} points", xlim=(-1.6, 1.6), ylim=(-0.13, 1.0), yticks=[0, 0.5, 1])
+    for axes in panels[2:]:
+        axes.set_xlabel("data x")
+    for axes in panels[::2]:
+        axes.set_ylabel("z")
+    panels[0].plot([], [], color=BLUE, label="lines of the points")
+    panels[0].plot([], [], "--", color=ORANGE, label="lines of the density")
+    drawing.legend(loc="outside upper center", ncols=2, frameon=False)
+    return drawing
+
+
+def _lines_down(denoise, steps):
+    """Field lines (x, z), each [steps + 1, 24], from even places of a half circle of radius 30 down to z = 0.002."""
+    angle = np.pi * (np.arange(24) + 0.5) / 24
+    start = 30 * np.stack([np.cos(angle), np.sin(angle)])
+    path, z = lines.follow(denoise, start[0, :, None], start[1], np.full(24, 0.002), steps)
+    return path[..., 0], z
 
 
 def steps_in_log_z(quick):

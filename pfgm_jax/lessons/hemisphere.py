@@ -140,28 +140,28 @@ def projection(quick):
     cdf = lambda r: 1 - z_max / np.sqrt(r**2 + z_max**2)
     distance = {name: float(stats.kstest(r, cdf).statistic) for name, r in radius.items()}
 
-    drawing = figure(7.6, 3.6)
-    left, right = drawing.subplots(1, 2, width_ratios=(1.2, 1))
-    angle = np.radians(np.linspace(20, 160, 15))
+    drawing = figure(7.6, 5.6)
+    rays, law = drawing.subplots(2, 1, height_ratios=(1, 1.5))
+    angle = np.radians(np.linspace(15, 165, 16))
     turn = np.linspace(0, np.pi, 200)
-    left.plot(np.cos(turn), np.sin(turn), color=BLUE)
-    left.axhline(z_max, color=ORANGE)
+    rays.plot(np.cos(turn), np.sin(turn), color=BLUE)
+    rays.axhline(z_max, color=ORANGE)
     for a in angle:
-        left.plot([0, np.cos(a) / np.sin(a)], [0, 1], color=GREY, lw=0.8)
-    left.scatter(np.cos(angle), np.sin(angle), s=28, c=BLUE, zorder=3)
-    left.scatter(np.cos(angle) / np.sin(angle), 0 * angle + 1, s=28, c=ORANGE, zorder=3)
-    left.text(-2.5, 1.1, "z = z_max", color=BLACK)
-    equal(left, (-2.6, 2.6), (-0.1, 1.7))
-    left.set(title="along rays", xlabel="x", ylabel="z")
+        rays.plot([0, np.cos(a) / np.sin(a)], [0, 1], color=GREY, lw=0.8)
+    rays.scatter(np.cos(angle), np.sin(angle), s=34, c=BLUE, zorder=3)
+    rays.scatter(np.cos(angle) / np.sin(angle), 0 * angle + 1, s=34, c=ORANGE, marker="s", zorder=3)
+    rays.text(-4, 1.13, "the plane z = z_max", color=BLACK)
+    rays.text(-1.1, 0.1, "hemisphere", color=BLACK, ha="right")
+    equal(rays, (-4.1, 4.1), (-0.05, 1.5))
+    rays.set(title="carried along rays", xlabel="x", ylabel="z")
     bins = np.linspace(0, 6, 31)
-    for (name, r), colour, kind in zip(radius.items(), (BLUE, ORANGE), ("stepfilled", "step"), strict=True):
-        share = np.histogram(r, bins)[0] / n / np.diff(bins)
-        right.stairs(share, bins, fill=kind == "stepfilled", color=colour, alpha=0.45 if colour == BLUE else 1, lw=2,
-                     label=name)  # fmt: skip
+    share = {name: np.histogram(r, bins)[0] / n / np.diff(bins) for name, r in radius.items()}
+    law.stairs(share["projected hemisphere"], bins, fill=True, color=SKY, alpha=0.6, label="projected hemisphere")
+    law.plot((bins[1:] + bins[:-1]) / 2, share["process.prior"], "s", color=ORANGE, ms=6, label="process.prior")
     r = np.linspace(0, 6, 200)
-    right.plot(r, r * z_max / (r**2 + z_max**2) ** 1.5, color=BLACK, lw=1.5, label="law")
-    right.set(title="radius at z_max", xlabel="‖x‖ / z_max", ylabel="density", ylim=(0, 0.6))
-    right.legend(frameon=False, fontsize=12)
+    law.plot(r, r * z_max / (r**2 + z_max**2) ** 1.5, color=BLACK, lw=1.5, label="law", zorder=1)
+    law.set(title="radius at z_max", xlabel="‖x‖ / z_max", ylabel="density", xlim=(0, 6), ylim=(0, 0.45))
+    law.legend(frameon=False)
     return Lesson(
         "projection",
         "From the hemisphere to the prior",
@@ -178,6 +178,8 @@ def projection(quick):
 
 def flux(quick):
     """How uneven the flux through a hemisphere is, against its radius, with the quadrupole's law."""
+    from matplotlib.patches import Circle
+
     points = shapes.moons(64 if quick else 256)
     charges = np.concatenate([points, np.zeros((len(points), 1))], axis=1)
     normal = shapes.hemisphere(300 if quick else 1000, 1.0)
@@ -189,22 +191,25 @@ def flux(quick):
     C = charges.T @ charges / len(charges)
     theory = 4.5 * np.sqrt(2 / 15 * (np.trace(C @ C) - np.trace(C) ** 2 / 3)) / radii**2
 
-    drawing = figure(7.6, 3.6)
-    left, right = drawing.subplots(1, 2, width_ratios=(1, 1.15))
-    left.set_anchor("S")  # beside its colours
-    _, _, grid = mesh((-1, 1), (-1, 1), 161)
-    inside = np.linalg.norm(grid, axis=1) < 0.995
-    upper = np.concatenate([grid, np.sqrt(np.maximum(1 - np.sum(grid**2, axis=1, keepdims=True), 0))], axis=1)
-    shown = np.full(len(grid), np.nan)
-    shown[inside] = np.sum(lines.coulomb(1.5 * upper[inside], charges) * upper[inside], axis=1) * 1.5**2
-    image = left.imshow(shown.reshape(161, 161), origin="lower", extent=(-1, 1, -1, 1), cmap="cividis")
-    left.scatter(*(points / 1.5).T, s=1, c="white")
-    left.set(xticks=[], yticks=[], title="R = 1.5, from above")
-    for side in left.spines.values():
-        side.set_visible(False)
-    drawing.colorbar(image, ax=left, location="bottom", label="flux / mean", shrink=0.85)
-    right.loglog(radii, uneven, "o", color=BLUE, label="measured")
-    right.loglog(radii, theory, color=ORANGE, label="theory, 1/R²", zorder=1)
+    drawing = figure(7.6, 3.7)
+    left, right = drawing.subplots(1, 2, width_ratios=(1.25, 1))
+    x, y, grid = mesh((-1, 1), (-1, 1), 161)
+    grid = grid / np.maximum(
+        1.001 * np.linalg.norm(grid, axis=1, keepdims=True), 1
+    )  # what is beyond the rim is cut off
+    upper = np.concatenate([grid, np.sqrt(1 - np.sum(grid**2, axis=1, keepdims=True))], axis=1)
+    shown = np.sum(lines.coulomb(1.5 * upper, charges) * upper, axis=1) * 1.5**2
+    levels = np.arange(0.85, 1.51, 0.05)
+    image = left.contourf(x, y, shown.reshape(161, 161), levels, cmap="cividis", extend="both")
+    rim = left.add_patch(Circle((0, 0), 1, fill=False, edgecolor="none"))
+    image.set_clip_path(rim)
+    left.scatter(*(points / 1.5).T, s=2, c="white")
+    left.set(xlim=(-1.02, 1.02), ylim=(-1.02, 1.02), aspect="equal", title="R = 1.5, from above")
+    left.set_axis_off()
+    bar = drawing.colorbar(image, ax=left, location="left", label="flux / mean", shrink=0.9)
+    bar.set_ticks([0.9, 1.0, 1.1, 1.2, 1.3, 1.4])
+    right.loglog(radii, uneven, "o", color=BLUE, ms=7, label="measured")
+    right.loglog(radii, theory, color=ORANGE, label="theory", zorder=1)
     right.set(xlabel="radius R", ylabel="std / mean of flux", title="more even with R")
     right.legend(frameon=False)
     return Lesson(

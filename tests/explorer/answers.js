@@ -1,9 +1,11 @@
 // What the explorer's mathematics answers to field.json: node answers.js PAGE FIELD.JSON, as JSON on stdout.
 const fs = require("fs");
 const [, , page, file] = process.argv;
-const names = ["field.js", "flow.js", "lines.js", "state.js", "scene.js"];
+const names = ["field.js", "flow.js", "lines.js", "extras.js", "state.js", "scene.js"];
 const source = names.map((name) => fs.readFileSync(`${page}/${name}`, "utf8")).join("\n");
-const { Field, Flow, Lines, State, Scene } = new Function(`${source}; return { Field, Flow, Lines, State, Scene };`)();
+const { Field, Flow, Lines, Extras, State, Scene } = new Function(
+  `${source}; return { Field, Flow, Lines, Extras, State, Scene };`,
+)();
 const table = JSON.parse(fs.readFileSync(file, "utf8"));
 const plane = (rows) => rows.map(([x, y = 0]) => [x, y]);
 
@@ -28,12 +30,13 @@ const paths = table.paths.map(({ D, points, x, steps, lambda, noise }) => {
     return [a - last[0], b - last[1]];
   });
   const solved = (how) => x.map(([px, py]) => Flow.solve(flow, px, py, { steps, lambda: 0, ...how }));
-  const [euler, heun, rk45, exact] = [{ solver: "euler" }, { solver: "heun" }, { solver: "rk45", tolerance: 1e-5 },
-    { solver: "rk45", tolerance: 1e-10 }].map(solved);
+  const [euler, heun, rk45, exact, level] = [{ solver: "euler" }, { solver: "heun" }, { solver: "rk45", tolerance: 1e-5 },
+    { solver: "rk45", tolerance: 1e-10 }, { solver: "rk45", tolerance: 1e-5, clock: "level" }].map(solved);
+  const calls = (paths) => paths.reduce((sum, path) => sum + path.nfe, 0);
   const fine = solved({ solver: "heun", steps: 4000 });
   return {
     euler: euler.map(end), heun: heun.map(end), sde: random, rk45: rk45.map(end), exact: exact.map(end),
-    fine: fine.map(end), nfe: { euler: euler[0].nfe, heun: heun[0].nfe, steps: rk45.map((p) => [p.nfe, p.x.length]) },
+    fine: fine.map(end), level: level.map(end), calls: [calls(level), calls(rk45)], nfe: { euler: euler[0].nfe, heun: heun[0].nfe, steps: rk45.map((p) => [p.nfe, p.x.length]) },
   };
 });
 
@@ -67,15 +70,24 @@ const odd = ["", "#at=zz", "D=abc&at=", "at=" + "0".repeat(60001), "set=nothing"
 const sets = { __proto__: null, one: [[0, 0]] };
 const parsed = odd.map((text) => State.parse(text, sets));
 
+// What single lessons need: balls, targets, an even density.
+const balls = [1, 3.5].map((D) => Extras.ball(line, D, -1.1, 1.6).slice(-2));
+const sixteen = Field.charges(table.moments[8].points.slice(0, 16), 2); // N = 2
+const targets = [1, 64].map((batch) => ended(Extras.targets(sixteen, 8, 0.7, 0.2, 0.1, batch, 4000)));
+const dense = [0.05, 0.4].map((z) => Field.moments(Extras.even(2000), 1, z, 0.3, 0, [])[0]);
+const distances = [4, 2000].map((count) => Extras.distance(Extras.even(count), 1));
+
 Scene.PARTICLES = 60;
 const scenes = ["plane", "half"].flatMap((view) =>
   [0.5, 1, 128, Infinity, "no z"].map((D) => {
     const charges = [[-0.5, 0.2], [0.4, -0.3], [0.6, 0.5]];
-    const chosen = { ...State.initial(), view, charges, levels: true, ...(D === "no z" ? { z: false } : { D }), digits: 3 };
+    const chosen = { ...State.initial(), view, charges, levels: true, balls: true, density: true,
+      targets: true, probe: [0.3, 0.7], batch: 4, ...(D === "no z" ? { z: false } : { D }), digits: 3 };
     const scene = new Scene();
     scene.set(chosen, { left: -2, right: 2, bottom: view === "half" ? 0 : -2, top: 2 });
     while (scene.work(1e9));
-    const { followed, lines, levels } = scene.results;
+    const { followed, lines, levels, ...others } = scene.results;
+    const found = Object.keys(others).sort();
     const ends = Array.from({ length: scene.ready }, (_, i) => {
       const last = 2 * (Scene.FRAMES * i + Scene.FRAMES - 1);
       return [scene.cloud[last], scene.cloud[last + 1]];
@@ -83,9 +95,9 @@ const scenes = ["plane", "half"].flatMap((view) =>
     const at = [0.3, 0.7];
     const parts = scene.pushes(...at).reduce(([a, b], [c, d]) => [a + c, b + d]);
     const pushed = [parts, scene.fieldAt(...at, []).slice(0, 2)];
-    return { pushed, view, D: String(D), error: followed.value.error, lines: lines.value.length, levels: levels?.value.length ?? 0, ends,
+    return { found, pushed, view, D: String(D), error: followed.value.error, lines: lines.value.length, levels: levels?.value.length ?? 0, ends,
       finite: [...scene.cloud.slice(0, 2 * Scene.FRAMES * 60)].every(Number.isFinite), charges };
   }),
 );
-console.log(JSON.stringify({ moments, paths, draws, planar, flux, circle, saddle, state, back, parsed, scenes,
+console.log(JSON.stringify({ moments, paths, draws, planar, flux, circle, saddle, state, back, parsed, scenes, balls, targets, dense, distances,
   angles: Lines.equalAngles(1, 4) }, (key, value) => (value === Infinity ? "inf" : value)));

@@ -7,10 +7,10 @@ import subprocess
 import field_table
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import integrate, stats
 
 from pfgm_jax import explorer
-from pfgm_jax.lessons import hemisphere, lines, shapes
+from pfgm_jax.lessons import dimensions, hemisphere, lines, shapes
 
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(
@@ -64,6 +64,53 @@ def test_rk45_converges_to_the_path(answers):
         np.testing.assert_allclose(answer["rk45"], answer["exact"], atol=3e-3)
         for nfe, states in answer["nfe"]["steps"]:
             assert nfe == 1 + 6 * (states - 2) + 1 or (nfe - 2) % 6 == 0  # refused steps cost six too
+
+
+def test_steps_in_the_level_end_there_too_and_cost_more(answers):
+    for answer in answers["paths"]:
+        np.testing.assert_allclose(answer["level"], answer["exact"], atol=3e-3)
+        in_level, in_log = answer["calls"]
+        assert in_level > in_log
+
+
+def test_balls_land_where_scipy_says(answers):
+    charges = np.array([-0.4, 0.1, 0.9])
+
+    def motion(t, state, D):
+        away = np.stack([state[0] - charges, np.full(3, state[1])])
+        return [*state[2:], *-np.mean(away / np.sum(away**2, axis=0) ** ((1 + D) / 2), axis=1)]
+
+    landed = lambda t, state, D: state[1]
+    landed.terminal = True
+    for D, end in zip((1.0, 3.5), answers["balls"], strict=True):
+        start = [-1.1, 1.6, 0.0, 0.0]
+        solved = integrate.solve_ivp(motion, (0, 100), start, "DOP853", None, False, landed, args=(D,), rtol=1e-10)
+        # The page's steps are a fixed share of the distance to the nearest charge, and the last one a straight line.
+        np.testing.assert_allclose(end, [solved.y[0, -1], 0], atol=2e-3)
+
+
+def test_targets_are_those_of_a_batch(table, answers):
+    """Mean and variance over many of them; the posterior's by NumPy."""
+    points, x = np.array(table["moments"][8]["points"])[:16], np.array([0.2, 0.1])
+    w = (np.sum((x - points) ** 2, axis=1) + 8 * 0.7**2) ** -5.0  # N = 2, D = 8
+    w /= w.sum()
+    variance = w @ np.sum((points - w @ points) ** 2, axis=1)
+    one, many = answers["targets"]
+    for answer in (one, many):
+        np.testing.assert_allclose(answer["mean"], w @ points, rtol=1e-9)
+        assert answer["posterior"] == pytest.approx(variance, rel=1e-9)
+        # Of one clean image the mean is the posterior's; of a batch it is so but for a bias of 1/64 of its spread.
+        error = np.mean(answer["points"], axis=0) - w @ points
+        assert np.abs(error).max() < 5 * np.sqrt(variance / 4000) + (variance / 64 if answer is many else 0)
+    assert one["variance"] == pytest.approx(variance, rel=0.1)
+    assert many["variance"] == pytest.approx(variance / 64, rel=0.5)  # the law of many; weights are uneven
+
+
+def test_the_even_density_is_the_integral(answers):
+    expected = [0.3 - dimensions.segment_mean(np.array(0.3), np.array(z)) for z in (0.05, 0.4)]
+    np.testing.assert_allclose(answers["dense"], expected, atol=1e-6)
+    few, same = answers["distances"]
+    assert few > 0.05 and same == 0
 
 
 def test_potential_is_the_power_mean(table, answers):
@@ -148,6 +195,10 @@ def test_scenes_end_at_their_charges(answers):
         nearest = np.linalg.norm(ends[:, None] - charges, axis=-1).min(axis=1)
         assert np.median(nearest) < 0.05, (scene["view"], scene["D"])
         assert scene["error"] < 0.1
+        finite = scene["D"] != "Infinity"  # no sphere of infinitely many dimensions
+        extras = {"plane": ["targets"] * (scene["D"] != "no z"), "half": ["density"] + ["flux"] * finite}[scene["view"]]
+        balls = scene["view"] == "half" and scene["D"] in ("0.5", "1", "no z")
+        assert scene["found"] == ["balls"] * balls + extras
         np.testing.assert_allclose(*scene["pushed"], rtol=1e-9, atol=1e-12)  # what charges add is the field
 
 

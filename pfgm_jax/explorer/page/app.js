@@ -83,6 +83,7 @@ class App {
       blur: [Number, Number],
       steps: [Number, Number],
       digits: [Number, Number],
+      batch: [(v) => 2 ** v, Math.log2],
       lambda: [Number, Number],
       u: [Number, Number],
     };
@@ -138,6 +139,7 @@ class App {
     this.state[name] = good;
     if (name === "tool" && good === "probe") this.state.probe ??= this.state.view === "half" ? [0.3, this.state.R / 2] : [0.4, 0.3];
     if (name === "tool" && good !== "probe") this.state.probe = null;
+    if (name === "targets" && good) this.put("tool", "probe"); // they are those of the probe's place
     if (name === "view") {
       this.state.probe = this.state.tool === "probe" ? [0.3, this.state.R / 2] : null;
       this.scene.clear();
@@ -202,7 +204,7 @@ class App {
     for (const box of document.querySelectorAll("input[type=checkbox]")) box.checked = state[box.dataset.field];
     const D = state.D === Infinity ? "∞" : String(Number(state.D.toPrecision(3)));
     const shown = { D, R: state.R.toPrecision(3), blur: state.blur.toFixed(2), steps: state.steps, digits: `1e-${state.digits}`,
-      lambda: state.lambda.toFixed(1) };
+      batch: state.batch, lambda: state.lambda.toFixed(1) };
     for (const [name, [, write]] of Object.entries(this.dials)) {
       this.find(name).value = write(state[name]);
       const output = document.querySelector(`.dial output[for=${name}]`);
@@ -216,11 +218,14 @@ class App {
     hide("D-dial", flat);
     hide("blur-dial", !flat);
     hide("R-dial", !half);
-    hide("flux-check", !half);
+    for (const name of ["flux", "rays", "balls", "density"]) hide(`${name}-check`, !half);
+    hide("targets-check", half || flat);
+    hide("batch-dial", !this.scene.aims(state));
+    hide("clock-choice", state.solver !== "rk45" || noisy || flat);
     hide("steps-dial", state.solver === "rk45" && !noisy);
     hide("digits-dial", state.solver !== "rk45" || noisy);
     hide("lambda-dial", flat);
-    hide("timebar", !state.cloud && !state.paths);
+    hide("timebar", !state.cloud && !state.paths && !this.scene.aims(state));
     hide("solver", !state.cloud && !state.paths);
     this.find("count").textContent = `(${state.charges.length})`;
     this.find("set").value = state.set;
@@ -236,6 +241,12 @@ class App {
       ["path", "line", state.paths, noisy ? "followed: dots are steps" : "followed: dots are steps, dashes exact"],
       ["path", "line", half && state.flux && state.D < Infinity && !state.paths, "flux through the hemisphere"],
       ["arrow", "line", state.probe !== null, "field at the probe"],
+      ["level", "line", half && state.density, "lines of the even density"],
+      ["path", "line", half && state.balls && state.D <= Extras.STEEPEST, "field lines, without inertia"],
+      ["sample", "line", half && state.balls && state.D <= Extras.STEEPEST, "balls, with inertia"],
+      ["level", "line", this.scene.projects(state), "along rays to z = R"],
+      ["arrow", "line", this.scene.projects(state), "law of the prior"],
+      ["sample", "dot", this.scene.aims(state), "targets; cross: posterior mean"],
     ];
     const wanted = legend.filter(([, , on]) => on);
     const written = wanted.map(([, , , text]) => text).join();
@@ -288,14 +299,16 @@ class App {
     this.write("play", this.playing ? "❚❚" : "▶");
     this.find("play").setAttribute("aria-label", this.playing ? "Pause" : "Play");
     u.setAttribute("aria-valuetext", text);
-    const { followed, flux } = scene.results;
+    const { followed, flux, balls, density, targets } = scene.results;
     this.write("nfe", followed ? followed.value.nfe.toFixed(followed.value.nfe % 1 ? 1 : 0) : "–");
     const error = followed?.value.error;
     this.write("error", error === undefined ? "–" : Number.isNaN(error) ? "random" : error.toExponential(1));
-    const meter = flux
-      ? `flux ${flux.value.total.toFixed(4)} of the charge, uneven by ${(100 * flux.value.uneven).toPrecision(2)}\u00a0%`
-      : "";
-    this.write("meter", meter);
+    this.write("meter", [
+      flux && `flux ${flux.value.total.toFixed(4)} of the charge, uneven by ${(100 * flux.value.uneven).toPrecision(2)}\u00a0%`,
+      balls && `balls land ${balls.value.missed.toPrecision(2)} beside their field lines on average`,
+      density && `E[y | x, z] at z = 0.1: ${density.value.error.toPrecision(2)} (rms) from the density’s`,
+      targets && `variance of the targets ${targets.value.variance.toPrecision(2)}, of the posterior ${targets.value.posterior.toPrecision(2)}`,
+    ].filter(Boolean).join("; "));
   }
 
   write(id, text) {

@@ -59,10 +59,14 @@ class Painter {
     if (state.view === "half") this.axes(state);
     if (results.levels) this.segments(results.levels.value);
     if (state.lines && !scene.empty) this.field(scene);
-    if (results.flux) this.hemisphere(state, results.flux.value);
+    if (results.density) Overlays.lines(this, results.density.value.lines, "level", 1.6, [6, 4]);
+    if (results.flux) Overlays.hemisphere(this, state, results.flux.value);
+    if (scene.projects(state)) Overlays.rays(this, state);
+    if (results.balls) Overlays.balls(this, results.balls.value);
     if (results.followed) this.followed(results.followed.value.paths, state);
     if (state.cloud && !scene.empty) this.cloud(scene);
     this.charges(state, marks);
+    if (results.targets) Overlays.targets(this, results.targets.value);
     if (state.probe && !scene.empty) this.arrows(scene);
     if (marks.cursor) this.cursor(marks.cursor);
     this.scale(state);
@@ -164,36 +168,6 @@ class Painter {
     c.fillText("x", this.width - 10, ground - 8);
     c.textAlign = "left";
     c.fillText(state.D === Infinity ? "σ" : state.D === 1 ? "z" : "r", this.width / 2 + 8, 18);
-  }
-
-  /** The hemisphere, and around it the density of the flux as a band: as thick as 1 where it is even. */
-  hemisphere(state, { angle, density }) {
-    const c = this.context;
-    const [x, y] = this.screen(0, 0);
-    const radius = state.R * this.unit;
-    const band = 0.09 * radius;
-    c.beginPath();
-    c.arc(x, y, radius, Math.PI, 0);
-    for (let k = 0; k < angle.length; k++) {
-      const reach = radius + band * Math.min(Math.max(density[k], -0.9), 2.8);
-      c.lineTo(x + reach * Math.cos(angle[k]), y - reach * Math.sin(angle[k]));
-    }
-    c.closePath();
-    c.fillStyle = this.colours.path;
-    c.globalAlpha = 0.28;
-    c.fill();
-    c.globalAlpha = 1;
-    c.strokeStyle = this.colours.path;
-    c.lineWidth = 1.6;
-    c.beginPath();
-    c.arc(x, y, radius, Math.PI, 0);
-    c.stroke();
-    c.setLineDash([3, 4]);
-    c.lineWidth = 1;
-    c.beginPath();
-    c.arc(x, y, radius + band, Math.PI, 0);
-    c.stroke();
-    c.setLineDash([]);
   }
 
   cloud(scene) {

@@ -81,7 +81,7 @@ const Flow = (() => {
     path.slope.push([slopeX, slopeY]);
   }
 
-  const empty = () => ({ level: [], x: [], y: [], slope: [], nfe: 0 });
+  const empty = () => ({ level: [], x: [], y: [], slope: [], nfe: 0, log: false });
 
   /** Ends a path in σ with E[y | x, σ_min], one evaluation. */
   function denoise(flow, path) {
@@ -131,9 +131,8 @@ const Flow = (() => {
   ];
   const E = [71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40];
 
-  /** RK45 with its own step sizes, in ln σ (in t without extra dimensions), at rtol = atol = `tolerance`. */
-  function rk45(flow, x, y, tolerance) {
-    const log = flow.denoised;
+  /** RK45 with its own step sizes, in ln σ or, without `log`, in the level, at rtol = atol = `tolerance`. */
+  function rk45(flow, x, y, tolerance, log = flow.denoised) {
     const slope = (t, x, y, out) => {
       const level = log ? Math.exp(t) : t;
       flow.velocity(x, y, level, out);
@@ -145,7 +144,7 @@ const Flow = (() => {
     let t = log ? Math.log(flow.start) : flow.start;
     const end = log ? Math.log(flow.end) : flow.end;
     const k = A.map(() => [0, 0, 0, 0]);
-    const path = empty();
+    const path = Object.assign(empty(), { log });
     let h = (end - t) / 50;
     slope(t, x, y, k[0]);
     path.nfe = 1;
@@ -181,7 +180,7 @@ const Flow = (() => {
         keep(path, log ? Math.exp(t) : t, x, y, k[0][0], k[0][1]);
       }
       h *= Math.min(5, Math.max(0.2, 0.9 * Math.pow(error + 1e-12, -0.2)));
-      if (!log) h = Math.min(h, flow.end / 20); // a longer one may jump over a charge
+      if (!flow.denoised) h = Math.min(h, flow.end / 20); // a longer one may jump over a charge
     }
     return denoise(flow, path);
   }
@@ -212,18 +211,18 @@ const Flow = (() => {
     return denoise(flow, path);
   }
 
-  /** A path by the solver of `how`: {solver: "euler" | "heun" | "rk45", steps, tolerance, lambda}. */
+  /** A path by the solver of `how`: {solver: "euler" | "heun" | "rk45", steps, tolerance, clock, lambda}. */
   function solve(flow, x, y, how, uniform) {
     if (how.lambda > 0 && flow.denoised) return sde(flow, x, y, how.steps, how.lambda, uniform);
-    if (how.solver === "rk45") return rk45(flow, x, y, how.tolerance);
+    if (how.solver === "rk45") return rk45(flow, x, y, how.tolerance, flow.denoised && how.clock !== "level");
     return fixed(flow, x, y, how.steps, how.solver === "heun");
   }
 
   /**
    * States of a path at `count` levels evenly spaced by `between`, as put(k, x, y).
    *
-   * Between two steps by a cubic in ln σ where slopes are known (RK45), else along a line in the level; the last is the
-   * path's own end.
+   * Between two steps by a cubic in the variable of the steps where slopes are known (RK45), else along a line in the
+   * level; the last is the path's own end.
    */
   function resample(flow, path, count, put) {
     const last = path.x.length - 1;
@@ -238,8 +237,8 @@ const Flow = (() => {
         put(k, path.x[i] + s * (path.x[i + 1] - path.x[i]), path.y[i] + s * (path.y[i + 1] - path.y[i]));
         continue;
       }
-      const h = flow.denoised ? Math.log(b / a) : b - a;
-      const s = (flow.denoised ? Math.log(level / a) : level - a) / h;
+      const h = path.log ? Math.log(b / a) : b - a;
+      const s = (path.log ? Math.log(level / a) : level - a) / h;
       const cubic = (from, to, m, n) =>
         (1 + 2 * s) * (1 - s) ** 2 * from + s * s * (3 - 2 * s) * to + h * s * (1 - s) * ((1 - s) * m - s * n);
       put(k, cubic(path.x[i], path.x[i + 1], pa[0], pb[0]), cubic(path.y[i], path.y[i + 1], pa[1], pb[1]));

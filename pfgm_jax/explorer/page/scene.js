@@ -43,8 +43,9 @@ class Scene {
     this.state = { ...state };
     this.flat = flat;
     const noisy = this.noisy(state);
-    const { solver, steps, digits } = state;
-    const how = noisy ? `sde ${steps} ${state.lambda}` : solver === "rk45" ? `rk45 ${digits}` : `${solver} ${steps}`;
+    const { solver, steps, digits, clock } = state;
+    const fixed = `${solver} ${steps}`;
+    const how = noisy ? `sde ${steps} ${state.lambda}` : solver === "rk45" ? `rk45 ${digits} ${clock}` : fixed;
     const start = plane ? "" : state.R;
     const flow = `${field} ${how} ${start}`;
     if (flow !== this.flow) {
@@ -58,6 +59,9 @@ class Scene {
       lines: state.lines && !this.empty && !(plane && (editing || (playing && !flat))) ? `${field} ${at} ${plane ? frame : ""}` : "",
       levels: state.levels && !this.empty && (plane || state.D < Infinity) ? `${field} ${at} ${frame}` : "",
       flux: state.flux && !plane && !this.empty && state.D < Infinity ? `${field} ${state.R}` : "",
+      balls: state.balls && !plane && !this.empty && state.D <= Extras.STEEPEST ? `${field} ${state.R}` : "",
+      density: state.density && !plane && !this.empty ? `${field} ${state.R}` : "",
+      targets: this.aims(state) ? `${field} ${at} ${state.probe} ${state.batch}` : "",
     };
     this.box = box;
   }
@@ -65,6 +69,16 @@ class Scene {
   /** Whether the state's paths are of the reverse SDE; in the half-space it needs N + D > 2. */
   noisy(state) {
     return state.lambda > 0 && !(state.view === "plane" && !state.z) && (state.view === "plane" || state.D > 1);
+  }
+
+  /** Whether targets of a batch are shown: in the plane with extra dimensions, at the probe. */
+  aims(state) {
+    return state.targets && state.view === "plane" && state.z && state.probe !== null && state.charges.length > 0;
+  }
+
+  /** Whether the hemisphere is carried along rays to the prior. */
+  projects(state) {
+    return state.rays && state.view === "half" && state.D < Infinity;
   }
 
   /** σ of the plane at a share u of the time. */
@@ -108,8 +122,8 @@ class Scene {
   }
 
   how() {
-    const { solver, steps, digits, lambda } = this.state;
-    return { solver, steps, tolerance: 10 ** -digits, lambda: this.noisy(this.state) ? lambda : 0 };
+    const { solver, steps, digits, clock, lambda } = this.state;
+    return { solver, steps, clock, tolerance: 10 ** -digits, lambda: this.noisy(this.state) ? lambda : 0 };
   }
 
   /** Height above the line of the data of a flow's state at a share u of its time. */
@@ -231,7 +245,12 @@ class Scene {
       };
       return yield* Lines.even(direction, box, (box.top - box.bottom) / 22, stop);
     }
-    // Lines that cut the hemisphere into equal areas, from farther out than is seen down to the data.
+    return yield* this.down(this.charges);
+  }
+
+  /** Job: lines of charges on a line that cut the hemisphere into equal areas, from farther out than is seen. */
+  *down(charges) {
+    const { state } = this;
     const lines = [];
     const far = 4 * state.R;
     const gaussian = state.D === Infinity;
@@ -242,7 +261,7 @@ class Scene {
     const root = gaussian ? 1 : Math.sqrt(state.D);
     for (const [x, z] of starts) {
       const lowest = Math.min(0.002 * state.R, z / 2);
-      const flow = Flow.descent(this.charges, state.D, z / root, lowest / root);
+      const flow = Flow.descent(charges, state.D, z / root, lowest / root);
       const line = [];
       Flow.resample(flow, Flow.rk45(flow, x, 0, 1e-5), 90, (k, px) => line.unshift(px, this.heightAt(flow, k / 89)));
       lines.push(line);
@@ -267,6 +286,23 @@ class Scene {
       yield;
     }
     return segments;
+  }
+
+  /** Job: field lines of the even density on [−1, 1], and how far the charges' posterior mean is from its. */
+  *density() {
+    const lines = yield* this.down(Extras.even(400));
+    return { lines, error: Extras.distance(this.charges, this.state.D) };
+  }
+
+  /** Job: field lines beside paths with inertia. */
+  *balls() {
+    return yield* Extras.balls(this.charges, this.state.D, this.state.R);
+  }
+
+  /** Job: targets of a batch at the probe. */
+  *targets() {
+    const { D, u, probe, batch } = this.state;
+    return yield* Extras.targets(this.charges, D, this.sigma(u), ...probe, batch);
   }
 
   /** Job: the flux through the hemisphere. */

@@ -17,6 +17,7 @@ const State = (() => {
     solver: ["rk45", ["euler", "heun", "rk45"]],
     steps: [18, 2, 100],
     digits: [4, 1, 8], // −log10 of RK45's tolerance
+    clock: ["log", ["log", "level"]], // RK45's steps are in ln σ or in σ
     lambda: [0, 0, 4],
     tool: ["draw", ["draw", "erase", "probe"]],
     lines: [true],
@@ -24,6 +25,11 @@ const State = (() => {
     cloud: [true],
     paths: [true],
     flux: [true],
+    rays: [false],
+    balls: [false],
+    density: [false],
+    targets: [false],
+    batch: [1, 1, 1024], // references of a target
   };
 
   function initial() {
@@ -38,7 +44,7 @@ const State = (() => {
     if (typeof first === "string") return low.includes(value) ? value : undefined;
     if (typeof value !== "number" || Number.isNaN(value)) return undefined;
     const bounded = Math.min(Math.max(value, low), high);
-    return name === "steps" || name === "digits" ? Math.round(bounded) : bounded;
+    return ["steps", "digits", "batch"].includes(name) ? Math.round(bounded) : bounded;
   }
 
   /** The state of a preset over a set of named charges. */
