@@ -19,9 +19,10 @@ def _spread(points, n):
 
 
 def _segment(n):
-    """n random points of the line z = 0 between −1 and 1."""
-    x = np.random.RandomState(n).uniform(-1, 1, n)
-    return np.stack([np.sort(x), 0 * x], axis=1)
+    """n random points of the line z = 0 between −1 and 1: of ten sets that whose points lie farthest apart."""
+    sets = np.sort(np.random.RandomState(0).uniform(-1, 1, (10, n)), axis=1)
+    x = sets[np.diff(sets, axis=1).min(axis=1).argmax()]
+    return np.stack([x, 0 * x], axis=1)
 
 
 # Named sets of charges in the plane; a link to a state names them rather than list them.
@@ -130,7 +131,7 @@ PRESETS = (
         {"charges": "moons", "D": 16, "u": 0.45, "levels": True},
     ),
     Preset(
-        "batch",
+        "targets",
         "Targets of a batch",
         "Dots are what a network may be told at the probe. One clean image is told with the whole posterior’s spread; "
         "a large batch is quieter.",

@@ -35,6 +35,7 @@ def test_presets_name_their_charges():
     for preset in data["presets"]:
         assert preset["state"]["charges"] in data["sets"]
         assert len(preset["hint"]) < 160 and preset["hint"].endswith(".")
+        assert f'id="{preset["name"]}"' not in explorer.page()  # its link would scroll to the element
     for name, points in data["sets"].items():
         assert np.abs(points).max() < 1.3 and 2 < len(points) <= 200, name
 

@@ -246,7 +246,7 @@ class App {
       ["sample", "line", half && state.balls && state.D <= Extras.STEEPEST, "balls, with inertia"],
       ["level", "line", this.scene.projects(state), "along rays to z = R"],
       ["arrow", "line", this.scene.projects(state), "law of the prior"],
-      ["sample", "dot", this.scene.aims(state), "targets; cross: posterior mean"],
+      ["part", "dot", this.scene.aims(state), "targets; cross: posterior mean"],
     ];
     const wanted = legend.filter(([, , on]) => on);
     const written = wanted.map(([, , , text]) => text).join();

@@ -83,8 +83,8 @@ const Overlays = {
   /** Targets at the probe, and with a cross what they are on average, the posterior mean. */
   targets(p, { points, mean }) {
     const c = p.context;
-    c.globalAlpha = 0.55;
-    Overlays.dots(p, points, "sample", 3.5);
+    c.globalAlpha = 0.7;
+    Overlays.dots(p, points, "part", 3.5);
     c.globalAlpha = 1;
     const [x, y] = p.screen(...mean);
     for (const [colour, width] of [["paper", 7], ["arrow", 3.5]]) {
