@@ -120,6 +120,7 @@ def default():
     config.train.flip = False  # mirror half of the images, left to right; not an augmentation label
     config.train.ema_halflife = 500_000
     config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
+    config.train.power_ema = False  # track two more averages, of which sample.ema_width makes one of any length
     config.train.skip_outliers = 0.0  # pass over a step whose gradient norm is above so many times its running median,
     # such as 10, or which is not finite; 0: none, and one that is not finite ends the run
     config.train.log_every = 10_000
@@ -151,6 +152,9 @@ def default():
     config.sample.guidance = 1.0  # weight w of guide + w (network − guide); 1: none
     config.sample.guide = ""  # run directory of a weaker network as the guide; "": the network without the label
     config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same
+    config.sample.ema_width = (
+        0.0  # share of the training that weights are averaged over (train.power_ema); 0: the run's own
+    )
     config.sample.frames = 48  # of the trajectory's animation; 0: none
     config.sample.files = False  # write every image as a PNG of its own too, in a folder a class
     for name, kind in SOLVER_OPTIONS.items():  # rtol, steps, grid, …; None: the solver's own default

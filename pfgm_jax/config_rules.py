@@ -67,6 +67,7 @@ _RULES = (
     ("greater than 0, or None for the process's smallest", lambda v: v is None or v > 0, ("likelihood.sigma_min",)),
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
+    ("0 for the run's own average, or from 0.01 to 0.27", lambda v: v == 0 or 0.01 <= v <= 0.27, ("sample.ema_width",)),
     ("0 for none, or above 1", lambda v: v == 0 or 1 < v < math.inf, ("train.skip_outliers",)),
     ("0 for no gate, or at least 12", lambda v: v == 0 or v >= 12, ("export.samples",)),
     ("0 for the default, or at least 12", lambda v: v == 0 or v >= 12, ("diagnose.num_samples",)),
@@ -142,6 +143,8 @@ def _check_train(config, require):
     require(not (tuned and pfgm), "train.objective", rule)
     rule = "tuning begins from a trained run: use --mode=tune --source=RUN"
     require(not tuned or c.init, "train.objective", rule)
+    rule = "it needs a run that was trained with train.power_ema=True"
+    require(c.power_ema or not config.sample.ema_width, "sample.ema_width", rule)
     rule = f"0 for the whole batch, or a number that divides train.batch={c.batch}"
     require(not c.microbatch or c.batch % c.microbatch == 0, "train.microbatch", rule)
     require(c.large_batch > 0 or not pfgm, "train.large_batch", "PFGM's target is the field of a large batch")

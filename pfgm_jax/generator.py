@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from pfgm_jax import config_rules, inference, models, run_folder, run_record
+from pfgm_jax import averages, config_rules, inference, models, run_folder, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
@@ -75,7 +75,10 @@ class Generator:
         config = run_record.with_overrides(self.config, overrides)
         if fixed := [key for key in overrides if not key.startswith(run_record.USES)]:
             raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
-        return Generator(run_lib.make_run(config, self.derived), self.params, self.step, self.source)
+        params, width = self.params, config.sample.ema_width
+        if width != self.config.sample.ema_width:
+            params = _averaged(atomic.expanded(_pretrained(self.source)), self.step, width, params)
+        return Generator(run_lib.make_run(config, self.derived), params, self.step, self.source)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,7 +142,13 @@ class Generator:
         if self.derived.get("imported"):
             return "imported"
         tuned = f" of tuning from step {self.config.tune.step:,} of its source" if self.run.tuned else ""
-        return f"EMA weights after {self.step * self.config.train.batch:,} images{tuned}"
+        return f"{self.average} after {self.step * self.config.train.batch:,} images{tuned}"
+
+    @property
+    def average(self):
+        """What the weights are an average of, in words."""
+        width = self.config.sample.ema_width
+        return f"EMA weights of relative width {width:g}" if width else "EMA weights"
 
     def denoise(self, x: Any, sigma: Any, labels: Any = None) -> Float[Arrays, "B H W C"]:
         """The network's posterior mean E[y | x, σ], [B, H, W, C].
@@ -505,6 +514,20 @@ def recorded_run(workdir):
         raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
 
 
+def _averaged(workdir, step, width, like):
+    """The weights of the run in `workdir` at a step averaged with a relative width (sample.ema_width), or its own, 0.
+
+    Raises:
+      UserError: an exported folder, which holds one average, or as `averages.of_width`.
+    """
+    if os.path.lexists(pathlib.Path(workdir, safetensors.EXPORTED)):
+        raise UserError(f"{workdir} holds exported weights, which are of one average: leave out sample.ema_width")
+    if width:
+        return averages.of_width(workdir, width, step, like)
+    _, items = checkpoint.restore(workdir, {"ema": like}, step) or (step, {"ema": like})
+    return items["ema"]
+
+
 def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
 
@@ -534,4 +557,5 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")
     step, items = restored
-    return Generator(run, items["ema"], step, source)
+    params, width = items["ema"], config.sample.ema_width
+    return Generator(run, averages.of_width(workdir, width, step, params) if width else params, step, source)

@@ -69,6 +69,12 @@ def _evaluate(flags, config, overrides):
     return evaluate.evaluate(flags.workdir, overrides)
 
 
+def _average(flags, config, overrides):
+    from pfgm_jax.training import average_length
+
+    return average_length.compare(flags.workdir, overrides)
+
+
 def _compare(flags, config, overrides):
     from pfgm_jax.evaluation import evaluate
 
@@ -216,6 +222,9 @@ MODES = {
     "evaluate": Mode(
         "measure the run: FID, KID, precision, recall, copies, with intervals", _evaluate, sections=_WITH_DATA,
         together=True,
+    ),
+    "average": Mode(
+        "validation loss by the length of the weights' average (train.power_ema)", _average, sections=("data.",)
     ),
     "compare": Mode(
         "measure the runs in --workdir and --source alike: which differences are resolved", _compare,

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "array_types"},
     {"failures", "interrupt", "presets", "job", "lost", "storage"},
     {"parallel"},
-    {"flow", "models", "data", "plots"},
+    {"flow", "models", "data", "plots", "averages"},
     {"sampling", "metrics"},
     {"inference"},
     {"run"},

@@ -60,7 +60,7 @@ def protocol(generator, settings, stats):
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
     imported, images = generator.derived.get("imported"), generator.step * generator.config.train.batch
-    weights = f"weights of {imported}" if imported else f"EMA weights after {images:,} images"
+    weights = f"weights of {imported}" if imported else f"{generator.average} after {images:,} images"
     if generator.run.tuned:
         tune = generator.config.tune
         weights += f" of tuning (from step {tune.step:,}, weights {tune.digest})"
@@ -82,7 +82,7 @@ def _say(text):
 
 def samples_depend_on(solver):
     """Names of the settings on which the samples of a solver depend, but for the solver and their number."""
-    shared = ("seed", "batch", "labels", "guidance", "guide", "D")
+    shared = ("seed", "batch", "labels", "guidance", "guide", "D", "ema_width")
     return {f"sample.{name}" for name in (*shared, *sampling.find(solver)[1]) if name != "frames"}
 
 

@@ -8,7 +8,7 @@ import os
 import jax
 import numpy as np
 
-from pfgm_jax import job, parallel, run_folder, run_record
+from pfgm_jax import averages, job, parallel, run_folder, run_record
 from pfgm_jax.errors import UserError
 from pfgm_jax.storage import checkpoint
 from pfgm_jax.storage.metrics_file import evaluated
@@ -112,6 +112,8 @@ class Milestones:
         except checkpoint.NotFinite as error:
             stands = run_folder.last_checkpoint(workdir)
             raise UserError(f"{error}; {stands}. {what_to_lower(self._config)}") from None
+        if "averages" in held:
+            averages.keep(workdir, step, held["averages"])
 
     def stands(self):
         """Where the run stands once everything begun is written, as the end of a line."""

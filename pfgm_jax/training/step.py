@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from pfgm_jax import averages as averages_lib
 from pfgm_jax import models, parallel
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import augment, take, to_unit
@@ -34,7 +35,8 @@ class TrainState:
     """What a step changes.
 
     step: []. params, their exponential moving average, and the optimiser's state. halted: bool [], whether a step that
-    was not finite has ended the training. outliers: None unless steps are skipped (train.skip_outliers).
+    was not finite has ended the training. outliers: None unless steps are skipped (train.skip_outliers). averages: None
+    unless two more averages are tracked (train.power_ema, `averages`).
     """
 
     step: jax.Array
@@ -43,12 +45,14 @@ class TrainState:
     opt_state: tuple
     halted: jax.Array = np.False_
     outliers: outliers_lib.Outliers | None = None
+    averages: dict | None = None
 
 
 def items(state):
     """What a checkpoint holds of a TrainState; the step is its name."""
     saved = {"params": state.params, "ema": state.ema, "opt_state": state.opt_state}
-    return saved if state.outliers is None else saved | {"outliers": state.outliers}
+    others = {"outliers": state.outliers, "averages": state.averages}
+    return saved | {name: item for name, item in others.items() if item is not None}
 
 
 # Of these items, what checkpoints lack that were made without them.
@@ -96,6 +100,7 @@ class Task:
     ema_halflife: int
     ema_ramp: float
     skip_outliers: float
+    power_ema: bool
     tuning: Tuning | None
     condition: condition.Condition | None
 
@@ -128,6 +133,7 @@ def make_task(config, derived):
         ema_halflife=c.ema_halflife,
         ema_ramp=c.ema_ramp,
         skip_outliers=c.skip_outliers,
+        power_ema=c.power_ema,
         tuning=tuning,
         condition=condition.parse(config.data.condition),
     )
@@ -153,9 +159,11 @@ def state_shapes(task, shape):
 def _first_state(task, shape, key):
     params = models.init(task.model, shape, key)
     state = TrainState(jnp.zeros((), jnp.int32), params, params, task.optimizer.init(params))
-    if not task.skip_outliers:
-        return state
-    return state.replace(outliers=outliers_lib.unknown(jnp.result_type(*jax.tree.leaves(params))))
+    if task.power_ema:
+        state = state.replace(averages=averages_lib.start(params))
+    if task.skip_outliers:
+        state = state.replace(outliers=outliers_lib.unknown(jnp.result_type(*jax.tree.leaves(params))))
+    return state
 
 
 def example_losses(task, params, examples, keys, train, step=None):
@@ -269,16 +277,17 @@ def train_step(task, state, examples):
     if task.skip_outliers:
         taken, remembered = outliers_lib.judge(state.outliers, state.step, norm, finite, task.skip_outliers)
         halted, skipped = state.halted, remembered.skipped
-    kept = state.params, state.ema, state.opt_state
-    params, ema, opt_state = jax.tree.map(
+    kept = state.params, state.ema, state.opt_state, state.averages
+    params, ema, opt_state, averages = jax.tree.map(
         lambda new, old: jnp.where(taken, new, old), _updated(task, state, gradient), kept
     )
     step = state.step + (~halted).astype(jnp.int32)
-    return TrainState(step, params, ema, opt_state, halted, remembered), StepMetrics(loss, norm, taken, skipped)
+    new = TrainState(step, params, ema, opt_state, halted, remembered, averages)
+    return new, StepMetrics(loss, norm, taken, skipped)
 
 
 def _updated(task, state, gradient):
-    """(params, their average, the optimiser's state) after a step along the gradient."""
+    """(params, their average, the optimiser's state, further averages or None) after a step along the gradient."""
     updates, opt_state = task.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     precision = jnp.result_type(float)
@@ -289,7 +298,8 @@ def _updated(task, state, gradient):
     # Not `optax.incremental_update`: its sum of two products moves an average that equals the parameters.
     decay = 0.5 ** (task.batch / jnp.maximum(halflife, 1e-8))
     ema = jax.tree.map(lambda e, p: p + (decay * (e - p)).astype(p.dtype), state.ema, params)
-    return params, ema, opt_state
+    averages = averages_lib.advanced(state.averages, params, state.step + 1) if task.power_ema else None
+    return params, ema, opt_state, averages
 
 
 @functools.partial(parallel.pmap, in_axes=(None, 0, 0, 0), static_broadcasted_argnums=(0,), donate_argnums=(1,))
