@@ -198,7 +198,7 @@ def test_impossible_processes_and_solvers(arg, changes, words):
 
 def test_every_solver_option_is_a_field_that_may_be_None():
     config = config_lib.default()
-    others = {"n", "seed", "batch", "solver", "frames", "D", "labels", "guidance", "guide", "files"}
+    others = {"n", "seed", "batch", "solver", "frames", "D", "labels", "guidance", "guide", "files", "ema_width"}
     fields = set(config.sample) - others
     taken = [set(sampling.find(solver)[1]) - {"frames"} for solver in sampling.SOLVERS]
     assert fields == set().union(*taken)
