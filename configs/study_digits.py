@@ -45,7 +45,7 @@ def get_study(arg=None):
             variants={name: Variant(variant.arguments) for name, variant in variants.items()},
             ways={"heun": (3, 6), "dpmpp_3m": (6,), "ancestral": (20,)},
             headline=("heun", 6),
-            n=360, curve=180, features="domain", likelihood=8, latents=2, measure=not args.report,
+            n=360, curve=180, features="domain", likelihood=8, latents=2, robustness=60, measure=not args.report,
         )  # fmt: skip
     return Study(
         title="Digits: Poisson flow against diffusion",
@@ -58,5 +58,6 @@ def get_study(arg=None):
         variants=variants,
         ways={"heun": (3, 5, 9, 18), "dpmpp_3m": (5, 9, 18), "rk45": (1e-1, 1e-2, 1e-4), "ancestral": (50, 250)},
         headline=("heun", 18),
-        n=1437, curve=720, features="domain", usefulness=3, likelihood=64, latents=4, measure=not args.report,
+        n=1437, curve=720, features="domain", usefulness=3, likelihood=64, latents=4, robustness=720,
+        measure=not args.report,
     )  # fmt: skip

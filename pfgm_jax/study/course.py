@@ -110,6 +110,8 @@ def _tasks(description, entries, folder):
         each("latents", [description.latents], stages.latents)
     if description.likelihood:
         each("likelihood", [description.likelihood], stages.likelihoods)
+    if description.robustness:
+        each("robustness", [seen, description.robustness], stages.robustness)
     one_seed = [place for place in places if place.entry.name == place.entry.variant]
     for name, numbers in description.ways.items():
         for value in numbers:

@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
 def every(findings):
     """All Figures that the records are enough for, in the order of the report."""
-    makers = (against_evaluations, against_D, truth, training, against_time)
+    makers = (against_evaluations, against_D, robustness, truth, training, against_time)
     return [figure for maker in makers if (figure := maker(findings)) is not None]
 
 
@@ -117,6 +117,33 @@ def against_D(findings):
     ax.grid(alpha=0.3, linewidth=0.5)
     words = f"{TITLES[distance]} by the headline's sampler against D from 1 to infinity; lower is better"
     return Figure("D", "Quality against D", words, canvas)
+
+
+def robustness(findings):
+    """A panel for each disturbance: distance against noise injected at every step, or against bits of a weight."""
+    found = [(i, entry, tables.disturbed(findings, entry)) for i, entry in enumerate(findings.entries)]
+    found = [(i, entry, kinds) for i, entry, kinds in found if kinds]
+    if not found:
+        return None
+    kinds = list(found[0][2])
+    canvas = Canvas(figsize=(3.8 * len(kinds), 4.3), layout="constrained")
+    axes = canvas.subplots(1, len(kinds), sharey=True)
+    for ax, kind in zip(axes, kinds, strict=True):
+        settings = list(found[0][2][kind])  # evenly spaced: 32 bits are far from 9
+        for i, entry, points in found:
+            _interval(ax, range(len(settings)), list(points[kind].values()), label=entry.name, **_style(i))
+        ax.set_xticks(range(len(settings)), [f"{x:g}" if x != 32 else "float32" for x in settings])
+        xlabel = "bits of a weight" if kind == "weights" else "α: noise before every step, over σ"
+        ax.set(yscale="log", title=kind, xlabel=xlabel)
+        ax.axhline(findings.get(found[0][1], "robustness")["floor"], color="grey", linestyle="--", label="real images")
+        ax.grid(alpha=0.3, which="both", linewidth=0.5)
+        _numbers(ax.yaxis)
+    axes[0].set_ylabel(f"{TITLES[findings.distance]}, 95 %")
+    _legend(canvas, axes, min(4, len(found) + 1))
+    words = (
+        f"{TITLES[findings.distance]} with noise injected at every step of Heun's method, and with weights of few bits"
+    )
+    return Figure("robustness", "Noise at every step, weights of few bits", words, canvas)
 
 
 def _curves(findings):

@@ -77,6 +77,7 @@ class Study:
     usefulness: int = 2
     likelihood: int = 64
     latents: int = 4
+    robustness: int = 0
     cost: bool = True
     measure: bool = True
 

@@ -144,6 +144,7 @@ def _page(study, all_tables, all_figures, drawings, pictures):
     add("evaluations", "evaluations", "time")
     add("fewest")
     add("D", "D")
+    add("robustness", "robustness")
     add("truth", "truth", "training")
     add("cost")
     add("likelihood")

@@ -13,11 +13,16 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from tqdm.auto import tqdm
 
 from pfgm_jax import generator as generator_lib
 from pfgm_jax import metrics, plots, run_record, sampling
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, evaluate, interpolation, likelihood, nfe_curve, sample_cache
+from pfgm_jax.evaluation.diagnose import quality
+from pfgm_jax.evaluation.diagnose import robustness as diagnosed
+from pfgm_jax.evaluation.diagnose.study import Room
+from pfgm_jax.evaluation.diagnose.subject import Subject
 from pfgm_jax.storage import atomic
 from pfgm_jax.storage.metrics_file import read_metrics
 from pfgm_jax.study.plan import Entry, Study, steps_or_tolerance
@@ -202,6 +207,18 @@ def latents(place):
     with atomic.replacing(place.folder / "interpolation.png") as temporary:
         temporary.write_bytes(pathlib.Path(path).read_bytes())
     return {"pictures": ["interpolation.png"], "solver": generator.config.latents.solver}
+
+
+def robustness(place):
+    """Figures of samples with noise injected at every step, and with weights of few bits, by Heun's method."""
+    generator, n = place.generator(), place.study.robustness
+    results = atomic.writable(place.entry.folder / "diagnose")
+    subject = Subject(place.entry.name, generator, evaluate.real_images(generator), generator.config.diagnose)
+    with tqdm(unit="part", desc="robustness", delay=5) as bar:
+        bench = quality.Bench(n, place.measure(generator), Room(results, "", bar))
+        studies = {"noise": diagnosed.noise, "weights": diagnosed.weights}
+        points = {name: study([subject], bench).numbers["points"] for name, study in studies.items()}
+    return {"n": n, "points": points, "floor": bench.floor(), "protocol": bench.protocol}
 
 
 def cost(place):

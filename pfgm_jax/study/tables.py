@@ -56,19 +56,9 @@ class Findings(NamedTuple):
 def every(findings):
     """All Tables of a study, in the order of the report."""
     makers = (
-        quality,
-        also,
-        evaluations,
-        fewest,
-        by_D,
-        truth,
-        costs,
-        differences,
-        likelihoods,
-        copies,
-        usefulness,
-        settings,
-    )
+        quality, also, evaluations, fewest, by_D, robustness, truth, costs, differences, likelihoods, copies,
+        usefulness, settings,
+    )  # fmt: skip
     return [maker(findings) for maker in makers]
 
 
@@ -210,6 +200,31 @@ def at_D(findings):
         same = dict(entry.config.model) == network and entry.name == entry.variant
         if record and trained and same and entry.config.process.name in ("pfgm", "pfgmpp", "edm"):
             yield float(trained["process"][1]), entry, record
+
+
+def disturbed(findings, entry):
+    """{"noise, 18 steps" | "weights": {α or bits: point}} of an entry's robustness, {} where it was not measured."""
+    record, found = findings.get(entry, "robustness"), {}
+    for point in record["points"]["noise"] if record else ():
+        found.setdefault(f"noise, {point['steps']} steps", {})[point["alpha"]] = point
+    for point in record["points"]["weights"] if record else ():
+        found.setdefault("weights", {})[point["bits"]] = point
+    return found
+
+
+def robustness(findings):
+    """Distances with noise injected at every step, and with weights of few bits."""
+    rows, columns, said = [], [], ""
+    for entry in findings.entries:
+        found = disturbed(findings, entry)
+        if not found:
+            continue
+        said = findings.get(entry, "robustness")["protocol"]
+        columns = [(kind, x) for kind, points in found.items() for x in points if (kind, x) != ("weights", 32)]
+        rows.append([entry.name, *(_interval(found[kind][x]) for kind, x in columns)])
+    header = ["", *(f"{x} bits" if kind == "weights" else f"{kind}, α = {x:g}" for kind, x in columns)]
+    note = f"α σ N(0, I) added before every step, the level staying σ; kernels rounded to so many bits. {said}"
+    return Table("robustness", "Noise at every step, weights of few bits", header, rows, note if rows else "")
 
 
 def truth(findings):

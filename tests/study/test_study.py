@@ -17,6 +17,7 @@ from pfgm_jax import config as config_lib
 from pfgm_jax import config_rules
 from pfgm_jax.errors import UserError
 from pfgm_jax.study import Study, course, plan, report, stages, tables, verdict
+from pfgm_jax.study import figures as figures_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -127,6 +128,18 @@ def test_other_features_have_floors_of_their_own(findings):
     made = tables.also(also)
     assert [row[:3] for row in made.rows] == [["inception64", "B|", "360"], ["inception64", "real, test", "180"]]
     assert made.rows[0][3].startswith("0.02 [") and made.rows[1][3] == "0.3"
+
+
+def test_robustness_has_a_column_a_disturbance(findings):
+    at = lambda value, **what: {"value": value, "low": value / 2, "high": 2 * value, "nfe": 17} | what
+    noise = [at(0.4 + alpha, steps=9, alpha=alpha) for alpha in (0.0, 0.2)]
+    points = {"noise": noise, "weights": [at(0.4, bits=32), at(0.8, bits=4)]}
+    findings.records["B|", "robustness"] = {"n": 60, "points": points, "floor": 0.3, "protocol": "60 samples"}
+    made = tables.robustness(findings)
+    assert made.header == ["", "noise, 9 steps, α = 0", "noise, 9 steps, α = 0.2", "4 bits"]
+    assert made.rows == [["B|", "0.4 [0.2, 0.8]", "0.6 [0.3, 1.2]", "0.8 [0.4, 1.6]"]]
+    drawn = figures_lib.robustness(findings)
+    assert [ax.get_title() for ax in drawn.canvas.axes] == ["noise, 9 steps", "weights"]
 
 
 def test_seeds_are_put_together(findings):
