@@ -17,7 +17,7 @@ from pfgm_jax.flow import process
 from pfgm_jax.generator import Generator
 from pfgm_jax.inference.restoration import condition, operators
 from pfgm_jax.sampling import heun
-from pfgm_jax.training import dry_run
+from pfgm_jax.training import dry_run, loop
 from pfgm_jax.training import step as step_lib
 
 
@@ -174,3 +174,23 @@ def test_points_have_none():
     config_lib.override(config, "train.large_batch", 0)
     with pytest.raises(UserError, match="takes no image beside"):
         dry_run.prepare(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["inpaint:random", "denoise:0.4"])
+def test_a_run_from_end_to_end(text, command, tmp_path):
+    """Trained, its picture drawn, and restored with from the command line, where its own values are the defaults."""
+    run, images = tmp_path / "run", data.load(digits.get_config().data).test.images[:3]
+    small = {"train.images": 512, "train.log_every": 512, "train.save_every": 512, "train.sample_every": 512}
+    loop.train(told_config(text, **small), run)
+    assert list((run / "samples").glob("*.png"))
+    np.savez(tmp_path / "images.npz", images=images)
+    task = text.split(":")[0]
+    code, out, err = command(
+        "--mode=restore", f"--workdir={run}", f"--source={tmp_path / 'images.npz'}", f"--config.restore.task={task}",
+        "--config.restore.simulate=True", "--config.restore.n=2", "--config.restore.steps=2",
+    )  # fmt: skip
+    assert code == 0 and "by told (steps 2)" in out, err
+    assert list(run.glob("restored/*/sheet.png"))
+    code, _, err = command("--mode=sample", f"--workdir={run}")
+    assert code == 2 and f"told {text}: use restore" in err and len(err.strip().splitlines()) == 1
