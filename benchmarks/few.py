@@ -1,17 +1,18 @@
 """Quality against evaluations on digits: every solver, searched grids, noise, tuned networks, at any D.
 
-    python -m benchmarks.few solvers RUN [RUN …] [--tuned=RUN,RUN,…] [--sets=3]
-    python -m benchmarks.few noise RUN [RUN …] [--sets=3]
+    python -m benchmarks.few solvers RUN [RUN …] [--tuned=RUN,RUN,…]
+    python -m benchmarks.few noise RUN [RUN …]
     python -m benchmarks.few field --dir=FOLDER [--images=500]
     python -m benchmarks.few show [--picture=docs/solvers.png]
 
 The first three measure, and add to `--record` (benchmarks/few.json); `show` reads it: tables in Markdown, and the
 figure of docs/solvers.md. RUNs are of configs/digits.py, each with a schedule (--mode=schedule).
 
-`solvers` and `noise`: figures of `sets` seeds of 360 digits each. `error` is the mean over images of the rms distance
-per pixel to where the flow ends from the same noise (RK45 at 1e-6). `frechet` is the Fréchet distance in pixels to the
-360 held-out digits; the others are the pixel score's, relative to these. Intervals are at 95 % by Student's t over the
-seeds; solvers start from the same noise, so that differences are paired.
+`solvers` and `noise`: figures of 360 digits, which start from the same noise whatever the solver. `error` is the mean
+over images of the rms distance per pixel to where the flow ends from the same noise (RK45 at 1e-5). `frechet` is the
+Fréchet distance in pixels to the 360 held-out digits; the others are the pixel score's, relative to these. Intervals
+are at 95 %: of `error` by Student's t over images, of `frechet` by random halves (`metrics/intervals.py`), both paired
+where two solvers are compared. They are of the samples alone: another training may differ by more.
 
 `field`: the same error on the exact field of some BloodMNIST images, without a network, on grids that were searched on
 other noise.
@@ -25,7 +26,6 @@ import pathlib
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import t as student
 
@@ -33,13 +33,13 @@ import pfgm_jax
 from configs import digits as config_file
 from pfgm_jax import data, plots
 from pfgm_jax.flow import process
-from pfgm_jax.metrics import PixelScorer
+from pfgm_jax.metrics import PixelScorer, intervals
 from pfgm_jax.metrics.frechet import fid
 from pfgm_jax.sampling import SOLVERS, search
 
 N = 360
 FIGURES = ("frechet", "confidence", "density", "coverage", "distance")
-FEW = (2, 3, 4, 5, 6, 7, 8, 10)
+FEW = (2, 3, 4, 5, 6, 8, 10)
 SOME, MANY = (*FEW, 14), (*FEW, 14, 25, 50, 100)
 DEIS = {"equal_weights": False}
 # Name in tables: (solver, options, numbers of evaluations).
@@ -47,10 +47,10 @@ METHODS = {
     "euler": ("euler", {}, MANY),
     "heun": ("heun", {}, (3, 5, 7, 9, 13, 25, 51)),
     "dpmpp_2m": ("dpmpp_2m", {}, SOME),
-    "dpmpp_3m": ("dpmpp_3m", {}, MANY),
+    "dpmpp_3m": ("dpmpp_3m", {}, MANY[:-2]),
     "ipndm": ("ipndm", {}, SOME),
     "ipndm, weights of its levels": ("ipndm", DEIS, SOME),
-    "the same, searched grid": ("ipndm", DEIS | {"grid": "searched"}, (4, 5, 6, 7, 8, 10)),
+    "the same, searched grid": ("ipndm", DEIS | {"grid": "searched"}, FEW[2:]),
     "unipc": ("unipc", {}, SOME),
     "sde, λ = 1": ("sde", {}, MANY),
 }
@@ -66,14 +66,16 @@ class Scores:
         held_out = np.concatenate([sets.val.images, sets.test.images])[:N]
         self._scorer = PixelScorer(sets.train.images, sets.train.labels, held_out)
         self._reference = data.to_unit(held_out).reshape(N, -1)
-        self.floor = [self._frechet(part) for part in np.split(sets.train.images[: 3 * N], 3)]
+        self.floor = [self.frechet(part)["frechet"] for part in np.split(sets.train.images[: 3 * N], 3)]
 
-    def _frechet(self, images):
-        return fid(self._reference, data.to_unit(images).reshape(len(images), -1))
+    def frechet(self, images):
+        return {"frechet": fid(self._reference, data.to_unit(images).reshape(len(images), -1))}
 
     def __call__(self, images):
         score = self._scorer.score(images)
-        return {"frechet": self._frechet(images), **{name: getattr(score, name) for name in FIGURES[1:]}}
+        own = intervals.estimate(self.frechet, images)["frechet"]
+        values = {name: [getattr(score, name)] for name in FIGURES[1:]}
+        return {"frechet": [own.value, own.high - own.value]} | values
 
 
 def by_operations(solver, flow, compiled, x, **options):
@@ -89,17 +91,16 @@ def by_operations(solver, flow, compiled, x, **options):
 
 
 class Digits:
-    """A network of digits, and its samples of some seeds at once.
+    """A network of digits, and N samples of it.
 
     It is compiled once; solvers run operation by operation on it, as a program for each setting would take longer to
-    compile than to solve. Sample i of a seed starts from the noise that `Generator.sample` starts it from.
+    compile than to solve. Sample i starts from the noise that `Generator.sample` with the key 0 starts it from.
     """
 
-    def __init__(self, path, sets):
-        self.generator, self.sets = pfgm_jax.load(path), sets
+    def __init__(self, path):
+        self.generator = pfgm_jax.load(path)
         self.flow = self.generator.process
-        keys = [jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), np.arange(N)) for seed in range(sets)]
-        keys = jnp.concatenate(keys)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(N))
         self._x = process.prior(self.flow, keys, self.generator.shape)
         self._keys = jax.vmap(jax.random.fold_in, (0, None))(keys, 1)
         self._network = jax.jit(lambda x, sigma: self.generator.network.denoiser(self.generator.params, None)(x, sigma))
@@ -109,40 +110,75 @@ class Digits:
         return f"{self.flow.D:g}"
 
     def solve(self, solver, options):
-        """(samples [sets, N, *S] in the unit scale, evaluations)."""
+        """(samples [N, *S] in the unit scale, evaluations)."""
         settings = self.generator.prepared(self.generator.settings.changed(solver=solver, **options))
         x, stats = by_operations(solver, self.flow, self._network, self._x, keys=self._keys, **settings.solver_options)
-        return x.reshape(self.sets, N, *x.shape[1:]), float(stats.nfe)
+        return x, float(stats.nfe)
 
     def measured(self, scores, solver, options, ends=None):
-        """{"evaluations", figure: [sets]}; "error" too where `ends` [sets, N, *S] are given."""
+        """({"evaluations", figure: [value, reach of its interval where there is one]}, samples).
+
+        "error" is among the figures where `ends` [N, *S] are given.
+        """
         samples, evaluations = self.solve(solver, options)
-        rows = [scores(data.to_uint8(x)) for x in samples]
-        figures = {name: [row[name] for row in rows] for name in rows[0]}
+        figures = scores(data.to_uint8(samples))
         if ends is not None:
-            figures["error"] = np.sqrt(np.mean((samples - ends) ** 2, axis=(2, 3, 4))).mean(axis=1)
-        rounded = {name: [float(f"{value:.5g}") for value in values] for name, values in figures.items()}
-        return {"evaluations": evaluations, **rounded}
+            figures["error"] = mean_and_reach(distances(samples, ends))
+        rounded = {name: [float(f"{value:.4g}") for value in values] for name, values in figures.items()}
+        return {"evaluations": evaluations, **rounded}, samples
+
+
+def distances(samples, ends):
+    """rms distance per pixel of each image, [n]."""
+    return np.sqrt(np.mean((samples - ends) ** 2, axis=(1, 2, 3)))
+
+
+def mean_and_reach(values):
+    """The mean of values [k], and how far its 95 % interval reaches."""
+    values = np.asarray(values)
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def fewer_evaluations(samples, ends, scores):
+    """Searched grids with 8 and 6 evaluations minus dpmpp_3m with 10 and 8: {"8 against 10": {figure: [a, b, reach]}}.
+
+    samples: {(method, evaluations): images}.
+    """
+    found = {}
+    for few, many in ((8, 10), (6, 8)):
+        a, b = samples[SEARCHED, few], samples[THIRD, many]
+        parts = [distances(x, ends) for x in (a, b)]
+        row = {"error": [*(float(part.mean()) for part in parts), mean_and_reach(parts[0] - parts[1])[1]]}
+        if scores:
+            both = intervals.compare(scores.frechet, data.to_uint8(a), data.to_uint8(b), paired=True)["frechet"]
+            row["frechet"] = [both.a, both.b, both.difference.high - both.difference.value]
+        found[f"{few} against {many}"] = {name: [float(f"{v:.4g}") for v in values] for name, values in row.items()}
+    return found
 
 
 def on_solvers(flags, record):
     scores = Scores()
     record["floor"] = scores.floor
     for path in flags.runs:
-        digits, begun = Digits(path, flags.sets), time.perf_counter()
-        ends, calls = digits.solve("rk45", {"rtol": 1e-6, "atol": 1e-6, "max_steps": 10_000})
+        digits, begun, samples = Digits(path), time.perf_counter(), {}
+        ends, calls = digits.solve("rk45", {"rtol": 1e-5, "atol": 1e-5, "max_steps": 10_000})
         print(f"D = {digits.name}: the flow's ends by {calls:g} evaluations", flush=True)
         rows = record.setdefault("solvers", {}).setdefault(digits.name, {})
         for label, (solver, options, counts) in METHODS.items():
-            known = None if solver == "sde" else ends
-            steps = [(n + 1) // 2 for n in counts] if solver == "heun" else counts
-            rows[label] = [digits.measured(scores, solver, options | {"steps": n}, known) for n in steps]
+            rows[label] = []
+            for n in counts:
+                steps = (n + 1) // 2 if solver == "heun" else n
+                known = None if solver == "sde" else ends
+                row, samples[label, n] = digits.measured(scores, solver, options | {"steps": steps}, known)
+                rows[label].append(row)
             print(f"D = {digits.name}: {label}, {time.perf_counter() - begun:.0f} s", flush=True)
-        rows["rk45"] = [digits.measured(scores, "rk45", {"rtol": t, "atol": t}, ends) for t in TOLERANCES]
+        rows["rk45"] = [digits.measured(scores, "rk45", {"rtol": t, "atol": t}, ends)[0] for t in TOLERANCES]
+        record.setdefault("fewer", {})[digits.name] = fewer_evaluations(samples, ends, scores)
     for path in filter(None, flags.tuned.split(",")):
-        digits = Digits(path, flags.sets)
-        rows = record["solvers"].setdefault(digits.name, {})
-        rows["consistency, tuned"] = [digits.measured(scores, "consistency", {"steps": n}) for n in (1, 2, 3, 4)]
+        digits = Digits(path)
+        rows = record.setdefault("solvers", {}).setdefault(digits.name, {})
+        rows["consistency, tuned"] = [digits.measured(scores, "consistency", {"steps": n})[0] for n in (1, 2, 3, 4)]
 
 
 def noisy_ways(gaussian):
@@ -160,10 +196,10 @@ def noisy_ways(gaussian):
 def on_noise(flags, record):
     scores = Scores()
     for path in flags.runs:
-        digits = Digits(path, flags.sets)
+        digits = Digits(path)
         rows = record.setdefault("noise", {})[digits.name] = []
         for label, solver, options in noisy_ways(digits.flow.is_gaussian):
-            rows.append({"name": label, **digits.measured(scores, solver, options)})
+            rows.append({"name": label, **digits.measured(scores, solver, options)[0]})
             print(f"D = {digits.name}: {label}, {rows[-1]['evaluations']:g}", flush=True)
 
 
@@ -184,16 +220,16 @@ def on_a_field(flags, record):
         cost, follow = search.costs(path), search.by_steps(denoise)
         grids = {n: search.best(flow, follow, path, cost, n)[0] for n in FEW[2:]}
         seconds = time.perf_counter() - begun
-        end, rows = by_operations("heun", flow, compiled, x[64:], steps=80)[0], {}
-        for label in ("dpmpp_3m", "ipndm, weights of its levels", SEARCHED):
+        end, rows, samples = by_operations("heun", flow, compiled, x[64:], steps=80)[0], {}, {}
+        for label, n in itertools.product((THIRD, "ipndm, weights of its levels", SEARCHED), FEW[2:]):
             solver, options, _ = METHODS[label]
-            for n in FEW[2:]:
-                own = options | ({"grid": grids[n]} if label == SEARCHED else {})
-                reached = by_operations(solver, flow, compiled, x[64:], steps=n, **own)[0]
-                errors = np.sqrt(np.mean((reached - end) ** 2, axis=(1, 2, 3)))
-                rows.setdefault(label, []).append({"evaluations": n, "error": [float(f"{e:.4g}") for e in errors]})
+            own = options | ({"grid": grids[n]} if label == SEARCHED else {})
+            samples[label, n] = by_operations(solver, flow, compiled, x[64:], steps=n, **own)[0]
+            error = [float(f"{v:.4g}") for v in mean_and_reach(distances(samples[label, n], end))]
+            rows.setdefault(label, []).append({"evaluations": n, "error": error})
         record.setdefault("field", {})[f"{D:g}"] = {
             "images": len(points), "seconds": round(seconds), "grids": grids, "rows": rows,
+            "fewer": fewer_evaluations(samples, end, None),
         }  # fmt: skip
         print(f"D = {D:g}: searched in {seconds:.0f} s", flush=True)
 
@@ -201,16 +237,9 @@ def on_a_field(flags, record):
 # ---- what the record says
 
 
-def mean_and_reach(values):
-    """The mean of values [k], and how far its 95 % interval reaches."""
-    values = np.asarray(values)
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return values.mean(), half
-
-
-def shown(values, digits=3):
-    mean, half = mean_and_reach(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+def shown(values):
+    """A figure and its interval as text."""
+    return " ± ".join(f"{value:.3f}" for value in values)
 
 
 def at(rows, evaluations, off=0):
@@ -225,19 +254,17 @@ def as_table(record, name, figure):
     for label, rows in record["solvers"][name].items():
         found = [at(rows, count, off=count > FEW[-1]) for count in counts]  # Heun's are 13, 51 and 99
         if any(row and figure in row for row in found):
-            cells = [f"{np.mean(row[figure]):.3f}" if row and figure in row else "" for row in found]
+            cells = [f"{row[figure][0]:.3f}" if row and figure in row else "" for row in found]
             lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def fewer_evaluations(rows, figures):
-    """Lines: searched grids with 8 and 6 evaluations minus dpmpp_3m with 10 and 8, paired."""
-    for (few, many), figure in itertools.product(((8, 10), (6, 8)), figures):
-        a, b = at(rows[SEARCHED], few)[figure], at(rows[THIRD], many)[figure]
-        mean, half = mean_and_reach(np.subtract(a, b))
-        verdict = "resolved" if abs(mean) > half else "not resolved"
-        difference = f"{np.mean(a):.4f} − {np.mean(b):.4f} = {mean:+.4f} ± {half:.4f}"
-        yield f"{few} against {many}, {figure}: {difference}, {verdict}"
+def said(fewer):
+    """Lines of `fewer_evaluations`."""
+    for against, row in fewer.items():
+        for figure, (a, b, reach) in row.items():
+            verdict = "resolved" if abs(a - b) > reach else "not resolved"
+            yield f"{against}, {figure}: {a:.4g} − {b:.4g} = {a - b:+.4g} ± {reach:.2g}, {verdict}"
 
 
 def symbol(name):
@@ -261,7 +288,7 @@ def picture(record, path):
                 rows = [row for row in rows if key in row]
                 line, colour = styles[label]
                 axes.plot(
-                    [row["evaluations"] for row in rows], [np.mean(row[key]) for row in rows], line, marker="o",
+                    [row["evaluations"] for row in rows], [row[key][0] for row in rows], line, marker="o",
                     markersize=4, color=colour, label=label,
                 )  # fmt: skip
             axes.set(xscale="log", yscale="log")
@@ -281,8 +308,7 @@ def show(flags, record):
     for name in record["solvers"]:
         for figure in ("error", *FIGURES):
             print(f"\n{figure}\n\n{as_table(record, name, figure)}")
-        if SEARCHED in record["solvers"][name]:
-            print("\n".join(fewer_evaluations(record["solvers"][name], ("error", *FIGURES))))
+        print("\n".join(said(record["fewer"].get(name, {}))))
         for row in record["solvers"][name].get("consistency, tuned", ()):
             print(f"tuned, D = {name}, {row['evaluations']:g}: " + ", ".join(f"{f} {shown(row[f])}" for f in FIGURES))
     for name, rows in record.get("noise", {}).items():
@@ -293,7 +319,7 @@ def show(flags, record):
         print(f"\nexact field of {found['images']} images, D = {symbol(name)}, searched in {found['seconds']} s")
         for label, rows in found["rows"].items():
             print(f"| {label} | {' | '.join(shown(row['error']) for row in rows)} |")
-        print("\n".join(fewer_evaluations(found["rows"], ("error",))))
+        print("\n".join(said(found["fewer"])))
     picture(record, flags.picture)
 
 
@@ -302,7 +328,6 @@ def main():
     parser.add_argument("part", choices=("solvers", "noise", "field", "show"))
     parser.add_argument("runs", nargs="*", default=["pretrained:digits"])
     parser.add_argument("--tuned", default="")
-    parser.add_argument("--sets", type=int, default=3)
     parser.add_argument("--dir", default="")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--record", default="benchmarks/few.json")
