@@ -135,7 +135,8 @@ def _page(study, all_tables, all_figures, drawings, pictures):
 
     add("verdict")
     add("quality")
-    add("also")
+    if study.also:
+        add("also")
     add("differences")
     for i, (title, images) in enumerate(pictures):
         wide = " wide" if "grid" not in images[0][1].name else ""
@@ -144,7 +145,8 @@ def _page(study, all_tables, all_figures, drawings, pictures):
     add("evaluations", "evaluations", "time")
     add("fewest")
     add("D", "D")
-    add("robustness", "robustness")
+    if study.robustness:
+        add("robustness", "robustness")
     add("truth", "truth", "training")
     add("cost")
     add("likelihood")
