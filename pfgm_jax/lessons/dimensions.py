@@ -141,12 +141,18 @@ def finite_data(quick):
     random = np.random.RandomState(0)
     sizes, trials = (4, 16, 64, 256, 1024, 4096), 3 if quick else 10
     at = np.stack([np.linspace(-0.9, 0.9, 40), np.full(40, 0.1)])
+    query, most = jnp.asarray(at[0, :, None], jnp.float32), sizes[-1]
+
+    @jax.jit
+    def means(sets, n):  # one program for every n: sets are filled up to the largest
+        allowed = jnp.broadcast_to(jnp.arange(most) < n, (len(query), most))
+        return jax.vmap(lambda points: field.posterior_mean(query, 0.1, points, 1.0, allowed=allowed))(sets)
+
     error, shown = [], {}
     for n in sizes:
         sets = random.uniform(-1, 1, size=(trials, n, 1)).astype(np.float32)
-        query_at = jnp.asarray(at[0, :, None], jnp.float32)
-        means = jax.vmap(lambda points, x=query_at: field.posterior_mean(x, 0.1, points, 1.0))
-        error.append(float(np.sqrt(np.mean((np.asarray(means(sets))[..., 0] - segment_mean(*at)) ** 2))))
+        found = np.asarray(means(np.pad(sets, ((0, 0), (0, most - n), (0, 0))), n))[..., 0]
+        error.append(float(np.sqrt(np.mean((found - segment_mean(*at)) ** 2))))
         if n in (4, 16, 64, 4096):
             # The set whose points lie farthest apart, so that each is seen.
             shown[n] = sets[np.argmax(np.diff(np.sort(sets[..., 0], axis=1), axis=1).min(axis=1))]
