@@ -177,11 +177,11 @@ def _plane_and_space(points, quick):
     return drawing, float(nearest.max())
 
 
-def bare_box(space, half, height):
+def bare_box(space, half, height, zoom=1.25):
     """A 3-D panel with no more than the plane of the data, `half` to either side, and a z axis of this height."""
     space.set(xlim=(-half, half), ylim=(-half, half), zlim=(0, height))
     space.set_axis_off()
-    space.set_box_aspect((1, 1, height / (2 * half)), zoom=1.25)
+    space.set_box_aspect((1, 1, height / (2 * half)), zoom=zoom)
     space.view_init(22, -60)
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * half
     space.plot(*corners.T, 0, color=GREY, lw=1, zorder=0)

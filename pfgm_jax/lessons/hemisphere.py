@@ -34,10 +34,10 @@ def back_to_the_data(quick):
     for i in np.linspace(0, len(path) - 1, 6 if quick else 31).astype(int):
         drawing = figure(4.2, 3.2)
         drawing.set_layout_engine("none")
-        space = drawing.add_axes((-0.05, -0.06, 1.1, 1.12), projection="3d", computed_zorder=False)
+        space = drawing.add_axes((-0.1, -0.14, 1.2, 1.28), projection="3d", computed_zorder=False)
         space.scatter(*points.T, 0, s=2, c=BLACK, depthshade=False, zorder=1)
         space.scatter(*path[i].T, z[i], s=7, c=RED, depthshade=False, zorder=2)
-        bare_box(space, 2.4, 3.0)
+        bare_box(space, 2.6, 3.0, zoom=1.0)
         frames.append(few_colours(pixels(drawing), 24))
     nearest = np.linalg.norm(path[-1][:, None] - points, axis=-1).min(axis=1)
     picture, missed = _inertia()
