@@ -1,8 +1,12 @@
 """What networks cost: operations by hand, and the memory that is announced beside the memory that is taken."""
 
+import pathlib
+
 import pytest
 
 from benchmarks import cost
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs/cost.md"
 
 
 def conv(side, inputs, outputs, width=3):
@@ -46,3 +50,20 @@ def test_memory_announced_is_the_memory_taken(arg, overrides):
     measured = cost.measure(f"configs/medmnist.py:{arg}", overrides)
     # It was 10 to 14 % too low: what the convolution library takes while it works is not the compiler's to know.
     assert measured["estimate"] == pytest.approx(measured["peak"], rel=0.2)
+
+
+def in_documentation():
+    """{network: cells} of the table of docs/cost.md."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows if row[0] in cost.NETWORKS}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "cpu_28" else pytest.param(n, marks=pytest.mark.slow) for n in cost.NETWORKS]
+)
+def test_the_documentation_has_what_is_counted(name):
+    _, size, parameters, *counted = cost.row(name, memory=False).strip("| ").split(" | ")
+    documented = in_documentation()[name]
+    assert documented[:2] == [size, parameters]
+    # XLA's counts of normalisation and activations move with its version.
+    assert [float(x) for x in documented[2:4]] == pytest.approx([float(x) for x in counted[:2]], rel=0.02)
