@@ -16,7 +16,7 @@ from configs import medmnist
 from pfgm_jax import config_rules, data, main, models, parallel
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
-from pfgm_jax.training import dry_run, step
+from pfgm_jax.training import dry_run, optimizer, step
 
 # Steps count batches; σ is in the units of images in [−1, 1]; `scale` is our loss over theirs: 1/N where they sum over
 # pixels and we average, (N + 1)/2 where they average and we take half the sum.
@@ -142,10 +142,10 @@ def test_adam_forgets_the_scale_of_the_loss(file, arg):
     scale = FILES[file]["pfgm,network=ddpmpp" if "pfgm" in arg else "edm,network=ncsnpp"]["scale"]
     clip = optax.clip_by_global_norm(1.0) if "pfgm" in arg else optax.identity()
     theirs = optax.chain(clip, optax.adam(1.0, eps=1e-8))
-    ours = step.make_optimizer(config, {"lr": config.optim.lr})
+    ours = optimizer.make_optimizer(config, {"lr": config.optim.lr})
     params = np.zeros(5, np.float32)
     states = theirs.init(params), ours.init(params)
-    rate = step.learning_rate(config, {"lr": config.optim.lr})
+    rate = optimizer.learning_rate(config, {"lr": config.optim.lr})
     for k, size in enumerate([1e-7, 0.1, 30.0]):  # near ε, small, beyond the clip
         gradient = size * np.linspace(-1, 1, 5, dtype=np.float32)
         a, first = theirs.update(gradient, states[0], params)
@@ -281,7 +281,7 @@ def test_a_step_at_every_size(size, tmp_path):
     one_step = jax.jit(jax.vmap(functools.partial(step.train_step, task), axis_name=parallel.AXIS))
     examples = data.Examples(dataset.train.images, dataset.train.labels, None, None)
     after, metrics = jax.tree.map(lambda a: a[0], one_step(*jax.tree.map(lambda a: a[None], (before, examples))))
-    loss = metrics.compute()["loss"]
+    loss = metrics.loss
     # The output of such a network is near 0 and EDM's target has unit size.
     assert 0.1 < loss < 3 and int(after.step) == 1
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before.params, after.params)
