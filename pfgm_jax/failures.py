@@ -75,8 +75,9 @@ def _line(error, mode):
 def _less_memory(mode):
     if mode in _PLANS:
         return (
-            "lower --config.train.batch, or --config.sample.batch if samples were being drawn, or set "
-            "--config.model.remat=True; --mode=advise finds the largest batch that fits"
+            "lower --config.train.batch or set --config.train.microbatch for the same steps in parts, or "
+            "--config.model.remat=True, or lower --config.sample.batch if samples were being drawn; --mode=advise "
+            "finds the largest batch that fits"
         )
     if mode in _DATA:
         return "lower --config.data.size, or take fewer images or a machine with more"

@@ -16,6 +16,7 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.interrupt import Interrupt, Interrupted
 from pfgm_jax.storage import atomic, checkpoint
 from pfgm_jax.storage.metrics_file import read_metrics
+from pfgm_jax.training import memory
 from pfgm_jax.training.cadence import make_cadence
 from pfgm_jax.training.dry_run import Plan, describe, is_resident, prepare
 from pfgm_jax.training.log import Log, Quiet
@@ -163,14 +164,17 @@ def _run(training, state, log, interrupt):
             milestones.check()
             with meter.waiting():
                 length, batch = next(batches)
-            state, metrics = train_steps(task, state, source, batch)
-            step += length
-            report(step, metrics)
+            with memory.explained(training, resident):
+                state, metrics = train_steps(task, state, source, batch)
+                step += length
+                report(step, metrics)
+                if milestones.due(step):
+                    report.settle()
             if milestones.due(step):
-                report.settle()
                 with meter.paused():  # speed is of training alone
                     milestones(step, state)
-        report.settle()
+        with memory.explained(training, resident):
+            report.settle()
         if number := asked(interrupt):
             _stop(step, state, milestones, log)
             raise Interrupted(number)
