@@ -2,6 +2,7 @@
 # From a fresh machine to samples: environment, install, training of PFGM++ (D = 128) on handwritten digits, sampling with
 # RK45 and Heun, and a score. About five minutes on two CPU cores. A second run trains anew only if runs/digits is removed.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 run="${PFGM_JAX_DEMO_RUN:-runs/digits}"

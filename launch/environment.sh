@@ -1,8 +1,9 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: makes or reuses the environment in .venv and puts its python first.
 # PFGM_JAX_PYTHON chooses the interpreter, PFGM_JAX_VENV the folder.
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cd "$root"
+cd "$root" || exit
 
 say() { printf '\n== %s\n' "$*"; }
 

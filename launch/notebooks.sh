@@ -2,6 +2,7 @@
 # Executes the notebooks from their percent scripts: environment, install, and notebooks/rendered/*.ipynb with outputs.
 # Arguments are scripts, such as notebooks/1_five_minutes.py; without, all of them.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare "[notebooks]"

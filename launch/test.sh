@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From a fresh machine to tested: environment, install, style, types, tests. Arguments go to pytest.
 set -euo pipefail
+# shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 prepare "[test]"
