@@ -1,6 +1,6 @@
 """What a training step says to the other devices: collectives and bytes, counted from the compiled program.
 
-    python -m benchmarks.collectives [CONFIG ...]
+    python -m benchmarks.collectives [--dir=FOLDER] [CONFIG ...]
 
 For 1, 2 and 8 devices (of the CPU, forced) the step of each config is compiled, and its collectives are counted in what
 the compiler made of it, which may have merged or removed some. Bytes are of the operands, on one device; to reduce n
@@ -39,7 +39,7 @@ def collectives(text):
     found = []
     for line in text.splitlines():
         kinds = "|".join(KINDS)
-        if match := re.search(rf"= (\([^=]*?\)|\S+) ({kinds})(?:-start)?\(", line):
+        if match := re.search(rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", line):
             shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
             size = sum(SIZES[kind] * int(np.prod([int(n) for n in dims.split(",") if n])) for kind, dims in shapes)
             found.append((match[2], size))
@@ -70,10 +70,12 @@ def compiled_step(config, devices):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", default=CONFIGS, metavar="CONFIG")
+    parser.add_argument("--dir", help="the folder of the data, as data.dir")
+    flags = parser.parse_args()
     print("| config | parameters | devices | collectives a step | bytes a step | beyond the gradient |")
     print("|---|--:|--:|--:|--:|--:|")
-    for name in parser.parse_args().configs:
-        config = config_file.load_config(name, {})
+    for name in flags.configs:
+        config = config_file.load_config(name, {"data.dir": flags.dir} if flags.dir else {})
         for devices in DEVICES:
             parameters, text = compiled_step(config, devices)
             found = collectives(text)
