@@ -300,7 +300,7 @@ def test_only_a_lack_of_memory_is_no_bug(monkeypatch):
 
     split = data.Split(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32))
     dataset = types.SimpleNamespace(train_images=2, train=split)
-    task = dataclasses.make_dataclass("Task", ["large_batch", "order", "batch"])(0, "real", 8)
+    task = dataclasses.make_dataclass("Task", ["large_batch", "order", "batch", "microbatch"])(0, "real", 8, 0)
     fails("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
     assert trial.estimate(task, (), dataset, 1, 8, True) == math.inf
     fails("INTERNAL: something else")
