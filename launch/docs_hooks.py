@@ -4,15 +4,15 @@ import html
 import pathlib
 import re
 
-from mkdocs.structure.files import File
-from nbconvert import HTMLExporter
-
 ROOT = pathlib.Path(__file__).parents[1]
 REPOSITORY_FILES = ("CONTRIBUTING.md", "CHANGELOG.md")
 
 
 def on_files(files, config):
     """Adds the configuration reference, made from the comments of `pfgm_jax.config.default`, and the notebooks."""
+    from mkdocs.structure.files import File  # here: the tests read `configuration` without the extra `docs`
+    from nbconvert import HTMLExporter
+
     files.append(File.generated(config, "configuration.md", content=configuration()))
     for notebook in sorted((ROOT / "notebooks/rendered").glob("*.ipynb")):
         page, _ = HTMLExporter(template_name="lab").from_filename(notebook)

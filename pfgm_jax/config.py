@@ -152,9 +152,7 @@ def default():
     config.sample.guidance = 1.0  # weight w of guide + w (network − guide); 1: none
     config.sample.guide = ""  # run directory of a weaker network as the guide; "": the network without the label
     config.sample.D = placeholder(float)  # sample with another D than the one trained; None: the same
-    config.sample.ema_width = (
-        0.0  # share of the training that weights are averaged over (train.power_ema); 0: the run's own
-    )
+    config.sample.ema_width = 0.0  # part of the training to average weights over (train.power_ema); 0: the run's own
     config.sample.frames = 48  # of the trajectory's animation; 0: none
     config.sample.files = False  # write every image as a PNG of its own too, in a folder a class
     for name, kind in SOLVER_OPTIONS.items():  # rtol, steps, grid, …; None: the solver's own default

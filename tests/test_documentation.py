@@ -1,7 +1,7 @@
 """What README.md and docs/ say: commands and settings that exist, Python that runs, links that lead somewhere."""
 
 import doctest
-import importlib
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -56,6 +56,16 @@ def test_flags_and_settings_in_prose_exist(page):
                 assert key in fields, word
                 if value not in ("", "…", "FILE", "FOLDER", "NAME"):
                     override(default(), key, value.strip("'"))
+
+
+def test_the_configuration_reference_has_every_field():
+    path = ROOT / "launch/docs_hooks.py"
+    spec = importlib.util.spec_from_file_location("docs_hooks", path)
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = hooks.configuration()
+    for key in flatten(default()):
+        assert f"`{key.rpartition('.')[2]}`" in text, key
 
 
 @every_page

@@ -55,6 +55,7 @@ FILES = {"data.dir": "files", "data.check_md5": False}
 QUICK = {
     "train": SHORT | FEW,
     "tune": SHORT,
+    "average": {},
     "data": {},
     "advise": {},
     "sample": {},
@@ -113,6 +114,9 @@ def here(command):
 def test_every_command_is_executed_somewhere():
     assert len(COMMANDS) > 60
     assert [command for command in COMMANDS if not (elsewhere(command) or here(command))] == []
+    for command in COMMANDS:
+        if here(command) is run_main and not elsewhere(command):
+            settings(shlex.split(command))  # QUICK has its mode
 
 
 def test_the_lists_hold_what_there_is():
@@ -182,7 +186,8 @@ def stage(tmp_path_factory):
 RUNS = {  # what makes the runs that commands open
     "digits": "--config=digits:conditional,quick --workdir=runs/digits",
     "toy": "--config=toy:quick --workdir=runs/toy",
-    "bloodmnist": "--config=configs/medmnist.py:dataset=bloodmnist,conditional,quick --workdir=runs/bloodmnist",
+    "bloodmnist": "--config=configs/medmnist.py:dataset=bloodmnist,conditional,quick --workdir=runs/bloodmnist "
+    "--config.train.power_ema=True",
     "digits_tuned": "--mode=tune --source=runs/digits --workdir=runs/digits_tuned",
 }
 
