@@ -242,7 +242,17 @@ def test_presets_make_networks(name):
     assert type(model) is models.NETWORKS[fields.pop("name")] and model.out_channels == 3
     assert {key: getattr(model, key) for key in fields} == fields
     # A preset sets all that its network has, so that another before it leaves nothing behind.
-    free = {"out_channels", "num_labels", "augment_channels", "remat", "canonical_conv", "dtype", "parent", "name"}
+    free = {
+        "out_channels",
+        "num_labels",
+        "told_channels",
+        "augment_channels",
+        "remat",
+        "canonical_conv",
+        "dtype",
+        "parent",
+        "name",
+    }
     assert {field.name for field in dataclasses.fields(model)} - free == set(fields)
 
 
