@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pathlib
 import select
 import shutil
 import subprocess
@@ -25,12 +26,15 @@ class Browser:
         self._timeout, self._number, self._rest, self.messages = timeout, 0, b"", []
         read, self._write = os.pipe()
         self._read, write = os.pipe()
+        self._said = pathlib.Path(profile, "stderr.txt")
+        log = self._said.open("wb")
         # The browser reads commands from descriptor 3 and writes answers to 4.
         line = f'exec "$@" 3<&{read} 4>&{write}'
         self._process = subprocess.Popen(
             ["sh", "-c", line, "sh", PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            pass_fds=(read, write), stdout=subprocess.DEVNULL, stderr=log,
         )  # fmt: skip
+        log.close()
         os.close(read)
         os.close(write)
         self._session = None
@@ -70,7 +74,10 @@ class Browser:
         while b"\0" not in self._rest:
             if not select.select([self._read], [], [], max(end - time.monotonic(), 0))[0]:
                 raise TimeoutError("Chromium does not answer")
-            self._rest += os.read(self._read, 1 << 20)
+            part = os.read(self._read, 1 << 20)
+            if not part:
+                raise RuntimeError(f"Chromium has ended: {self._said.read_text(errors='replace')[-2000:]}")
+            self._rest += part
         line, self._rest = self._rest.split(b"\0", 1)
         return json.loads(line)
 

@@ -27,7 +27,7 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    with browser.Browser(tmp_path_factory.mktemp("profile"), timeout=240) as running:
+    with browser.Browser(tmp_path_factory.mktemp("profile"), timeout=120) as running:
         yield running
 
 
