@@ -43,7 +43,8 @@ def main():
     if ending:
         numbers = sorted({next(filter(None, found)).decode() for found in TASK.findall(b"".join(ending))})
         which = f"process {numbers[0]} was lost" if len(numbers) == 1 else "another process was lost"
-        print(f"pfgm_jax: {which}, and all stop: the same command continues", file=sys.stderr)
+        # Below the progress bar, whose line has no end.
+        print(f"\npfgm_jax: {which}, and all stop: the same command continues", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -73,10 +73,11 @@ class Milestones:
         return act(*args) if job.joined() else self._interrupt.abandoning(act, *args)
 
     def _is_best(self, step):
+        if not self._config.train.keep_best or step not in self._losses:
+            return False
         self.written()
         best = run_folder.best_step(self._workdir, self._losses)
-        loss = self._losses.get(step, math.inf)
-        return self._config.train.keep_best and loss < self._losses.get(best, math.inf)
+        return self._losses[step] < self._losses.get(best, math.inf)
 
     def save(self, step, state):
         """Begins a checkpoint of `state`, which is on the devices, unless there is one."""
