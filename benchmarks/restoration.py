@@ -2,7 +2,7 @@
 
     python -m benchmarks.restoration exact --set=digits --D=128 [--task=denoise,inpaint,superres]
     python -m benchmarks.restoration exact --set=bloodmnist --D=inf [--dir=FOLDER]
-    python -m benchmarks.restoration network RUN [RUN …] [--images=200]
+    python -m benchmarks.restoration network RUN [RUN …] [--images=200] [--task=denoise,inpaint,superres]
     python -m benchmarks.restoration robust RUN [RUN …] [--images=100] [--picture=FILE]
 
 `exact`: the posterior over 500 training images given noisy measurements of some of them, at a noise that leaves 3 to 50
@@ -145,6 +145,8 @@ def on_networks(flags):
         clean = to_unit(truth)
         reference = clean.reshape(len(clean), -1)
         for task, how, m, hidden in _tasks(clean):
+            if task not in flags.task.split(","):
+                continue
             for method, options, calls in _ways(task, generator):
                 if calls > flags.calls:
                     continue

@@ -10,15 +10,16 @@ from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.multistep import dpmpp_3m, ipndm
 from pfgm_jax.sampling.stats import SolveStats
 
-FEW = 10  # evaluations up to which `ipndm` is taken: those at which it was measured to be better
+FEW = 14  # evaluations up to which `ipndm` is taken: those at which it was measured to be nearer to the flow's end
 _SOLVERS = {"ipndm": ipndm, "dpmpp_3m": dpmpp_3m}
 
 
 def choice(steps: int, grid: str | None = None) -> tuple[str, dict[str, Any]]:
     """The solver that `auto` takes for so many evaluations and its options: `(name, {"steps": …, "grid": …})`.
 
-    Up to FEW evaluations that is `ipndm` with the weights of its levels, beyond them `dpmpp_3m`, each on its own grid
-    unless another is given.
+    Up to FEW evaluations that is `ipndm`, beyond them `dpmpp_3m`, each on its own grid unless another is given. On
+    its own grid `ipndm` has its published weights, which did better there; on any other, such as a searched one, those
+    of the levels.
 
     Raises:
       UserError: fewer than 2 evaluations, the first of which gives no more than the mean of the data.
@@ -26,7 +27,8 @@ def choice(steps: int, grid: str | None = None) -> tuple[str, dict[str, Any]]:
     if steps < 2:
         raise UserError(f"auto needs steps >= 2, the number of evaluations, got {steps}")
     if steps <= FEW:
-        return "ipndm", {"steps": steps, "grid": grid or "edm", "equal_weights": False}
+        grid = grid or "edm"
+        return "ipndm", {"steps": steps, "grid": grid, "equal_weights": grid == "edm"}
     return "dpmpp_3m", {"steps": steps, "grid": grid or "log"}
 
 

@@ -163,6 +163,17 @@ def test_samples_do_not_depend_on_the_number_of_devices(x64, solver, options):
 # ---- names and refusals
 
 
+@pytest.mark.parametrize("steps, grid, expected", [
+    (2, None, ("ipndm", dict(grid="edm", equal_weights=True))),
+    (14, None, ("ipndm", dict(grid="edm", equal_weights=True))),
+    (3, "80,2,0.002", ("ipndm", dict(grid="80,2,0.002", equal_weights=False))),
+    (15, None, ("dpmpp_3m", dict(grid="log"))),
+    (15, "edm", ("dpmpp_3m", dict(grid="edm"))),
+])  # fmt: skip
+def test_what_auto_takes(steps, grid, expected):
+    assert sampling.choice(steps, grid) == (expected[0], {"steps": steps} | expected[1])
+
+
 def test_find():
     heun, options = sampling.find("heun")
     assert heun is sampling.heun and options["steps"] == 18 and options["grid"] == "edm" and options["frames"] == 0
