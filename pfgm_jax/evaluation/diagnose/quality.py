@@ -115,11 +115,13 @@ def draw(panels_of, subjects, bench, xlabel, **axis):
     drawing, (panels,) = figure(len(panels_of), sharey=True, width=5.6 if len(panels_of) == 1 else 4.4)
     colour = colours(subjects)
     for axes, (title, lines) in zip(panels, panels_of.items(), strict=True):
-        for marker, (name, line) in zip(MARKERS * 9, lines.items(), strict=False):
+        for i, (marker, (name, line)) in enumerate(zip(MARKERS * 9, lines.items(), strict=False)):
             x, points = zip(*line, strict=True)
+            share = 0.014 * (i - (len(lines) - 1) / 2)  # beside each other, or one's interval would hide another's
             value = np.array([p["value"] for p in points])
             reach = [value - [max(p["low"], p["value"] / 3) for p in points], [p["high"] for p in points] - value]
-            axes.errorbar(x, value, yerr=reach, color=colour[name], marker=marker, markersize=6, capsize=3, label=name)
+            at = moved(np.array(x, np.float64), share, axis.get("xscale") == "log")
+            axes.errorbar(at, value, yerr=reach, color=colour[name], marker=marker, markersize=6, capsize=3, label=name)
         axes.axhline(bench.floor(), color="grey", linestyle=":", label="real images")
         axes.set(yscale="log", xlabel=xlabel, title=title, **axis)
         plain(axes.yaxis)
@@ -127,6 +129,11 @@ def draw(panels_of, subjects, bench, xlabel, **axis):
     panels[0].set_ylabel(bench.figure)
     legend_below(drawing, panels[0])
     return drawing
+
+
+def moved(x, share, log):
+    """x [n] moved along its axis by this share of its range."""
+    return x * (x[-1] / x[0]) ** share if log else x + share * (x[-1] - x[0])
 
 
 def cell(point):
