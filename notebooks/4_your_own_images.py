@@ -36,9 +36,9 @@ for picture in sorted(pathlib.Path("cards/mine").rglob("*.png"))[:2]:
 
 # %%
 small = ["--config.model.channels=16", "--config.model.multipliers=1,2", "--config.model.blocks=1",
-         "--config.model.attention=", "--config.optim.lr=3e-3", "--config.train.images=51200",
-         "--config.train.ema_halflife=5000", "--config.train.eval_every=25600", "--config.train.sample_every=51200",
-         "--config.train.save_every=25600", "--config.sample.solver=heun"]  # fmt: skip
+         "--config.model.attention=", "--config.optim.lr=3e-3", "--config.train.images=25600",
+         "--config.train.ema_halflife=5000", "--config.train.eval_every=12800", "--config.train.sample_every=25600",
+         "--config.train.save_every=12800", "--config.sample.solver=heun"]  # fmt: skip
 run(["--mode=advise", f"--config={config}", *small])
 
 # %% [markdown]
@@ -54,7 +54,7 @@ Image(filename=str(sorted(pathlib.Path("runs/mine/samples").glob("*.png"))[-1]))
 
 # %%
 run(
-    ["--mode=evaluate", "--workdir=runs/mine", "--config.evaluate.features=pixels", "--config.evaluate.num_samples=300"]
+    ["--mode=evaluate", "--workdir=runs/mine", "--config.evaluate.features=pixels", "--config.evaluate.num_samples=180"]
 )
 
 # %% [markdown]
@@ -63,5 +63,5 @@ run(
 # looks for copies of training images among as many samples as it is given (3421 where nothing is said).
 
 # %%
-run(["--mode=export", "--workdir=runs/mine", "--config.export.samples=720"])
+run(["--mode=export", "--workdir=runs/mine", "--config.export.samples=180"])
 display(Markdown(pathlib.Path("runs/mine/export/README.md").read_text()))

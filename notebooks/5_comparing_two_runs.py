@@ -38,6 +38,6 @@ run(["--mode=compare", "--workdir=runs/pfgmpp", "--source=runs/edm", "--config.e
 # Which solver, with how many evaluations, for this run.
 
 # %%
-sweep = ["--config.evaluate.solvers=heun,dpmpp_2m", "--config.evaluate.steps=5,9,18"]
+sweep = ["--config.evaluate.solvers=heun,dpmpp_2m", "--config.evaluate.steps=5,9"]
 run(["--mode=curve", "--workdir=runs/pfgmpp", "--config.evaluate.num_samples=360", *sweep])
 Image(filename=str(sorted(pathlib.Path("runs/pfgmpp/results").glob("curve*.png"))[0]))
