@@ -50,7 +50,7 @@ Image(filename="runs/mine/curves.png")
 
 # %%
 run(["--mode=sample", "--workdir=runs/mine", "--config.sample.labels=balanced", "--config.sample.n=40"])
-Image(filename=str(sorted(pathlib.Path("runs/mine/samples").glob("*.png"))[-1]))
+Image(filename=str(next(pathlib.Path("runs/mine/samples").glob("*_classes.png"))))
 
 # %%
 run(
