@@ -14,6 +14,7 @@ for script in "$@"; do
     name="$(basename "$script" .py)"
     say "$name"
     python -m jupytext --quiet --to ipynb --output "$place/$name.ipynb" "$script"
-    (cd "$place" && python -m nbconvert --log-level=WARN --to notebook --execute --inplace "$name.ipynb")
+    (cd "$place" && python -m nbconvert --log-level=WARN --to notebook --execute \
+        --ExecutePreprocessor.store_widget_state=False --inplace "$name.ipynb")
     cp "$place/$name.ipynb" notebooks/rendered/
 done
