@@ -226,3 +226,9 @@ def test_all_studies_of_two_runs(command, run, monkeypatch):
     assert "PFGM++, D = 128 (run)" in out  # two of the same process are told apart
     monkeypatch.setattr(subject.Subject, "solve", None)  # all of it is kept
     assert command(*argv)[:2] == (0, out)
+
+
+def test_points_move_along_their_axis():
+    x = np.array([5.0, 9.0, 45.0])
+    np.testing.assert_allclose(quality.moved(x, 0.1, log=False), x + 4)
+    np.testing.assert_allclose(quality.moved(x, 0.5, log=True), 3 * x)

@@ -65,7 +65,7 @@ def study(subjects, room):
         axes.set(xscale="log", yscale="log", xlabel="evaluations", title=subject.name)
         axes.set_xticks([5, 10, 20, 50, 100, 200], ["5", "10", "20", "50", "100", "200"])
         axes.grid(alpha=0.3, linewidth=0.5)
-    panels[0].set_ylabel("rms distance to the flow's ends")
+    panels[0].set_ylabel("rms distance to the ends")
     legend_below(drawing, panels[0])
     return Result(
         "Solvers: error against evaluations",
