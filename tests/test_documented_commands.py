@@ -86,7 +86,7 @@ QUICK_CONFIGS = {
 QUICK_BENCHMARKS = {
     "field": "--queries=4 --points=64 --dim=8 --repeats=1",
     "processes": "--processes=pfgmpp --sets=1 --train_images=2048",
-    "few": "--sets=1 --steps=5",
+    "few": "--picture=few.png",
     "cost": "--networks=cpu_28 --no_memory",
     "cost --check": "--only=28 px, cpu_28",
     "training": "--quick",
