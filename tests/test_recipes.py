@@ -262,9 +262,7 @@ def test_a_published_network_at_any_size_attends(network, size):
         model.check_size((size, size))
 
 
-@pytest.mark.parametrize(
-    "size", [28, 64, pytest.param(128, marks=pytest.mark.slow), pytest.param(224, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("size", [28, *(pytest.param(size, marks=pytest.mark.slow) for size in (64, 128, 224))])
 def test_a_step_at_every_size(size, tmp_path):
     config = medmnist.get_config(f"size={size},cpu" + (",remat" if size > 64 else ""))
     config.data.update(dir=str(tmp_path), check_md5=False)

@@ -134,6 +134,7 @@ def run(tmp_path_factory):
     return config, workdir
 
 
+@pytest.mark.slow
 def test_a_run_learns(run):
     config, workdir = run
     last = [record for record in loop.read_metrics(workdir) if "eval/val" in record][-1]

@@ -42,6 +42,7 @@ def test_few_held_out_images_say_nothing_of_copies(digits):
     ]
 
 
+@pytest.mark.slow
 def test_usefulness_is_told_and_kept(digits, tmp_path):
     some = lambda split, n: data.Split(split.images[:n], split.labels[:n])
     small = data.Dataset(**{**vars(digits), "train": some(digits.train, 300)})
@@ -60,6 +61,7 @@ def test_usefulness_that_cannot_be(digits, labels, seeds, words):
         copies_and_usefulness.use(digits, digits.val.images[:12], labels, seeds=seeds)
 
 
+@pytest.mark.slow
 def test_features_of_the_domain_are_measured_as_others(digits, monkeypatch):
     from pfgm_jax.metrics import classifier
 

@@ -115,7 +115,7 @@ def test_what_makes_another_set(made):
 
 
 def test_a_run_is_measured(workdir, monkeypatch, capsys):
-    monkeypatch.setattr(inception_weights, "load", lambda path: Fake())
+    monkeypatch.setattr(inception_weights, "load", lambda path, early=False: Fake())
     command = ["--mode=evaluate", f"--workdir={workdir}", *ARGUMENTS, "--config.evaluate.features=inception"]
     main.run([*command, "--config.evaluate.num_samples=24"])
     out = capsys.readouterr().out
@@ -137,7 +137,7 @@ def test_a_run_is_measured(workdir, monkeypatch, capsys):
 
 
 def test_classes_that_were_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inception_weights, "load", lambda path: Fake())
+    monkeypatch.setattr(inception_weights, "load", lambda path, early=False: Fake())
     config = digits.get_config("conditional")
     config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8)
     derived = run_lib.derive(config, data.load(config.data))
@@ -219,7 +219,7 @@ def test_what_a_curve_sweeps(made):
     ],
 )
 def test_what_cannot_be_measured(workdir, monkeypatch, mode, argument, words):
-    monkeypatch.setattr(inception_weights, "load", lambda path: Fake())
+    monkeypatch.setattr(inception_weights, "load", lambda path, early=False: Fake())
     monkeypatch.setattr(generator.Generator, "sample", None)  # refused before anything is drawn
     few = ["--config.evaluate.features=inception"] * ("evaluate.features" not in argument)
     with pytest.raises(UserError) as caught:

@@ -187,7 +187,7 @@ def test_images_that_cannot_be_measured(real, tmp_path, make, words):
 def test_other_mistakes(real):
     images = real.test.images
     for options, words in (
-        ({"features": "pixel"}, "not one of pixels, inception, domain; did you mean 'pixels'"),
+        ({"features": "pixel"}, "not one of pixels, inception, inception64, domain; did you mean 'pixels'"),
         ({"features": "pixels", "split": "tset"}, "not one of train, val, test; did you mean 'test'"),
         ({"features": "pixels", "split": "val"}, "0 val images of made are too few"),
         ({"features": "pixels", "labels": np.zeros(3, int)}, "labels must be 90 whole numbers"),

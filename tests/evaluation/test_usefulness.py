@@ -18,6 +18,7 @@ def digits():
     return data.load(SimpleNamespace(name="digits", size=8))
 
 
+@pytest.mark.slow
 def test_real_halves_are_told_from_shuffled_labels(digits, monkeypatch):
     monkeypatch.setattr(classifier, "BATCH", 16)
     images, labels = digits.train.images[700:], digits.train.labels[700:]

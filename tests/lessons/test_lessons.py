@@ -63,6 +63,7 @@ def test_flux_becomes_uniform_as_the_quadrupole_says(tmp_path):
     assert numbers["total"] == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_tails_follow_students_law(tmp_path):
     numbers = drawn(dimensions.from_one_to_infinity, tmp_path)
     for D in ("D = 1", "D = 8", "D = 128", "D = ∞"):
@@ -70,6 +71,7 @@ def test_tails_follow_students_law(tmp_path):
         assert abs(numbers[f"beyond 3, {D}"] - p) < 5 * np.sqrt(p * (1 - p) / 4000)
 
 
+@pytest.mark.slow
 def test_variance_falls_with_the_batch(tmp_path):
     numbers = drawn(dimensions.large_batch, tmp_path)
     # 400 pairs; the variance of a squared length is at most the square of the data's diameter, 2.5, times its mean.
@@ -92,6 +94,7 @@ def test_field_of_data_comes_to_that_of_the_density(tmp_path):
     assert -0.75 < numbers["slope"] < -0.25 and numbers["n = 4096"] < numbers["n = 4"] / 8
 
 
+@pytest.mark.slow
 def test_steps_in_log_z_are_cheaper(tmp_path):
     numbers = drawn(dimensions.steps_in_log_z, tmp_path)
     assert numbers["ratio"] > 1 and max(numbers["error, z"], numbers["error, ln z"]) < 0.1

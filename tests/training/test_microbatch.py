@@ -60,6 +60,7 @@ def test_parts_that_do_not_divide_are_refused():
         dry_run.prepare(tiny(**{"train.microbatch": 4}))
 
 
+@pytest.mark.slow
 def test_parts_take_less_memory():
     need = []
     for microbatch in (0, 64):

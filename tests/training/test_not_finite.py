@@ -104,6 +104,7 @@ def test_a_run_ends_at_such_a_step_and_says_what_it_was(spoilt, tmp_path):
     assert [r["skipped"] for r in read_metrics(tmp_path) if "skipped" in r] == [1, 1]  # those at steps 12 and 16
 
 
+@pytest.mark.slow
 def test_skipped_steps_are_counted_and_resume_bit_for_bit(spoilt, tmp_path, monkeypatch):
     spoilt("large")
     monkeypatch.setattr(outliers, "REMEMBERED", 5)

@@ -385,9 +385,8 @@ def test_a_longer_run_continues_a_finished_one(uninterrupted, tmp_path):
     assert int(state.step) == 16
 
 
-@pytest.mark.parametrize(
-    "objective", [o if o == "PFGM" else pytest.param(o, marks=pytest.mark.slow) for o in OBJECTIVES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_learns(tmp_path, objective):
     config = tiny(**{"train.images": 6144, "train.eval_every": 3072, "train.log_every": 3072, "train.save_every": 6144,
                      "train.sample_every": 6144}, **OBJECTIVES[objective])  # fmt: skip
