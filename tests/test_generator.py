@@ -516,6 +516,16 @@ def test_a_bar_moves_by_levels():
     assert bar._bar.n == 5
 
 
+@pytest.mark.parametrize(("name", "shape", "classes"), [("digits", (8, 8, 1), 0), ("bloodmnist28", (28, 28, 3), 8)])
+def test_weights_that_come_with_the_package(name, shape, classes):
+    g = pfgm_jax.load(f"pretrained:{name}")
+    assert (g.shape, g.classes) == (shape, classes) and not g.config.data.dir
+    card = (generator_lib.PRETRAINED / name / "README.md").read_text()
+    assert "licence of the data | CC BY 4.0" in card and "EMA weights after" in card
+    noise = 0.5 * np.random.default_rng(0).normal(size=(2, *shape))  # drawn towards the data, which are within ±1
+    assert np.abs(g.denoise(noise, 0.5)).mean() < 1
+
+
 def test_a_notebook_shows_what_it_is_and_its_picture():
     g = pfgm_jax.load("pretrained:digits")
     shown, picture = g._repr_html_(), g._repr_png_()
