@@ -524,8 +524,10 @@ def _averaged(workdir, step, width, like):
         raise UserError(f"{workdir} holds exported weights, which are of one average: leave out sample.ema_width")
     if width:
         return averages.of_width(workdir, width, step, like)
-    _, items = checkpoint.restore(workdir, {"ema": like}, step) or (step, {"ema": like})
-    return items["ema"]
+    restored = checkpoint.restore(workdir, {"ema": like}, step)
+    if restored is None:
+        raise UserError(f"{workdir} has no checkpoint any more, whose average sample.ema_width=0 is")
+    return restored[1]["ema"]
 
 
 def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
