@@ -4,7 +4,6 @@ import base64
 import functools
 import math
 import os
-import pathlib
 import sys
 from typing import Any
 
@@ -12,18 +11,15 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from pfgm_jax import averages, config_rules, inference, models, run_folder, run_record
+from pfgm_jax import inference, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.array_types import Arrays, Denoiser
 from pfgm_jax.data.dataset import to_uint8
-from pfgm_jax.errors import UserError, nearest, printable
+from pfgm_jax.errors import UserError, printable
 from pfgm_jax.inference import restoration
 from pfgm_jax.sampling import SolveStats, arguments, batches, schedules
 from pfgm_jax.sampling.settings import SampleSettings, check_network, labels_for
-from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
-
-# Weights that come with the package, each a folder as `export_run.export` writes it.
-PRETRAINED = pathlib.Path(__file__).parent / "pretrained"
+from pfgm_jax.storage import digests
 
 
 def check_sampling(run):
@@ -77,7 +73,7 @@ class Generator:
             raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
         params, width = self.params, config.sample.ema_width
         if width != self.config.sample.ema_width:
-            params = _averaged(atomic.expanded(_pretrained(self.source)), self.step, width, params)
+            params = stored_run.average(stored_run.folder(self.source), self.step, width, params)
         return Generator(run_lib.make_run(config, self.derived), params, self.step, self.source)
 
     @property
@@ -133,7 +129,7 @@ class Generator:
 
     def _repr_png_(self):
         """The newest picture of its samples, where the folder it was loaded from holds one; None shows nothing."""
-        folder = atomic.expanded(_pretrained(self.source)) if self.source else None
+        folder = stored_run.folder(self.source) if self.source else None
         pictures = [*folder.glob("samples.png"), *folder.glob("samples/*.png")] if folder else []
         return max(pictures, key=os.path.getmtime).read_bytes() if pictures else None
 
@@ -254,7 +250,7 @@ class Generator:
     @functools.cached_property
     def schedule(self) -> schedules.Schedule | None:
         """What --mode=schedule found for the run that was loaded, of these weights or of others; None for nothing."""
-        return schedules.load(atomic.expanded(_pretrained(self.source))) if self.source else None
+        return schedules.load(stored_run.folder(self.source)) if self.source else None
 
     def prepared(self, settings: SampleSettings) -> SampleSettings:
         """The settings with what the run's schedule gives to them (`schedules.prepared`); UserError as there."""
@@ -479,57 +475,6 @@ class Generator:
         return restoration.restore(self._weighted, x, asked, n, key, labels, self.derived["std"], progress)
 
 
-def _pretrained(workdir):
-    """The folder that `pretrained:NAME` means; any other workdir as it is."""
-    prefix, _, name = str(workdir).partition(":")
-    if prefix != "pretrained":
-        return workdir
-    names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{safetensors.EXPORTED}"))
-    if name not in names:
-        there = f"there are {', '.join(names)}" if names else "there are none in this package"
-        raise UserError(f"no pretrained weights are called {name!r}; {there}{nearest(name, names)}")
-    return PRETRAINED / name
-
-
-def _numbered(workdir, config, step):
-    """The step that `load`'s argument means, None for the newest."""
-    if step != "best":
-        if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
-            raise UserError(f'step={step!r} is no step: give a number, "best", or None for the newest')
-        return step
-    best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, config.train.batch))
-    if best is None:
-        raise UserError(f"no checkpoint in {workdir} has a validation loss in metrics.jsonl: give a number of a step")
-    return best
-
-
-def recorded_run(workdir):
-    """The Run that a folder's config.json describes; UserError where it makes none."""
-    config, derived = run_record.load(workdir)
-    try:
-        config_rules.check(config)
-        run_lib.check_derived(derived)
-        return run_lib.make_run(config, derived)
-    except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
-
-
-def _averaged(workdir, step, width, like):
-    """The weights of the run in `workdir` at a step averaged with a relative width (sample.ema_width), or its own, 0.
-
-    Raises:
-      UserError: an exported folder, which holds one average, or as `averages.of_width`.
-    """
-    if os.path.lexists(pathlib.Path(workdir, safetensors.EXPORTED)):
-        raise UserError(f"{workdir} holds exported weights, which are of one average: leave out sample.ema_width")
-    if width:
-        return averages.of_width(workdir, width, step, like)
-    restored = checkpoint.restore(workdir, {"ema": like}, step)
-    if restored is None:
-        raise UserError(f"{workdir} has no checkpoint any more, whose average sample.ema_width=0 is")
-    return restored[1]["ema"]
-
-
 def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     """The run in `workdir` with the EMA weights of its newest sound checkpoint, or an exported folder with its weights.
 
@@ -542,22 +487,7 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
       UserError: no run there, a config.json that is none, no checkpoint yet or none of that step, damaged weights or
         those of another network, or an unknown NAME.
     """
-    source, workdir = str(workdir), atomic.expanded(_pretrained(workdir))
-    run = recorded_run(workdir)
-    config, derived = run.config, run.derived
-    like = jax.eval_shape(lambda: models.init(run.model, derived["shape"]))
-    exported = pathlib.Path(workdir, safetensors.EXPORTED)
-    if os.path.lexists(exported):
-        if not exported.is_file():  # a pipe would be waited for
-            raise UserError(f"{exported} is no file of weights: export or import writes one")
-        if step is not None:
-            raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
-        params = safetensors.load(exported, like, run_record.fingerprint(run_record.read(workdir)))
-        return Generator(run, params, derived.get("step", 0), source)
-    fixed = run_record.fixed(run_record.read(workdir))
-    restored = checkpoint.restore(workdir, {"ema": like}, _numbered(workdir, config, step), fixed)
-    if restored is None:
-        raise UserError(f"{workdir} has no checkpoint yet; its run saves one every {config.train.save_every:,} images")
-    step, items = restored
-    params, width = items["ema"], config.sample.ema_width
-    return Generator(run, averages.of_width(workdir, width, step, params) if width else params, step, source)
+    source, folder = str(workdir), stored_run.folder(workdir)
+    run = stored_run.read(folder)
+    params, step = stored_run.weights(folder, run, step)
+    return Generator(run, params, step, source)

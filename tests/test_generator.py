@@ -10,7 +10,7 @@ import pytest
 
 import pfgm_jax
 from configs import digits
-from pfgm_jax import data, models, sampling
+from pfgm_jax import data, models, sampling, stored_run
 from pfgm_jax import generator as generator_lib
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
@@ -520,7 +520,7 @@ def test_a_bar_moves_by_levels():
 def test_weights_that_come_with_the_package(name, shape, classes):
     g = pfgm_jax.load(f"pretrained:{name}")
     assert (g.shape, g.classes) == (shape, classes) and not g.config.data.dir
-    card = (generator_lib.PRETRAINED / name / "README.md").read_text()
+    card = (stored_run.PRETRAINED / name / "README.md").read_text()
     assert "licence of the data | CC BY 4.0" in card and "EMA weights after" in card
     noise = 0.5 * np.random.default_rng(0).normal(size=(2, *shape))  # drawn towards the data, which are within ±1
     assert np.abs(g.denoise(noise, 0.5)).mean() < 1

@@ -23,6 +23,7 @@ LAYERS = [
     {"config_rules"},
     {"recipes", "run_record", "config_file"},
     {"run_folder"},
+    {"stored_run"},
     {"generator"},
     {"training", "evaluation", "lessons"},
     {"exchange", "explorer", "study", "doctor"},

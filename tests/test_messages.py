@@ -14,7 +14,7 @@ import pytest
 
 from configs import medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import config_file, generator, main, parallel, presets, recipes, sampling
+from pfgm_jax import config_file, generator, main, parallel, presets, recipes, sampling, stored_run
 from pfgm_jax.data import class_labels
 from pfgm_jax.errors import UserError
 from pfgm_jax.exchange import import_run
@@ -183,7 +183,7 @@ def test_a_refusal_leaves_no_empty_folder(tmp_path):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A run that can be sampled from: the weights that come with the package."""
-    return shutil.copytree(generator.PRETRAINED / "digits", tmp_path_factory.mktemp("runs") / "digits")
+    return shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_genuine_pickle_passes(tmp_path):
 
 
 def test_runs_need_no_import(tmp_path):
-    exported = generator.PRETRAINED / "digits"
+    exported = stored_run.PRETRAINED / "digits"
     for source in (exported, exported / "model.safetensors"):
         with pytest.raises(UserError) as raised:
             import_run.import_run(source, tmp_path / "x")

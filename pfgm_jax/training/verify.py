@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 
-from pfgm_jax import generator, run_folder, run_record
+from pfgm_jax import generator, run_folder, run_record, stored_run
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.storage import checkpoint, safetensors
 from pfgm_jax.storage.metrics_file import read_metrics
@@ -24,7 +24,7 @@ def verify(workdir):
       UserError: no run, or one that is damaged: what is, and what it can still do.
     """
     workdir = pathlib.Path(workdir)
-    run = generator.recorded_run(workdir)
+    run = stored_run.read(workdir)
     _say(
         "config.json", f"{run.process.name}, D = {run.process.D:g}, {run.config.model.name}, of {run.config.data.name}"
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, generator, main, sampling
+from pfgm_jax import data, generator, main, sampling, stored_run
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import diagnose
 from pfgm_jax.evaluation.diagnose import journey, norms, quality, quantise, robustness, solvers, subject, truth
@@ -186,7 +186,7 @@ def test_sources_are_none_or_several():
 
 @pytest.fixture
 def run(tmp_path):
-    return shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    return shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "run")
 
 
 @pytest.mark.parametrize(

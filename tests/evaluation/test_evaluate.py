@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from pfgm_jax import data, generator, main, models, run_record
+from pfgm_jax import data, generator, main, models, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, naming, nfe_curve, sample_cache
@@ -43,7 +43,7 @@ class Fake(Pixels):
 @pytest.fixture
 def workdir(tmp_path):
     """The pretrained digits as a run."""
-    return shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    return shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "run")
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfgm_jax import generator
+from pfgm_jax import stored_run
 
 
 @pytest.fixture
 def run(tmp_path):
-    shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "run")
     return tmp_path / "run"
 
 

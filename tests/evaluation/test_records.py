@@ -7,13 +7,13 @@ import shutil
 import pytest
 
 import pfgm_jax
-from pfgm_jax import generator, run_record
+from pfgm_jax import run_record, stored_run
 from pfgm_jax.errors import UserError
 
 
 @pytest.fixture
 def folder(tmp_path):
-    return shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    return shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "run")
 
 
 def refusal(folder):
@@ -88,5 +88,5 @@ def test_a_pipe_is_not_waited_for(folder):
 
 
 def test_runs_that_there_are_still_open():
-    config, derived = run_record.load(generator.PRETRAINED / "digits")
+    config, derived = run_record.load(stored_run.PRETRAINED / "digits")
     assert derived["shape"] == [8, 8, 1] and config.process.name == "pfgmpp"

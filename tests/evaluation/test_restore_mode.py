@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfgm_jax import data, generator
+from pfgm_jax import data, stored_run
 from pfgm_jax.config import default
 
 
 @pytest.fixture
 def run(tmp_path):
-    shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "run")
+    shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "run")
     return tmp_path / "run"
 
 

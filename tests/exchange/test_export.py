@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import pfgm_jax
 from configs import digits
-from pfgm_jax import data, generator, models, run_record
+from pfgm_jax import data, generator, models, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate
@@ -339,7 +339,7 @@ def test_folders_of_older_versions_have_no_checksum(folder):
 
 
 def test_the_weights_that_come_with_the_package_have_checksums(tmp_path):
-    copy = shutil.copytree(generator.PRETRAINED / "digits", tmp_path / "digits")
+    copy = shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "digits")
     assert pfgm_jax.load(copy).step == 3128
     flipped(copy / safetensors.EXPORTED, -4, 0)
     assert "is damaged" in refusal(pfgm_jax.load, copy)
@@ -366,9 +366,9 @@ def test_a_folder_that_cannot_be_written(run, tmp_path, command):
 
 
 def test_pretrained_weights(exported, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(generator, "PRETRAINED", tmp_path / "none")
+    monkeypatch.setattr(stored_run, "PRETRAINED", tmp_path / "none")
     assert "there are none" in refusal(pfgm_jax.load, "pretrained:digits")
-    monkeypatch.setattr(generator, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(stored_run, "PRETRAINED", tmp_path)
     shutil.copytree(exported, tmp_path / "digits")
     (tmp_path / "unfinished").mkdir()
     same(pfgm_jax.load("pretrained:digits").params, pfgm_jax.load(exported).params)
