@@ -18,7 +18,8 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, naming
 from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.storage import atomic, checkpoint, safetensors
-from pfgm_jax.study import report, stages, tables
+from pfgm_jax.study import report, stages
+from pfgm_jax.study.findings import ALSO, OWN
 
 
 class Task(NamedTuple):
@@ -89,7 +90,7 @@ def _tasks(description, entries, folder):
     each("headline", [seen, n, solver, number], stages.headline)
     for features in description.also:
         settings = [features, description.split, n, solver, number]
-        each(tables.ALSO + features, settings, functools.partial(stages.also, features=features))
+        each(ALSO + features, settings, functools.partial(stages.also, features=features))
     each("copies", [n, solver, number], stages.copies)
     first = places[0]
     for place in places[1:]:
@@ -99,7 +100,7 @@ def _tasks(description, entries, folder):
         own = place.entry.own
         if own:
             act = functools.partial(stages.way, place, *own, n)
-            tasks.append(Task(tables.OWN, place, [seen, n, *own], act))
+            tasks.append(Task(OWN, place, [seen, n, *own], act))
     if description.cost:
         each("cost", [solver, number], stages.cost)
     if description.usefulness:

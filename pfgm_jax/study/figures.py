@@ -8,7 +8,6 @@ from matplotlib.ticker import LogFormatter
 
 from pfgm_jax import plots
 from pfgm_jax.evaluation.score import TITLES
-from pfgm_jax.study import tables
 
 MARKERS = "osD^vP*X<>"
 LINES = ("-", "--", ":", "-.")
@@ -101,7 +100,7 @@ def against_evaluations(findings):
 
 def against_D(findings):
     """The headline's distance against D, with EDM at the right end."""
-    found = sorted(tables.at_D(findings), key=lambda row: row[0])
+    found = sorted(findings.at_D(), key=lambda row: row[0])
     distance = findings.distance
     if len(found) < 3:
         return None
@@ -121,7 +120,7 @@ def against_D(findings):
 
 def robustness(findings):
     """A panel for each disturbance: distance against noise injected at every step, or against bits of a weight."""
-    found = [(i, entry, tables.disturbed(findings, entry)) for i, entry in enumerate(findings.entries)]
+    found = [(i, entry, findings.disturbed(entry)) for i, entry in enumerate(findings.entries)]
     found = [(i, entry, kinds) for i, entry, kinds in found if kinds]
     if not found:
         return None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from pfgm_jax import __version__, plots
 from pfgm_jax.storage import atomic
 from pfgm_jax.study import figures, tables, verdict
+from pfgm_jax.study.findings import NOT_MEASURED, Findings
 
 PICTURES = {  # stage: {file: title}; shown side by side, an entry each
     "headline": {"grid.png": "Samples, not chosen", "classes.png": "Samples by class"},
@@ -40,7 +41,7 @@ def write(study, entries, states, folder):
       OSError: a folder that cannot be written.
     """
     records = {(s.task.place.entry.name, s.task.stage): s.record for s in states if s.record}
-    findings = tables.Findings(study, entries, records)
+    findings = Findings(study, entries, records)
     all_tables = [verdict.table(findings), *tables.every(findings), _states(states)]
     all_figures = figures.every(findings) if findings.distance else []
     for name in ("tables", "figures"):
@@ -91,7 +92,7 @@ def _markdown(study, all_tables, all_figures):
 def _table(table):
     """A Table as HTML, in a region of its own that scrolls."""
     if not table.rows:
-        return f"<p class='note'>{tables.NOT_MEASURED}</p>"
+        return f"<p class='note'>{NOT_MEASURED}</p>"
     cell = lambda text: html.escape(text) or "<span class='none'>–</span>"
     head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in table.header)
     row = lambda cells: (

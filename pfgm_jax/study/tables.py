@@ -1,16 +1,12 @@
 """The tables of a study, made of its records alone; what was not measured is said so."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from pfgm_jax.evaluation.score import TITLES, number
 from pfgm_jax.metrics import tables
-
-NOT_MEASURED = "not measured"
-OWN, ALSO = "own sampler", "in "  # stages, the second before the name of features
-CLOSE = 1.1  # a distance within 10 % of the best counts as reaching it
+from pfgm_jax.study.findings import ALSO, CLOSE, NOT_MEASURED, OWN
 
 
 class Table(NamedTuple):
@@ -27,30 +23,6 @@ class Table(NamedTuple):
         cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
         parts = [f"## {self.title}", tables.markdown(self.header, cells) if cells else f"*{NOT_MEASURED}*", self.note]
         return "\n\n".join(part for part in parts if part) + "\n"
-
-
-class Findings(NamedTuple):
-    """What a study has found: its Entries in order, and {(entry's name, stage): record} of what is done."""
-
-    study: object
-    entries: list
-    records: dict
-
-    def get(self, entry, stage):
-        """The record of a stage of an entry, None where there is none or it was left out."""
-        record = self.records.get((entry.name, stage))
-        return None if record is None or "skipped" in record else record
-
-    def points(self, entry):
-        """Rows of the quality curve of an entry, by solver in the study's order and then by evaluations."""
-        stages = [f"{solver} {value:g}" for solver, values in self.study.ways.items() for value in values]
-        return [record for stage in stages if (record := self.get(entry, stage))]
-
-    @property
-    def distance(self):
-        """The name of the Fréchet distance of the features that were used, None before anything is measured."""
-        figures = [record["figures"] for record in self.records.values() if "figures" in record and "nfe" in record]
-        return next((name for name in ("fid", "fd") if figures and name in figures[0]), None)
 
 
 def every(findings):
@@ -142,22 +114,11 @@ def evaluations(findings):
     return Table("evaluations", "Quality against evaluations, solver by solver", header, rows, note)
 
 
-def reached(findings, entry):
-    """(best point, the point with the fewest evaluations within CLOSE of it) of an entry's curve, or None."""
-    points, distance = findings.points(entry), findings.distance
-    if not points:
-        return None
-    best = min(points, key=lambda point: point["figures"][distance]["value"])
-    limit = CLOSE * best["figures"][distance]["value"]
-    near = [point for point in points if point["figures"][distance]["value"] <= limit]
-    return best, min(near, key=lambda point: point["nfe"])
-
-
 def fewest(findings):
     """How many evaluations reach an entry's own best, against the most that were tried; and the price of few steps."""
     rows, distance = [], findings.distance
     for entry in findings.entries:
-        found = reached(findings, entry)
+        found = findings.reached(entry)
         if found is None:
             continue
         best, near = found
@@ -180,7 +141,7 @@ def fewest(findings):
 def by_D(findings):
     """The headline's figures against D, of the processes that are one flow: PFGM, PFGM++, EDM."""
     rows = []
-    for D, entry, record in at_D(findings):
+    for D, entry, record in findings.at_D():
         values = record["figures"]
         first, *others = values
         cells = [_interval(values[first]), *(number(values[name]["value"]) for name in others)]
@@ -191,32 +152,11 @@ def by_D(findings):
     return Table("D", "Quality against D", header, [row[1] for row in rows], note)
 
 
-def at_D(findings):
-    """(D, entry, headline's record) of the entries that have a place on the axis of D; one network, first seeds."""
-    first = findings.entries[0]
-    network = dict(first.config.model)
-    for entry in findings.entries:
-        record, trained = findings.get(entry, "headline"), findings.get(entry, "train")
-        same = dict(entry.config.model) == network and entry.name == entry.variant
-        if record and trained and same and entry.config.process.name in ("pfgm", "pfgmpp", "edm"):
-            yield float(trained["process"][1]), entry, record
-
-
-def disturbed(findings, entry):
-    """{"noise, 18 steps" | "weights": {α or bits: point}} of an entry's robustness, {} where it was not measured."""
-    record, found = findings.get(entry, "robustness"), {}
-    for point in record["points"]["noise"] if record else ():
-        found.setdefault(f"noise, {point['steps']} steps", {})[point["alpha"]] = point
-    for point in record["points"]["weights"] if record else ():
-        found.setdefault("weights", {})[point["bits"]] = point
-    return found
-
-
 def robustness(findings):
     """Distances with noise injected at every step, and with weights of few bits."""
     rows, columns, said = [], [], ""
     for entry in findings.entries:
-        found = disturbed(findings, entry)
+        found = findings.disturbed(entry)
         if not found:
             continue
         said = findings.get(entry, "robustness")["protocol"]
@@ -363,8 +303,3 @@ def settings(findings):
             if len({text(values.get(key)) for values in facts.values()}) > 1]  # fmt: skip
     note = "settings that are equal in all are left out; → are consequences of settings and data"
     return Table("settings", "Differences in architecture, training and sampling", ["setting", *facts], rows, note)
-
-
-def finite(value):
-    """Whether a figure is a number."""
-    return value is not None and math.isfinite(value)

@@ -2,6 +2,7 @@
 
 from pfgm_jax.evaluation.score import TITLES, number
 from pfgm_jax.study import tables
+from pfgm_jax.study.findings import NOT_MEASURED, finite
 
 # Whether more is better; density above the real images' is samples in the middle of the data, so it is not judged.
 BETTER = {"fid": -1, "fd": -1, "kid": -1, "kd": -1, "is": 1, "precision": 1, "recall": 1, "coverage": 1}
@@ -13,11 +14,11 @@ def table(findings):
     first = findings.entries[0]
     rows = []
     for entry in findings.entries[1:]:
-        verdicts = {"ahead": [], "behind": [], "not resolved": [], tables.NOT_MEASURED: []}
+        verdicts = {"ahead": [], "behind": [], "not resolved": [], NOT_MEASURED: []}
         for name, (verdict, words) in judged(findings, first, entry).items():
             verdicts[verdict].append(f"{name} ({words})" if words else name)
         rows.append([entry.name, *("; ".join(some) or "–" for some in verdicts.values())])
-    header = [f"{first.name} against", "ahead in", "behind in", "not resolved", tables.NOT_MEASURED]
+    header = [f"{first.name} against", "ahead in", "behind in", "not resolved", NOT_MEASURED]
     note = (
         "figures of samples: resolved where the 95 % interval of the difference leaves out 0, over samples of one "
         "training run; accuracy: more than two standard errors; time, memory and evaluations: a ratio above "
@@ -28,7 +29,7 @@ def table(findings):
 
 def judged(findings, first, entry):
     """{criterion: ("ahead" | "behind" | "not resolved" | "not measured", numbers in words)} of the first entry."""
-    verdicts, missing = {}, (tables.NOT_MEASURED, "")
+    verdicts, missing = {}, (NOT_MEASURED, "")
     difference = findings.get(entry, "difference")
     for name in difference["figures"] if difference else ():
         figure = difference["figures"][name]
@@ -67,14 +68,14 @@ def judged(findings, first, entry):
 
 
 def _fewest(findings, entry):
-    found = tables.reached(findings, entry)
+    found = findings.reached(entry)
     return found and found[1]["nfe"]
 
 
 def _ratio(a, b):
     """The verdict on two costs, of which less is better."""
-    if not (tables.finite(a) and tables.finite(b)):
-        return tables.NOT_MEASURED, ""
+    if not (finite(a) and finite(b)):
+        return NOT_MEASURED, ""
     if max(a, b) < NOTABLE * min(a, b):
         return "not resolved", "alike"
     words = f"{b / a:.3g} times less" if b > a else f"{a / b:.3g} times more"

@@ -18,6 +18,7 @@ from pfgm_jax import config_rules
 from pfgm_jax.errors import UserError
 from pfgm_jax.study import Study, course, plan, report, stages, tables, verdict
 from pfgm_jax.study import figures as figures_lib
+from pfgm_jax.study.findings import Findings
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -84,7 +85,7 @@ def findings():
         "protocol": "p",
     }
     records["B|", "usefulness"] = {"n": 360, "scores": both | {"synthetic": arm(0.88)}, "protocol": "p"}
-    return tables.Findings(study, [first, second, third], records)
+    return Findings(study, [first, second, third], records)
 
 
 def test_verdicts_come_from_measured_rows(findings):
@@ -125,6 +126,9 @@ def test_other_features_have_floors_of_their_own(findings):
     assert tables.also(findings).rows == []
     also = findings._replace(study=dataclasses.replace(findings.study, also=("inception", "inception64")))
     also.records["B|", "in inception64"] = point("heun", "18 steps", 35, 0.02)
+    assert (
+        Findings(also.study, also.entries, {("B|", "in inception"): {"nfe": 9, "figures": {"fid": 1}}}).distance is None
+    )
     made = tables.also(also)
     assert [row[:3] for row in made.rows] == [["inception64", "B|", "360"], ["inception64", "real, test", "180"]]
     assert made.rows[0][3].startswith("0.02 [") and made.rows[1][3] == "0.3"
