@@ -116,7 +116,8 @@ def parse(text: str) -> Condition | None:
     if words or not 0 <= level < 100 or (task == "denoise" and not level):
         raise UserError(f"{quoted(text)} is not {_FORMS}")
     if kind is str and value not in operators.MASKS:
-        raise UserError(f"{quoted(value)} is no mask; there are {', '.join(operators.MASKS)}")
+        there = ", ".join(operators.MASKS)
+        raise UserError(f"{quoted(value)} is no mask; there are {there}{nearest(value, operators.MASKS)}")
     if kind in (int, float) and not 0 < float(value) < 1_000:
         raise UserError(f"{quoted(text)} is not {_FORMS}")
     return Condition(task, value, level)
