@@ -43,11 +43,10 @@ class Meter:
         yield
         self._begun += time.perf_counter() - begun
 
-    def rates(self, step):
-        """{name: value} for the log at the end of `step`; no speed where no step has ended since `start`."""
-        waited = {"save_wait": self._saving}
-        if step == self._step:
-            return waited
-        seconds = time.perf_counter() - self._begun
-        images = (step - self._step) * self._batch
-        return {"images_per_second": images / seconds, "input_wait": self._waited / seconds} | waited
+    def lap(self, step):
+        """{name: value} from `start` to the end of `step`, and starts again; no speed where no step has ended since."""
+        seconds, images = time.perf_counter() - self._begun, (step - self._step) * self._batch
+        speed = {"images_per_second": images / seconds, "input_wait": self._waited / seconds} if images else {}
+        rates = speed | {"save_wait": self._saving}
+        self.start(step)  # at once: writing a log line takes time too
+        return rates

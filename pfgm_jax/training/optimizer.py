@@ -2,25 +2,31 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from pfgm_jax.training.cadence import make_cadence
 
 
 def learning_rate(config, derived):
-    """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end."""
+    """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end.
+
+    Of a step on the host it is computed there: on a device it would wait for the training steps that are under way.
+    """
     batch, c = config.train.batch, config.optim
     # Steps are int32 inside a compiled program.
     steps, warmup = (min(n, 2**31 - 1) for n in (make_cadence(config).total, c.warmup // batch))
 
     # Not `optax.linear_schedule`: it subtracts from the peak, so that the first rates lose digits (errors of 5e-6).
     def schedule(step):
-        ramp = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+        xp = jnp if isinstance(step, jax.Array) else np
+        ramp = xp.minimum(1.0, (step + 1) / max(warmup, 1))
         if c.decay == "constant":
             return derived["lr"] * ramp
-        progress = jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
-        return derived["lr"] * ramp * (c.lr_end + (1 - c.lr_end) * 0.5 * (1 + jnp.cos(math.pi * progress)))
+        progress = xp.clip((step - warmup) / max(steps - warmup, 1), 0, 1)
+        return derived["lr"] * ramp * (c.lr_end + (1 - c.lr_end) * 0.5 * (1 + xp.cos(math.pi * progress)))
 
     return schedule
 

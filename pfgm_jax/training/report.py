@@ -56,13 +56,13 @@ class Report:
         if not self._cadence.due(self._cadence.log, step):
             self._log.progress(images)
             return
-        values = self._averages() | {"lr": self._rate(step - int(metrics.skipped[-1]))} | self._meter.rates(step)
+        rate = self._rate(step - int(metrics.skipped[-1]))
+        values = self._averages() | {"lr": rate} | self._meter.lap(step)
         self._log.scalars(images, values)
         self._log.progress(images, values.get("loss"))
         if "loss" in values and (line := self._watch(values["loss"])):
             self._log.say(f"{images:>10,} images: {line}{self._milestones.best()}")
         self._steps = []
-        self._meter.start(step)
 
     def _averages(self):
         """Means over the steps that were taken since the last log line, and how many were skipped since the start."""

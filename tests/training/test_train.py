@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,8 @@ from pfgm_jax.data import to_unit
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import field, process
 from pfgm_jax.storage import checkpoint
-from pfgm_jax.storage.metrics_file import evaluated
-from pfgm_jax.training import cadence, dry_run, loop, monitor, optimizer, validation, warm_start
+from pfgm_jax.storage.metrics_file import evaluated, read_metrics
+from pfgm_jax.training import cadence, dry_run, log, loop, meter, monitor, optimizer, validation, warm_start
 from pfgm_jax.training import step as step_lib
 
 
@@ -451,6 +452,25 @@ def test_learning_rate_warms_up_decays_and_follows_the_batch():
     assert float(rate(9)) == pytest.approx(derived["lr"])
     assert float(rate(55)) == pytest.approx(derived["lr"] * 0.55)  # the cosine's middle
     assert float(rate(100)) == pytest.approx(derived["lr"] * 0.1)
+    # On the host for the log, on the devices for the optimiser: float32 there.
+    steps = np.arange(101)
+    np.testing.assert_allclose(jax.jit(jax.vmap(rate))(steps), [rate(int(step)) for step in steps], rtol=2e-5)
+    assert not isinstance(rate(9), jax.Array)
+
+
+def test_speed_counts_the_time_that_a_log_line_takes(tmp_path, monkeypatch):
+    write, clock = log.Log.scalars, [0.0]
+
+    def tick(seconds=1e-6):
+        clock[0] += seconds
+        return clock[0]
+
+    monkeypatch.setattr(meter, "time", types.SimpleNamespace(perf_counter=tick))
+    monkeypatch.setattr(log.Log, "scalars", lambda *args: (tick(10.0), write(*args)))
+    loop.train(tiny(**{"train.images": 256}), tmp_path)
+    speeds = [r["images_per_second"] for r in read_metrics(tmp_path) if "images_per_second" in r]
+    assert len(speeds) == 3  # the first call compiles
+    assert speeds[1:] == pytest.approx([64 / 10] * 2, rel=1e-3)
 
 
 def test_ema_follows_edms_half_life_with_ramp():
