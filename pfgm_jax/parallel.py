@@ -46,6 +46,19 @@ def device_kind():
     return jax.devices()[0].device_kind
 
 
+def unused_cores(batch):
+    """How many devices a CPU's cores could make for a batch: 0 where there are several devices, or no CPU alone.
+
+    XLA shares one device's work among the cores badly: of small convolutions two cores do hardly more than one.
+    """
+    if device_count() > 1 or jax.default_backend() != "cpu":
+        return 0
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux
+    cores = len(allowed(0)) if allowed else os.cpu_count()
+    most = max(n for n in range(1, min(cores, batch) + 1) if batch % n == 0)
+    return most if most > 1 else 0
+
+
 def device_memory():
     """Bytes that a program may take of one device: of its own memory, or of its share of the host's if it has none."""
     own = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

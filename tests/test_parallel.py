@@ -1,5 +1,6 @@
 """Devices: what lies on all of them, and whose memory it is."""
 
+import jax
 import numpy as np
 
 from pfgm_jax import parallel
@@ -16,3 +17,12 @@ def test_copies_are_placed_as_a_mapped_function_leaves_them_and_are_not_the_host
     assert copies["a"].shape == (8, 1024) and copies["a"].sharding == add(np.zeros((8, 1024), np.float32)).sharding
     assert np.asarray(add(copies["a"])).min() == 1 and copies["a"].is_deleted()
     assert not host.any()
+
+
+def test_cores_that_could_be_devices(monkeypatch):
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert parallel.unused_cores(64) == 0  # there are eight devices
+    monkeypatch.setattr(parallel, "device_count", lambda: 1)
+    assert [parallel.unused_cores(batch) for batch in (64, 6, 5, 7, 1)] == [4, 6, 5, 0, 0]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert parallel.unused_cores(64) == 0

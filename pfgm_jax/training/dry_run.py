@@ -111,6 +111,8 @@ def describe(config, plan, state, memory=None):
         f"devices    {parallel.device_count()} × {parallel.device_kind()}, {counted(cadence.per_call, 'step')} a call, "
         "images " + ("on the devices" if is_resident(config, dataset) else "streamed from the host"),
     ]
+    if cores := parallel.unused_cores(math.gcd(config.train.batch, config.train.microbatch)):
+        lines.append(f"cores      JAX_NUM_CPU_DEVICES={cores} before the command makes each a device, which is faster")
     if config.optim.warmup > (images := cadence.total * config.train.batch):
         lines.append(
             f"warm-up    the rate rises until {config.optim.warmup:,} images, past the end of the run: it reaches "
