@@ -118,3 +118,6 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "configuration/index.html").is_file()
+    for page in tmp_path.rglob("index.html"):
+        for link in re.findall(r'(?:href|src)="([^"#:?]+)["#?]', page.read_text()):
+            assert (page.parent / link).exists(), f"{page.relative_to(tmp_path)} links to {link}"

@@ -1,7 +1,7 @@
 """Every command of README.md, CONTRIBUTING.md and docs/ is executed: here at quick settings, or where ELSEWHERE says.
 
 A command runs in a folder of its own, with stand-ins for what it names: small runs, images, files that would be
-downloaded. Settings that make it quick are added behind it; its own stay.
+downloaded. Settings that make it quick are added behind it; its own stay, but for AMOUNTS, which are always small.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ COMMANDS = sorted({command for page in documented.PAGES for command in documente
 # What is executed by other tests or scripts, or needs what no test has. A name of a test is one that exists.
 ELSEWHERE = {
     r"pip install .*|bash launch/wheel\.sh .*|tensorboard .*": "launch/wheel.sh, launch/environment.sh",  # installs
-    r"(PFGM_JAX_PYTHON=\S+ )?bash launch/test\.sh|pre-commit install|pyrefly check": ".ci/test.sh",
-    r"python -m pytest .*": "these tests themselves",
+    r"(PFGM_JAX_PYTHON=\S+ )?bash launch/test\.sh|pre-commit install|pyrefly check": "launch/test.sh",
+    r"python -m pytest .*": "tests",  # they themselves
     r"tfds build .*": "tests/data/test_tfds.py::test_a_prepared_set",  # what it makes, in its format
     MAIN + "--mode=doctor": "tests/test_doctor.py::test_a_sound_installation_is_called_well",
     MAIN + "--mode=study .*": "tests/study/test_study.py::test_the_quick_study_from_the_command_line",
@@ -74,6 +74,7 @@ QUICK = {
     "import": {},
     "explore": {},
 }
+AMOUNTS = ("train.images", "evaluate.num_samples")  # what a command may not ask for here: minutes, and nothing else
 QUICK_CONFIGS = {
     "toy": {"train.images": 512, "train.batch": 64, "sample.batch": 4},
     "medmnist": NARROW | FILES,
@@ -123,6 +124,8 @@ def test_the_lists_hold_what_there_is():
     for pattern, where in ELSEWHERE.items():
         assert any(re.fullmatch(pattern, command) for command in COMMANDS), f"no page has {pattern}"
         path, _, test = where.partition("::")
+        for name in path.split(", "):
+            assert (ROOT / name).exists(), f"there is no {name}"
         if test:
             assert f"def {test}" in (ROOT / path).read_text(), where
     for name in QUICK_BENCHMARKS:
@@ -210,7 +213,9 @@ def settings(argv):
     mode = words.get("--mode", "train")
     config = pathlib.Path(words.get("--config", "").partition(":")[0]).stem
     quick = QUICK[mode] | (QUICK_CONFIGS.get((mode, config)) or QUICK_CONFIGS.get(config, {}))
-    return [f"--config.{key}={value}" for key, value in quick.items() if f"--config.{key}" not in words]
+    return [
+        f"--config.{key}={value}" for key, value in quick.items() if key in AMOUNTS or f"--config.{key}" not in words
+    ]
 
 
 def template(path):
