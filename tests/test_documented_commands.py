@@ -89,7 +89,7 @@ QUICK_BENCHMARKS = {
     "processes": "--processes=pfgmpp --sets=1 --train_images=2048",
     "few": "--picture=few.png",
     "cost": "--networks=cpu_28 --no_memory",
-    "cost --check": "--only=28 px, cpu_28",
+    "cost --check": "--only='28 px, cpu_28'",
     "training": "--quick",
     "feed": "--size=8 --batch=8 --calls=1",
     "augment": "--arg=size=28,quick --batch=8 --calls=1 --dir=files",
@@ -244,7 +244,7 @@ def run_benchmark(command, place, stage):
     more = QUICK_BENCHMARKS.get(" ".join([name, *own[:1]]), QUICK_BENCHMARKS[name])
     if "RUN" in own:
         shutil.copytree(run(stage, "digits"), place / "RUN")
-    finish([sys.executable, "-m", f"benchmarks.{name}", *own, *more.split()], place)
+    finish([sys.executable, "-m", f"benchmarks.{name}", *own, *shlex.split(more)], place)
 
 
 def run_copy(command, place, stage):
