@@ -203,15 +203,20 @@ class Generator:
 
     def _require_mean(self, what, told=False):
         """Raises UserError for a tuned network, which is no posterior mean, and unless `told` for one told an image."""
-        if self.run.condition and not told:
-            raise UserError(
-                f"{what} needs a network that is told nothing beside the noisy image, and this one is told "
-                f"{self.run.condition}: use restore"
-            )
+        if not told:
+            self.require_untold(what)
         if self.run.tuned:
             raise UserError(
                 f"{what} needs a posterior mean, and this network is tuned to the end of the flow: use the run it was "
                 f"tuned from, {printable(self.config.train.init)}"
+            )
+
+    def require_untold(self, what: str) -> None:
+        """Raises UserError, in which `what` is the subject, for a network that is told an image."""
+        if self.run.condition:
+            raise UserError(
+                f"{what} needs a network that is told nothing beside the noisy image, and this one is told "
+                f"{self.run.condition}: use restore"
             )
 
     def guide(self, guidance: Any = None, guide: Any = None) -> batches.Guide | None:
@@ -325,8 +330,7 @@ class Generator:
         **others,
     ) -> tuple[Float[np.ndarray, "n H W C"], SolveStats]:
         """As `sample`, with the same arguments, but float images in the unit scale [-1, 1], not clipped."""
-        if self.run.condition:
-            self._require_mean("sample")
+        self.require_untold("sample")
         if key is None and settings is None and not self._seed_said:
             self._seed_said = True
             print(f"no key: sampling from seed {self.config.sample.seed}, the run's own", file=sys.stderr)

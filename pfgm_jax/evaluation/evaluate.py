@@ -24,9 +24,16 @@ TELLING = 1000  # samples whose figures go into a model card, or all that are us
 SCORED = ("rk45", "heun")  # solvers that the pixel score takes, unless one is asked for
 
 
-def open_run(workdir, overrides):
-    """The run's Generator with `overrides` of sample.*, evaluate.* and data.*."""
-    return generator_lib.load(workdir).with_overrides(overrides)
+def open_run(workdir, overrides, told=False):
+    """The run's Generator with `overrides` of sample.*, evaluate.* and data.*.
+
+    Raises:
+      UserError: unless `told`, a network that is told an image, before anything is computed or written.
+    """
+    generator = generator_lib.load(workdir).with_overrides(overrides)
+    if not told:
+        generator.require_untold("this mode")
+    return generator
 
 
 def _check_options(generator, overrides, solvers=None):

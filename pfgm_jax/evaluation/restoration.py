@@ -42,7 +42,7 @@ def restore(workdir, source, overrides):
     Raises:
       UserError: no images, others than the task measures, or settings that do not fit the run.
     """
-    generator = evaluate.open_run(workdir, overrides)
+    generator = evaluate.open_run(workdir, overrides, told=True)
     settings = generator.config.restore
     if generator.derived.get("dtype", "uint8") != "uint8":
         raise UserError("this run is of points in the plane, and restoration is of images")

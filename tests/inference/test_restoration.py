@@ -195,6 +195,26 @@ def test_repaint_keeps_noiseless_pixels_and_fills_the_rest(D):
         assert abs(hidden.mean()) < 5 / math.sqrt(hidden.size) and abs(hidden.var() / v - 1) < 0.12
 
 
+@pytest.mark.parametrize("D", [8.0, 128.0, math.inf])
+@pytest.mark.parametrize("sweeps", [7, 60])
+def test_few_sweeps_of_split_gibbs_end_where_the_data_are(D, sweeps):
+    """Means of 2 × 2 pixels of N(0, 1), measured without noise: what they leave open has variance 1 at D = ∞.
+
+    At finite D the denoiser is that of D = ∞, which leaves the scale, not the digits, of the variance.
+    """
+    shape, B = (8, 8, 1), 200
+    operator = operators.average(2, shape)
+    m = operator.forward(images(B, shape))
+    options = METHODS["split_gibbs"].options | {"sweeps": sweeps}
+    run = jax.jit(
+        lambda m, keys: METHODS["split_gibbs"].run(problem(m, operator, 0.0), Gaussian(1.0), pfgmpp(D), keys, **options)
+    )
+    x = run(m, jax.random.split(KEY, B))
+    np.testing.assert_allclose(operator.forward(x), m, atol=1e-4)
+    details = x - jnp.repeat(jnp.repeat(m, 2, axis=1), 2, axis=2)
+    assert np.square(details).mean() == pytest.approx(0.75, rel=0.2)
+
+
 def test_one_evaluation_is_the_posterior_mean():
     m = images(3, (4, 4, 1))
     x = METHODS["matched"].run(

@@ -192,5 +192,7 @@ def test_a_run_from_end_to_end(text, command, tmp_path):
     )  # fmt: skip
     assert code == 0 and "by told (steps 2)" in out, err
     assert list(run.glob("restored/*/sheet.png"))
-    code, _, err = command("--mode=sample", f"--workdir={run}")
-    assert code == 2 and f"told {text}: use restore" in err and len(err.strip().splitlines()) == 1
+    for mode in ("sample", "evaluate", "export"):
+        code, _, err = command(f"--mode={mode}", f"--workdir={run}")
+        assert code == 2 and f"told {text}: use restore" in err and len(err.strip().splitlines()) == 1
+    assert not (run / "export").exists()

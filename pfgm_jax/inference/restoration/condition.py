@@ -86,7 +86,9 @@ class Condition:
         """What is told of clean images y, one key an image."""
         return self.told(*self.measure(keys, y))
 
-    def told(self, measurement: Float[Arrays, "B *M"], mask: Bool[Arrays, "B H W _"] | None) -> Float[Array, "B H W K"]:
+    def told(
+        self, measurement: Float[Arrays, "B *M"], mask: Bool[Arrays, "B #H #W _"] | None
+    ) -> Float[Array, "B H W K"]:
         """A measurement as channels of the image's size: means repeated, unobserved pixels 0 and the mask behind."""
         if self.task == "superres":
             return jnp.repeat(jnp.repeat(measurement, self.value, axis=1), self.value, axis=2)

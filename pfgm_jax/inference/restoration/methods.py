@@ -131,7 +131,9 @@ def split_gibbs(
         z | y, W, m   Gaussian: `operators.conditioned`
         y | z      the denoiser's posterior at the level ρ, by `reverse.posterior_draw` in `steps` evaluations
 
-    As ρ falls, y follows the posterior given m, up to the error of the last part and to how well it mixes.
+    As ρ falls, y follows the posterior given m, up to the error of the last part and to how well it mixes. From one ρ
+    to the next the chain keeps ‖z − y‖²/ρ², not ‖z − y‖²: of that W would forget a share D/(N + D) a sweep only, and z
+    would stay as far from y as it was at the first ρ.
     """
     m, D = problem.measurement, process.D
     shape = jax.eval_shape(problem.operator.adjoint, m).shape[1:]
@@ -146,7 +148,7 @@ def split_gibbs(
         y, squared = state
         index, rho = row
         key = _keys(keys, index + 1)
-        width = rho**2 * _mixing(_keys(key, 0), squared / rho**2, shape, D)
+        width = rho**2 * _mixing(_keys(key, 0), squared, shape, D)
         clean = problem.operator.forward(y)
         variance = noises.mixture_variance(problem.kind, _keys(key, 1), problem.level, m, clean)
         variance = jnp.where(problem.observed, variance, 0)
@@ -154,9 +156,9 @@ def split_gibbs(
         z = conditioned(problem.operator, y + expand(jnp.sqrt(width), y) * standard_normal(key, 3, y), noisy,
                         variance, width)  # fmt: skip
         y = posterior_draw(denoise, _keys(key, 4), z, rho, process.sigma_min, D, steps)
-        return (y, jnp.sum(jnp.square(z - y).reshape(len(y), -1), axis=1)), None
+        return (y, jnp.sum(jnp.square(z - y).reshape(len(y), -1), axis=1) / rho**2), None
 
-    squared = jnp.sum(jnp.square(rhos[0][:, None] * first.reshape(len(m), -1)), axis=1)
+    squared = jnp.sum(jnp.square(first.reshape(len(m), -1)), axis=1)
     (y, _), _ = jax.lax.scan(sweep, (y, squared), (jnp.arange(sweeps), rhos))
     return _consistent(problem, y)
 
