@@ -138,6 +138,7 @@ def run(argv):
 def perform(flags, overrides):
     """Does what a parsed command line asks, and prints the result; a refusal leaves no empty folder behind."""
     _keep_compiled_programs()
+    _check_devices()
     _check_paths(flags)
     _join(flags)
     mode, config = MODES[flags.mode], None
@@ -178,6 +179,13 @@ def _exit(code, line, said=False):
     if not said:
         print(f"pfgm_jax: {line}", file=sys.stderr)
     sys.exit(code)
+
+
+def _check_devices():
+    """Raises UserError for a JAX_NUM_CPU_DEVICES that JAX would end with, at its import or later."""
+    number = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not re.fullmatch(r"-1|[1-9]\d{0,3}", number):  # -1: one, unless XLA_FLAGS say otherwise
+        raise UserError(f"JAX_NUM_CPU_DEVICES={quoted(number)[1:-1]} is no number of devices: 1, 2, …")
 
 
 def _check_paths(flags):

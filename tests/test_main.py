@@ -298,6 +298,13 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("number", ["two", "0", "", "1.5"])
+def test_a_number_of_devices_that_is_none(command, monkeypatch, number):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
+    code, _, err = command("--config=digits:quick", "--dry_run")
+    assert (code, err) == (2, f"pfgm_jax: JAX_NUM_CPU_DEVICES={number} is no number of devices: 1, 2, …\n")
+
+
 def test_dry_run_says_what_it_would_do_and_writes_nothing(command, tmp_path):
     code, out, _ = command(f"{DIGITS}:quick", "--dry_run", f"--workdir={tmp_path}/run")
     assert code == 0 and not (tmp_path / "run").exists()
