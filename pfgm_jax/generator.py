@@ -452,6 +452,27 @@ class Generator:
         labels, key = self._labels_of(labels, len(x)), jax.random.fold_in(key, 1)
         return inference.log_likelihood(self.weighted, x, labels, key, sigma_min, progress, **options)
 
+    def measured(self, images: Any, key: Any = None) -> tuple[Float[np.ndarray, "B *M"], dict[str, Any]]:
+        """What a network that is told an image (data.condition) was trained to be told of such clean images.
+
+        Args:
+          images: uint8 [B, H, W, C], or floats in the unit scale [-1, 1].
+          key: a PRNG key of the noise and of masks drawn at random; None takes that of the run's sample.seed.
+
+        Returns:
+          (measurements, arguments of `restore`): `m, how = g.measured(images)`, `g.restore(m, n=8, **how)`.
+
+        Raises:
+          UserError: a network that is told nothing beside the noisy image, or images of another shape or type.
+        """
+        condition = self.run.condition
+        if not condition:
+            raise UserError("this network is told nothing beside the noisy image: measure images yourself")
+        y = arguments.images(images, self.shape)
+        measurement, mask = condition.measure(jax.random.split(self._key(key, self.settings), len(y)), y)
+        how = {"mask": np.asarray(mask)} if condition.task == "inpaint" else {}
+        return np.asarray(measurement), {"task": condition.task, **how}
+
     def restore(
         self, measurement: Any, task: Any, n: Any = 8, key: Any = None, labels: Any = None, progress: bool = True, **how
     ) -> restoration.Restoration:

@@ -18,6 +18,7 @@ from pfgm_jax.evaluation import evaluate
 from pfgm_jax.exchange import release_gate
 from pfgm_jax.sampling import schedules
 from pfgm_jax.storage import atomic, safetensors
+from pfgm_jax.training import monitor
 
 FULL = 300  # samples, of records that do not say themselves whether they are of the full protocol
 
@@ -34,7 +35,7 @@ def export(workdir, overrides):
       UserError: no run or checkpoint in workdir, a folder that cannot be written, or weights that the release gate
         refuses.
     """
-    generator = evaluate.open_run(workdir, overrides)
+    generator = evaluate.open_run(workdir, overrides, told=True)
     force = generator.config.export.force
     generator = generator.with_params(_rounded(generator.params, generator.config.export.dtype))
     generator.labels()  # those that the network does not know are refused before anything is written
@@ -43,13 +44,23 @@ def export(workdir, overrides):
     if gate.reasons and not force:
         panel = f"; look at {gate.panel}" if gate.panel else ""
         raise UserError(f"not exported: {'; '.join(gate.reasons)}{panel}; export.force=True exports all the same")
-    settings = dataclasses.replace(generator.settings, guide=evaluate.guide_of(generator))
-    images, stats = generator.sample(settings=settings)
-    card = model_card(generator, evaluate.protocol(generator, settings, stats), _results(workdir), gate)
+    picture, how = _shown(generator)
+    card = model_card(generator, how, _results(workdir), gate)
     try:
-        return _write(generator, folder, plots.picture(images), card, gate)
+        return _write(generator, folder, picture, card, gate)
     except OSError as error:
         raise UserError(f"nothing usable was exported: {atomic.unwritable(folder, error)}") from None
+
+
+def _shown(generator):
+    """(a picture of what the network makes, how it was made): samples, or restorations of held-out images."""
+    if generator.run.condition:
+        held_out = evaluate.real_images(generator).val.images[: monitor.RESTORED]
+        picture = monitor.restored(generator, np.asarray(held_out), jax.random.key(generator.config.sample.seed))
+        return picture, f"Restorations of the first {len(held_out)} validation images, told {generator.run.condition}"
+    settings = dataclasses.replace(generator.settings, guide=evaluate.guide_of(generator))
+    images, stats = generator.sample(settings=settings)
+    return plots.picture(images), evaluate.protocol(generator, settings, stats)
 
 
 def _rounded(params, dtype):
@@ -159,6 +170,11 @@ def _release(gate):
     return panel + "\n".join(f"* {line}" for line in lines)
 
 
+_SAMPLE = "images, stats = g.sample(jax.random.key(0), 16)"
+_RESTORE = """measurements, how = g.measured(clean_images)  # or measurements of your own
+result = g.restore(measurements, n=8, **how)  # draws, mean, std"""
+
+
 def model_card(generator, sampled, results, gate=release_gate.Gate()):  # noqa: B008, a constant
     """The model card of a Generator, Markdown: data and licence, process, budget, figures with protocol, the gate."""
     config, derived = generator.config, generator.derived
@@ -167,6 +183,10 @@ def model_card(generator, sampled, results, gate=release_gate.Gate()):  # noqa: 
     parameters = sum(leaf.size for leaf in jax.tree.leaves(generator.params))
     title = f"{process.name}, {derived.get('imported') or config.data.name}, {'×'.join(map(str, derived['shape']))}"
     figures = "\n\n".join(_figures(name, record) for name, record in results.items())
+    network = f"{config.model.name}, {parameters:,} parameters"
+    network += ", class-conditional" if config.model.conditional else ""
+    network += f", told {generator.run.condition}" if generator.run.condition else ""
+    use = _RESTORE if generator.run.condition else _SAMPLE
     return f"""# {title}
 
 ![samples](samples.png)
@@ -178,14 +198,14 @@ def model_card(generator, sampled, results, gate=release_gate.Gate()):  # noqa: 
 | data | {trained_on} |
 | licence of the data | {licence} |
 | process | {process.name}, D = {process.D:g}, σ from {process.sigma_max:.4g} to {process.sigma_min:.4g} |
-| network | {config.model.name}, {parameters:,} parameters{", class-conditional" if config.model.conditional else ""} |
+| network | {network} |
 | trained | {training} |
 
 ```python
 import jax, pfgm_jax
 
 g = pfgm_jax.load("THIS_FOLDER")
-images, stats = g.sample(jax.random.key(0), 16)
+{use}
 ```
 
 ## Figures

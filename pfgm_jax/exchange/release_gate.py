@@ -11,6 +11,9 @@ Two questions, each with its limit:
   arXiv 1709.01604; for diffusion models: Matsumoto et al., arXiv 2302.03262). Refused where its interval lies above
   AREA. Held-out images that are harder for another reason, such as other patients, raise it too.
 
+A network that is told an image draws no samples. In their place stand its restorations of held-out images, one of each,
+measured as in its training; and the attacker of the second question measures the image too.
+
 Both look at pixels and average errors. Passing is no proof of privacy: stronger attacks exist (arXiv 2301.13188), and
 images of a person can be recognised without being copied.
 """
@@ -25,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax.data.dataset import to_unit
+from pfgm_jax.data.dataset import to_uint8, to_unit
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, naming, sample_cache
 from pfgm_jax.evaluation.copies_and_usefulness import HELD_OUT
@@ -96,18 +99,33 @@ def examine(generator, workdir):
 
 def _copies(generator, dataset, held_out, folder):
     """(Memorisation of export.samples samples, path of its panel)."""
+    images = np.concatenate([split.images[:] for split in held_out])
+    mirror = bool(generator.config.train.flip or generator.config.train.augment)
+    with atomic.writing_to(folder):
+        key, samples = _restorations(generator, images) if generator.run.condition else _samples(generator, folder)
+        copies = memorisation.memorisation(samples, dataset.train.images, images, mirror=mirror)
+        panel = f"{folder}/gate-{naming.key_of([key, len(samples)])}-{PANEL}"
+        memorisation.plot(copies, panel)
+    return copies, panel
+
+
+def _samples(generator, folder):
+    """(what they depend on, uint8 images) of export.samples samples, which are kept in `folder`."""
     n, guide = generator.config.export.samples, evaluate.guide_of(generator)
     settings = dataclasses.replace(generator.settings, n=n, guide=guide)
     print(f"release gate: {n:,} samples", file=sys.stderr, flush=True)
-    mirror = bool(generator.config.train.flip or generator.config.train.augment)
-    with atomic.writing_to(folder):
-        key = sample_cache.collect(generator, settings, folder, memorisation.Pixels()).key
-        samples = sample_cache.images_of(folder, key, n)
-        images = np.concatenate([split.images[:] for split in held_out])
-        copies = memorisation.memorisation(samples, dataset.train.images, images, mirror=mirror)
-        panel = f"{folder}/gate-{naming.key_of([key, n])}-{PANEL}"
-        memorisation.plot(copies, panel)
-    return copies, panel
+    key = sample_cache.collect(generator, settings, folder, memorisation.Pixels()).key
+    return key, sample_cache.images_of(folder, key, n)
+
+
+def _restorations(generator, images):
+    """(what they depend on, uint8 images) of a restoration of each of the first export.samples of some images."""
+    images = images[: generator.config.export.samples]
+    print(f"release gate: {len(images):,} restorations of held-out images", file=sys.stderr, flush=True)
+    key = jax.random.key(0)
+    measurements, how = generator.measured(images, key)
+    draws = generator.restore(measurements, n=1, key=key, **how).draws[0]
+    return [generator.weights_digest, str(generator.run.condition)], to_uint8(draws)
 
 
 def membership(generator, dataset, held_out) -> Area:
@@ -133,7 +151,7 @@ def denoising_errors(generator, images, labels=None):
     """Mean squared error per value of a Generator's denoiser on uint8 images [n, H, W, C] at SIGMAS: [n, levels]."""
     flow, batch = generator.process, min(256, len(images))
     levels = np.clip(SIGMAS, flow.sigma_min, flow.sigma_max)
-    key = jax.random.key(0)
+    key, condition = jax.random.key(0), generator.run.condition
 
     @jax.jit
     def errors(params, y, labels, level, sigma):
@@ -141,7 +159,8 @@ def denoising_errors(generator, images, labels=None):
         keys = jnp.broadcast_to(jax.random.fold_in(key, level), (batch,))
         sigma = jnp.full(batch, sigma)
         x = perturb(flow, keys, y, sigma)
-        error = generator.network.denoiser(params, labels)(x, sigma) - y
+        told = condition and condition.draw(keys, y)
+        error = generator.network.denoiser(params, labels, told)(x, sigma) - y
         return jnp.mean(jnp.square(error).reshape(batch, -1), axis=1)
 
     found = np.empty((len(images), len(levels)))

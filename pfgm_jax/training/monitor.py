@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax import generator, parallel, plots
-from pfgm_jax.data import to_uint8, to_unit
+from pfgm_jax.data import to_uint8
 from pfgm_jax.errors import UserError
 from pfgm_jax.run import make_run
 from pfgm_jax.training import flow_ends
@@ -99,7 +99,7 @@ def picture(config, derived, workdir, real, log):
         key = jax.random.key(config.sample.seed)
         try:
             if run.condition:
-                drawn = _restored(trained, np.asarray(real[:RESTORED]), key)
+                drawn = restored(trained, np.asarray(real[:RESTORED]), key)
             else:
                 drawn = plots.picture(trained.sample(key, config.sample.n, progress=False)[0], real)
         except UserError as error:
@@ -115,13 +115,11 @@ def picture(config, derived, workdir, real, log):
     return show
 
 
-def _restored(trained, images, key):
+def restored(trained, images, key):
     """A picture of what a network that is told an image makes of measurements of `images`, uint8 [n, H, W, C]."""
-    condition, keys = trained.run.condition, jax.random.split(key, len(images))
-    measurement, mask = condition.measure(keys, to_unit(jnp.asarray(images)))
-    mask = {} if condition.task != "inpaint" else {"mask": np.asarray(mask)}
-    result = trained.restore(measurement, condition.task, 2, key, progress=False, **mask)
-    seen = to_uint8(np.asarray(condition.told(measurement, mask.get("mask")))[..., : images.shape[-1]])
+    measurement, how = trained.measured(images, key)
+    result = trained.restore(measurement, n=2, key=key, progress=False, **how)
+    seen = to_uint8(np.asarray(trained.run.condition.told(measurement, how.get("mask")))[..., : images.shape[-1]])
     draws = to_uint8(result.draws)
     return plots.labelled_rows([("told", seen), ("draw 1", draws[0]), ("draw 2", draws[1]), ("truth", images)])
 

@@ -33,8 +33,11 @@ ARGUMENTS = [f"--config.{key}={value}" for key, value in FEW.items()]  # of --mo
 SAMPLE = [word for word in ARGUMENTS if ".sample." in word]
 
 
-def tiny():
+def tiny(condition=""):
     config = digits.get_config("quick")
+    config.data.condition = condition
+    if condition:
+        config.train.large_batch = 0
     config.model.update(channels=4, multipliers=(1,), embedding_channels=8, noise_channels=8)
     return config, run_lib.derive(config, data.load(config.data))
 
@@ -42,8 +45,10 @@ def tiny():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run with a checkpoint whose weights are not those that a network begins with."""
-    workdir = tmp_path_factory.mktemp("run")
-    config, derived = tiny()
+    return untrained(tmp_path_factory.mktemp("run"), *tiny())
+
+
+def untrained(workdir, config, derived):
     noise = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: models.init(run_lib.make_model(config, derived), derived["shape"]))
     ema = jax.tree.map(lambda leaf: noise.standard_normal(leaf.shape).astype(np.float32), shapes)
@@ -92,6 +97,30 @@ def test_the_exported_folder_is_the_run(run, folder):
     assert back.config.to_dict() == there.config.to_dict() | changed
     assert back.config.sample.solver == "heun"  # what it was exported with
     np.testing.assert_array_equal(sample(back), sample(there))
+
+
+def test_a_network_that_is_told_an_image(command, tmp_path):
+    run = untrained(tmp_path, *tiny("inpaint:random"))
+    code, out, err = command("--mode=export", f"--workdir={run}", *ARGUMENTS)
+    assert code == 0 and "gate       passed" in out and "64 restorations of held-out images" in err
+    card, back = (run / "export/README.md").read_text(), pfgm_jax.load(run / "export")
+    assert "told inpaint:random" in card and "g.restore(measurements" in card and "g.sample" not in card
+    assert "*Restorations of the first 12 validation images" in card
+    assert Image.open(run / "export/samples.png").size[0] > Image.open(run / "export/samples.png").size[1]
+    images = data.load(back.config.data).test.images[:2]
+    measured, how = back.measured(images, jax.random.key(0))
+    restored = back.restore(measured, n=2, key=jax.random.key(1), steps=2, **how).draws
+    same(restored, pfgm_jax.load(run).restore(measured, n=2, key=jax.random.key(1), steps=2, **how).draws)
+    with pytest.raises(UserError, match="told nothing beside the noisy image"):
+        pfgm_jax.load("pretrained:digits").measured(images)
+
+
+def test_the_attacker_of_a_told_network_measures_too(tmp_path, monkeypatch):
+    g = pfgm_jax.load(untrained(tmp_path, *tiny("superres:2")))
+    images = data.load(g.config.data).test.images[:4]
+    told = release_gate.denoising_errors(g, images)
+    monkeypatch.setattr(type(g.run.condition), "draw", lambda self, keys, y: y)
+    assert (told != release_gate.denoising_errors(g, images)).all()
 
 
 def test_sampling_from_the_exported_folder(command, folder):

@@ -192,7 +192,6 @@ def test_a_run_from_end_to_end(text, command, tmp_path):
     )  # fmt: skip
     assert code == 0 and "by told (steps 2)" in out, err
     assert list(run.glob("restored/*/sheet.png"))
-    for mode in ("sample", "evaluate", "export"):
+    for mode in ("sample", "evaluate"):
         code, _, err = command(f"--mode={mode}", f"--workdir={run}")
         assert code == 2 and f"told {text}: use restore" in err and len(err.strip().splitlines()) == 1
-    assert not (run / "export").exists()
