@@ -15,10 +15,12 @@ case "${1:---help}" in
 esac
 [ -n "${SLURM_JOB_ID:-}${dry:-}" ] || { echo "slurm.sh is for sbatch: sbatch [OPTIONS] launch/slurm.sh $*" >&2; exit 2; }
 
+# The trap comes first: a signal that came before it would end this script, and nothing would be requeued.
+trap 'early=1; kill -TERM "$!" 2>/dev/null' TERM
 export PFGM_JAX_PROCESS=auto
 ${dry:-} srun --kill-on-bad-exit=0 "${PFGM_JAX_VENV:-.venv}/bin/python" -m pfgm_jax.main "$@" &
 job=$!
-trap 'kill -TERM "$job" 2>/dev/null' TERM
+[ -z "${early:-}" ] || kill -TERM "$job" 2>/dev/null
 wait "$job"
 code=$?
 while kill -0 "$job" 2>/dev/null; do # a signal ends wait, not the job

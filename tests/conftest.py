@@ -2,10 +2,14 @@
 
 import importlib.metadata
 import os
+import pathlib
 import sys
 
 import jaxtyping
 import pytest
+import variants
+
+TESTS = pathlib.Path(__file__).parent
 
 # Tests compile far more than they compute: the optimisation of machine code would take most of their time, and the CPU
 # compiler's newer fusion emitters nearly twice as long as its older ones, which later versions have no more.
@@ -26,6 +30,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Rooms whose annotations, shapes among them, are checked at every call: before anything of the package is imported.
 CHECKED = ["flow", "sampling", "inference", "metrics", "generator"]
 jaxtyping.install_import_hook([f"pfgm_jax.{room}" for room in CHECKED], "checked.types")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        names = variants.SLOW.get(item.path.relative_to(TESTS).as_posix(), ())
+        if item.name in names or item.name.partition("[")[0] in names:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

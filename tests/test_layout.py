@@ -7,6 +7,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+import variants
 
 import pfgm_jax
 from pfgm_jax.flow import process
@@ -71,3 +72,10 @@ def test_only_parallel_knows_devices():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "parallel.py":
             assert not [word for word in words if word in path.read_text()], path
+
+
+def test_what_is_marked_slow_is_there():
+    tests = pathlib.Path(__file__).parent
+    for path, names in variants.SLOW.items():
+        defined = {n.name for n in ast.walk(ast.parse((tests / path).read_text())) if isinstance(n, ast.FunctionDef)}
+        assert {name.partition("[")[0] for name in names} <= defined, path
