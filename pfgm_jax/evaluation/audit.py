@@ -9,7 +9,7 @@ from pfgm_jax import data
 from pfgm_jax.data import folder_listing, npz
 from pfgm_jax.data import images as image_files
 from pfgm_jax.errors import UserError, printable
-from pfgm_jax.evaluation import copies_and_usefulness, evaluate, naming
+from pfgm_jax.evaluation import copies_and_usefulness, naming, protocol
 from pfgm_jax.evaluation.score import check_count, check_real, measure_against
 from pfgm_jax.metrics.references import cached_at
 from pfgm_jax.storage import atomic, digests
@@ -73,7 +73,7 @@ def run(source, config, workdir=None):
     if workdir:
         digest = [] if labels is None else np.asarray(labels).tolist()
         stem = folder / f"audit-{naming.safe(Path(source).stem)}-{naming.key_of([measured.protocol, digest])}"
-        evaluate.save_record(f"{stem}.json", measured.record())
+        protocol.save_record(f"{stem}.json", measured.record())
         lines.append(f"  figures    {stem}.json")
     to = copies_and_usefulness.Destination(stem, measured.protocol["samples"])
     with atomic.writing_to(folder):

@@ -8,7 +8,7 @@ import numpy as np
 
 from pfgm_jax import inference, plots
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate, naming
+from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.storage import atomic
 
 TEMPERATURES = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5)
@@ -26,9 +26,9 @@ def interpolate(workdir, overrides):
     Raises:
       UserError: no real images that fit the run, points in the plane, or settings that do not fit.
     """
-    generator = evaluate.open_run(workdir, overrides)
+    generator = protocol.open_run(workdir, overrides)
     settings = generator.config.latents
-    dataset = evaluate.real_images(generator)
+    dataset = protocol.real_images(generator)
     if dataset.train.images.dtype != np.uint8:
         raise UserError(f"{dataset.name} is of points, and pictures between them are for images")
     options = {} if settings.solver in ("rk45", "tsit5") else {"steps": settings.steps}

@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from pfgm_jax import data, inference, plots
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate, naming
+from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.metrics import tables
 from pfgm_jax.metrics.detection import auc
 from pfgm_jax.storage import atomic
@@ -33,7 +33,7 @@ def likelihood(workdir, overrides):
     Raises:
       UserError: no real images that fit the run, or settings that do not.
     """
-    generator = evaluate.open_run(workdir, overrides)
+    generator = protocol.open_run(workdir, overrides)
     config, settings = generator.config, generator.config.likelihood
     generator = generator.with_overrides({"sample.batch": settings.batch})
     if generator.classes and not config.train.label_dropout:
@@ -61,19 +61,19 @@ def likelihood(workdir, overrides):
     low = settings.sigma_min or generator.process.sigma_min
     trace = f"trace vectors: {settings.vectors}" if settings.vectors else "the exact trace"
     control = f"{settings.steps} equal steps" if settings.steps else f"rtol {settings.rtol:g}, atol {settings.atol:g}"
-    protocol = (
+    said = (
         f"{generator.process.name} D = {generator.process.D:g}, step {generator.step:,}, density of the data smoothed "
         f"to σ = {low:.4g}, uniform dequantisation, {trace}, rk45 with {control}, {np.mean(nfe):.0f} evaluations, seed "
         f"{settings.seed}, {time.perf_counter() - begun:.0f} s"
     )
     with atomic.writing_to(folder):
-        evaluate.save_record(f"{stem}.json", {"protocol": protocol, "figures": figures})
+        protocol.save_record(f"{stem}.json", {"protocol": said, "figures": figures})
         with atomic.replacing(f"{stem}.npz") as temporary, open(temporary, "wb") as stream:
             per_image = {f"{name} {what}": a for what, group in (("bits", values), ("error", errors), ("png", sizes))
                          for name, a in group.items()}  # fmt: skip
             np.savez_compressed(stream, **per_image)
         plots.histograms(values, f"{stem}.png", "bits per dimension", "log-likelihood")
-    lines = [tables.aligned(rows), "", CAUTION, protocol, f"  picture    {stem}.png", f"  per image  {stem}.npz"]
+    lines = [tables.aligned(rows), "", CAUTION, said, f"  picture    {stem}.png", f"  per image  {stem}.npz"]
     return "\n".join(lines)
 
 
@@ -86,7 +86,7 @@ def stem_of(generator, folder):
 def _sets(generator):
     """{name: images} whose likelihoods are asked for."""
     config, settings = generator.config, generator.config.likelihood
-    dataset = evaluate.real_images(generator)
+    dataset = protocol.real_images(generator)
     rng = np.random.default_rng(settings.seed)
     pick = lambda split: split.images[np.sort(rng.permutation(len(split))[: settings.n])]
     held_out = dataset.test if len(dataset.test) else dataset.val

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from pfgm_jax import plots, run_record, sampling
 from pfgm_jax.errors import UserError, counted
-from pfgm_jax.evaluation import evaluate, naming, sample_cache
+from pfgm_jax.evaluation import naming, protocol, sample_cache
 from pfgm_jax.evaluation.score import TITLES, number
 from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.storage import atomic
@@ -78,12 +78,12 @@ def curve(workdir, overrides):
     Their names say what differs from the run's own settings. Every point has the same number of samples from the same
     noise, and an interval. Samples are kept as those of `evaluate.evaluate` are: a stopped sweep goes on where it was.
     """
-    generator = evaluate.open_run(workdir, overrides)
+    generator = protocol.open_run(workdir, overrides)
     folder = atomic.writable(pathlib.Path(workdir, "results"))
     sweep = points(generator)
     stem = folder / f"curve{_suffix(generator.config, workdir, sweep)}"
-    measure, guide = evaluate.measure_for(generator), evaluate.guide_of(generator)
-    n = evaluate.count(generator.config, measure.dataset)
+    measure, guide = protocol.measure_for(generator), protocol.guide_of(generator)
+    n = protocol.count(generator.config, measure.dataset)
     floor, rows, protocols = measure.floor(n), [], {}
     bar = tqdm(sweep, unit="point")
     for point in bar:
@@ -92,16 +92,16 @@ def curve(workdir, overrides):
         settings = dataclasses.replace(point.settings(generator.settings), n=n, guide=guide)
         row, samples = measured(generator, point, settings, measure, folder)
         rows.append(row)
-        protocols[name] = evaluate.protocol(generator, settings, samples)
-    protocol = measure.protocol() | {
+        protocols[name] = protocol.sampled(generator, settings, samples)
+    said = measure.protocol() | {
         "samples": f"{n} samples a point, all from the noise of seed {generator.settings.seed}",
         "seconds": f"for a sample, {generator.settings.batch} at once, without compilation, on this machine",
     }
-    record = {"protocol": protocol, "points": rows, "real": floor, "point_protocols": protocols}
-    evaluate.save_record(f"{stem}.json", record)
+    record = {"protocol": said, "points": rows, "real": floor, "point_protocols": protocols}
+    protocol.save_record(f"{stem}.json", record)
     with atomic.writing_to(folder):
         draw(rows, floor, measure.extractor.distances[0], n, f"{stem}.png")
-    lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in protocol.items())]
+    lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in said.items())]
     return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
 
 
@@ -117,7 +117,7 @@ def measured(generator, point, settings, measure, folder):
 def _suffix(config, workdir, sweep):
     """What of the settings that a curve depends on differs from the defaults, as a part of its name."""
     own, _ = run_record.load(workdir)
-    relevant = set().union(*(evaluate.samples_depend_on(point.solver) for point in sweep))
+    relevant = set().union(*(protocol.samples_depend_on(point.solver) for point in sweep))
     relevant -= {f"sample.{name}" for point in sweep for name in point.options}
     measured = ("num_samples", "features", "split", "inception", "solvers", "steps", "D")
     relevant |= {f"evaluate.{name}" for name in measured} | {f"data.{name}" for name in config.data}

@@ -14,7 +14,7 @@ from pfgm_jax import config, plots
 from pfgm_jax.data import folder_listing, to_uint8, to_unit
 from pfgm_jax.data import images as image_files
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate, naming
+from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.inference import restoration
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration import operators
@@ -42,7 +42,7 @@ def restore(workdir, source, overrides):
     Raises:
       UserError: no images, others than the task measures, or settings that do not fit the run.
     """
-    generator = evaluate.open_run(workdir, overrides, told=True)
+    generator = protocol.open_run(workdir, overrides, told=True)
     settings = generator.config.restore
     if generator.derived.get("dtype", "uint8") != "uint8":
         raise UserError("this run is of points in the plane, and restoration is of images")
@@ -246,7 +246,7 @@ def _report(settings, task, given, measured, results, folder):
             draws = results["draws"].swapaxes(0, 1)
             figures |= {"in range": in_range(draws[:, hidden], clean[hidden]), "expected": (n - 1) / (n + 1)}
         _say_figures(lines, figures, n)
-        evaluate.save_record(folder / "figures.json", {"protocol": lines[0], "figures": figures})
+        protocol.save_record(folder / "figures.json", {"protocol": lines[0], "figures": figures})
     lines += [f"  sheet      {folder / 'sheet.png'}", f"  each image {folder}/NAME.png, NAME-std.png, NAME.npz"]
     return lines
 

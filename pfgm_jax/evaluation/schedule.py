@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 
 from pfgm_jax import data, plots
 from pfgm_jax.data.class_labels import class_labels
-from pfgm_jax.evaluation import evaluate
+from pfgm_jax.evaluation import protocol
 from pfgm_jax.flow import field, process
 from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.sampling import posterior_trace, schedules, search
@@ -27,11 +27,11 @@ def schedule(workdir, overrides):
     Raises:
       UserError: a tuned network, no training images that fit the run, or numbers of evaluations that are none.
     """
-    generator, begun = evaluate.open_run(workdir, overrides), time.perf_counter()
+    generator, begun = protocol.open_run(workdir, overrides), time.perf_counter()
     network, params, weights, _ = generator.weighted
     settings, flow = generator.config.schedule, generator.process
     search.check_steps(settings.steps, FINE)
-    dataset = evaluate.real_images(generator)
+    dataset = protocol.real_images(generator)
     folder = atomic.writable(workdir)
     keys = jax.random.split(jax.random.key(settings.seed), 3)
     x = process.prior(flow, jax.random.split(keys[0], settings.draws), generator.shape)
@@ -59,13 +59,13 @@ def schedule(workdir, overrides):
         shown = ", ".join(f"{float(sigma):.3g}" for sigma in grids[n].split(","))
         rows.append([str(n), *(f"{errors[n][name]:.3g}" for name in ("searched", *search.OTHERS)), shown])
     whose = "the network" if settings.field == "network" else "the exact field of the training images"
-    protocol = (
+    said = (
         f"grids for ipndm with equal_weights=False, by {settings.draws} paths from the prior along {whose}; the error "
         f"is the mean distance to where {FINE} levels of Heun's method end, as rms over the values of an image; step "
         f"{generator.step:,}, seed {settings.seed}, {time.perf_counter() - begun:.0f} s"
     )
     uses = "sample.grid=searched takes its grids, sample.solver=auto too; sample.solver=sde its curve at finite D"
-    return "\n".join([aligned(rows), "", protocol, f"  schedule   {path}", f"  picture    {folder}/schedule.png", uses])
+    return "\n".join([aligned(rows), "", said, f"  schedule   {path}", f"  picture    {folder}/schedule.png", uses])
 
 
 def _field(generator, dataset, settings, key):

@@ -14,7 +14,7 @@ import numpy as np
 
 from pfgm_jax import __version__, plots, run_record
 from pfgm_jax.errors import UserError, printable
-from pfgm_jax.evaluation import evaluate
+from pfgm_jax.evaluation import protocol
 from pfgm_jax.exchange import release_gate
 from pfgm_jax.sampling import schedules
 from pfgm_jax.storage import atomic, safetensors
@@ -35,7 +35,7 @@ def export(workdir, overrides):
       UserError: no run or checkpoint in workdir, a folder that cannot be written, or weights that the release gate
         refuses.
     """
-    generator = evaluate.open_run(workdir, overrides, told=True)
+    generator = protocol.open_run(workdir, overrides, told=True)
     force = generator.config.export.force
     generator = generator.with_params(_rounded(generator.params, generator.config.export.dtype))
     generator.labels()  # those that the network does not know are refused before anything is written
@@ -55,12 +55,12 @@ def export(workdir, overrides):
 def _shown(generator):
     """(a picture of what the network makes, how it was made): samples, or restorations of held-out images."""
     if generator.run.condition:
-        held_out = evaluate.real_images(generator).val.images[: monitor.RESTORED]
+        held_out = protocol.real_images(generator).val.images[: monitor.RESTORED]
         picture = monitor.restored(generator, np.asarray(held_out), jax.random.key(generator.config.sample.seed))
         return picture, f"Restorations of the first {len(held_out)} validation images, told {generator.run.condition}"
-    settings = dataclasses.replace(generator.settings, guide=evaluate.guide_of(generator))
+    settings = dataclasses.replace(generator.settings, guide=protocol.guide_of(generator))
     images, stats = generator.sample(settings=settings)
-    return plots.picture(images), evaluate.protocol(generator, settings, stats)
+    return plots.picture(images), protocol.sampled(generator, settings, stats)
 
 
 def _rounded(params, dtype):

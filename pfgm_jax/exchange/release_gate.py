@@ -30,7 +30,7 @@ import numpy as np
 
 from pfgm_jax.data.dataset import to_uint8, to_unit
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate, naming, sample_cache
+from pfgm_jax.evaluation import naming, protocol, sample_cache
 from pfgm_jax.evaluation.copies_and_usefulness import HELD_OUT
 from pfgm_jax.flow.process import perturb
 from pfgm_jax.metrics import memorisation
@@ -70,7 +70,7 @@ def examine(generator, workdir):
     if not config.export.samples:
         return Gate(("the gate was left out (export.samples=0)",))
     try:
-        dataset = evaluate.real_images(generator)
+        dataset = protocol.real_images(generator)
     except UserError as error:
         return Gate((f"its training images are not at hand, so that nothing was examined ({error})",))
     held_out = [split for split in (dataset.val, dataset.test) if len(split)]
@@ -111,7 +111,7 @@ def _copies(generator, dataset, held_out, folder):
 
 def _samples(generator, folder):
     """(what they depend on, uint8 images) of export.samples samples, which are kept in `folder`."""
-    n, guide = generator.config.export.samples, evaluate.guide_of(generator)
+    n, guide = generator.config.export.samples, protocol.guide_of(generator)
     settings = dataclasses.replace(generator.settings, n=n, guide=guide)
     print(f"release gate: {n:,} samples", file=sys.stderr, flush=True)
     key = sample_cache.collect(generator, settings, folder, memorisation.Pixels()).key

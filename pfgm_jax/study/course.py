@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate, naming
+from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.metrics.tables import aligned
 from pfgm_jax.storage import atomic, checkpoint, safetensors
 from pfgm_jax.study import report, stages
@@ -132,7 +132,7 @@ class _Measures:
         config = generator.config
         key = naming.key_of([dict(config.data), config.evaluate.features, config.evaluate.split])
         if key not in self._made:
-            self._made[key] = evaluate.measure_for(generator)
+            self._made[key] = protocol.measure_for(generator)
         return self._made[key]
 
 
@@ -165,7 +165,7 @@ def _read(task):
 
 def _write(task, record):
     path = _path(task)
-    evaluate.save_record(path, record)
+    protocol.save_record(path, record)
 
 
 def _state(task, failures):

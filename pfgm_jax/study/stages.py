@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from pfgm_jax import generator as generator_lib
 from pfgm_jax import metrics, plots, run_record, sampling
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import copies_and_usefulness, evaluate, interpolation, likelihood, nfe_curve, sample_cache
+from pfgm_jax.evaluation import copies_and_usefulness, interpolation, likelihood, nfe_curve, protocol, sample_cache
 from pfgm_jax.evaluation.diagnose import quality
 from pfgm_jax.evaluation.diagnose import robustness as diagnosed
 from pfgm_jax.evaluation.diagnose.study import Room
@@ -95,13 +95,13 @@ def way(place, solver, number, n):
 def _point(place, generator, solver, number, n):
     """(row, SampleSettings, SampleSet)."""
     point = nfe_curve.Point(solver, None, steps_or_tolerance(solver, number))
-    guide = evaluate.guide_of(generator)
+    guide = protocol.guide_of(generator)
     settings = dataclasses.replace(point.settings(generator.settings), n=n, guide=guide)
     settings.check(generator.process)
     results = atomic.writable(place.entry.folder / "results")
     measure = place.measure(generator)
     row, samples = nfe_curve.measured(generator, point, settings, measure, results)
-    row |= {"n": n, "protocol": evaluate.protocol(generator, settings, samples), "real": measure.floor(n)}
+    row |= {"n": n, "protocol": protocol.sampled(generator, settings, samples), "real": measure.floor(n)}
     return row | {"measured": measure.protocol()}, settings, samples
 
 
@@ -155,7 +155,7 @@ def difference(place, other):
 def copies(place):
     """How near the headline's samples come to training images, and the panel of the nearest."""
     generator, study = place.generator(), place.study
-    dataset = evaluate.real_images(generator)
+    dataset = protocol.real_images(generator)
     images = _headline_images(place, generator)[0]
     to = copies_and_usefulness.Destination(str(place.folder / "headline"), "", True)
     mirror = bool(generator.config.train.flip or generator.config.train.augment)
@@ -179,7 +179,7 @@ def usefulness(place, first=False):
     images, labels = _headline_images(place, generator)
     to = copies_and_usefulness.Destination(str(place.folder / "headline"), "", True)
     arms = ("real", "repeated", "synthetic", "filled") if first else ("synthetic", "filled")
-    copies_and_usefulness.use(evaluate.real_images(generator), images, labels, to, study.usefulness, arms=arms)
+    copies_and_usefulness.use(protocol.real_images(generator), images, labels, to, study.usefulness, arms=arms)
     record = json.loads((place.folder / f"headline-usefulness-{study.usefulness}.json").read_text())
     return {"n": len(images), "scores": record["scores"], "protocol": record["protocol"]["usefulness"]}
 
@@ -194,7 +194,7 @@ def likelihoods(place):
     """Bits per dimension of real images."""
     overrides = {"likelihood.n": place.study.likelihood}
     likelihood.likelihood(place.entry.folder, overrides)
-    generator = evaluate.open_run(place.entry.folder, overrides)
+    generator = protocol.open_run(place.entry.folder, overrides)
     return json.loads(pathlib.Path(f"{likelihood.stem_of(generator, place.entry.folder / 'results')}.json").read_text())
 
 
@@ -202,7 +202,7 @@ def latents(place):
     """Strips between real images."""
     overrides = {"latents.n": place.study.latents}
     interpolation.interpolate(place.entry.folder, overrides)
-    generator = evaluate.open_run(place.entry.folder, overrides)
+    generator = protocol.open_run(place.entry.folder, overrides)
     path = interpolation.path_of(generator, place.entry.folder / "samples", "interpolation")
     with atomic.replacing(place.folder / "interpolation.png") as temporary:
         temporary.write_bytes(pathlib.Path(path).read_bytes())
@@ -213,7 +213,7 @@ def robustness(place):
     """Figures of samples with noise injected at every step, and with weights of few bits, by Heun's method."""
     generator, n = place.generator(), place.study.robustness
     results = atomic.writable(place.entry.folder / "diagnose")
-    subject = Subject(place.entry.name, generator, evaluate.real_images(generator), generator.config.diagnose)
+    subject = Subject(place.entry.name, generator, protocol.real_images(generator), generator.config.diagnose)
     with tqdm(unit="part", desc="robustness", delay=5) as bar:
         bench = quality.Bench(n, place.measure(generator), Room(results, "", bar))
         studies = {"noise": diagnosed.noise, "weights": diagnosed.weights}

@@ -15,7 +15,7 @@ from configs import digits
 from pfgm_jax import data, generator, main, models, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate, naming, nfe_curve, sample_cache
+from pfgm_jax.evaluation import naming, nfe_curve, protocol, sample_cache
 from pfgm_jax.evaluation.score import Pixels
 from pfgm_jax.exchange import export_run
 from pfgm_jax.metrics import inception_weights
@@ -49,7 +49,7 @@ def workdir(tmp_path):
 @pytest.fixture
 def made(workdir):
     """Its Generator, and the numbers of first samples that were drawn."""
-    made = evaluate.open_run(workdir, FEW)
+    made = protocol.open_run(workdir, FEW)
     drawn, sample = [], made.sample
 
     def counted(*args, first=0, **options):

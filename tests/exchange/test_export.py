@@ -17,7 +17,7 @@ from configs import digits
 from pfgm_jax import data, generator, models, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import evaluate
+from pfgm_jax.evaluation import protocol
 from pfgm_jax.exchange import export_run, release_gate
 from pfgm_jax.storage import checkpoint, safetensors
 
@@ -164,7 +164,7 @@ def test_the_card_says_what_the_weights_are(exported):
 
 
 def test_the_card_shows_results_with_their_protocol(run):
-    made = evaluate.open_run(run, FEW)
+    made = protocol.open_run(run, FEW)
     scores = {"samples, heun": {"density": 0.987654, "n": 360, "failed": []}, "noise": {"density": "inf"}}
     record = {"protocol": {"score": "360 held-out digits", "heun": "360 samples"}, "scores": scores}
     folder = run / "results"

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from pfgm_jax import run_record
 from pfgm_jax.errors import UserError, nearest
-from pfgm_jax.evaluation import evaluate, naming
+from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.evaluation.diagnose import norms, paths, quality, robustness, solvers, truth
 from pfgm_jax.evaluation.diagnose.study import STYLE, Room
 from pfgm_jax.evaluation.diagnose.subject import Subject, title
@@ -35,14 +35,14 @@ def diagnose(workdir, sources, overrides):
     Raises:
       UserError: runs of different images, or settings that mean nothing.
     """
-    opened = [evaluate.open_run(place, overrides) for place in (workdir, *sources)]
+    opened = [protocol.open_run(place, overrides) for place in (workdir, *sources)]
     config = opened[0].config
     settings = config.diagnose
     for place, generator in zip(sources, opened[1:], strict=True):
         if generator.shape != opened[0].shape:
             shapes = ["×".join(map(str, g.shape)) for g in (opened[0], generator)]
             raise UserError(f"{workdir} makes images of {shapes[0]}, {place} of {shapes[1]}")
-    dataset = evaluate.real_images(opened[0])
+    dataset = protocol.real_images(opened[0])
     chosen = _chosen(settings, dataset.train.images.dtype == np.uint8)
     if settings.quick:
         settings = ConfigDict(settings.to_dict() | {"n": min(settings.n, 16), "batch": min(settings.batch, 16)})

@@ -10,7 +10,7 @@ import numpy as np
 
 from pfgm_jax import metrics
 from pfgm_jax.data.dataset import to_uint8
-from pfgm_jax.evaluation import evaluate
+from pfgm_jax.evaluation import protocol
 from pfgm_jax.evaluation.diagnose.study import MARKERS, colours, figure, legend_below, plain
 from pfgm_jax.evaluation.score import TITLES, measure_against, number
 from pfgm_jax.metrics import frechet
@@ -105,8 +105,8 @@ def bench(subjects, room, config):
     """The Bench that evaluate.features, split and inception ask for; UserError where there is no figure."""
     first, settings = subjects[0], subjects[0].settings
     dataset = first.dataset
-    measure = measure_against(dataset, config.evaluate.split, evaluate.features_of(config), config.evaluate.inception)
-    n = settings.num_samples or min(evaluate.count(config, dataset), 1000)
+    measure = measure_against(dataset, config.evaluate.split, protocol.features_of(config), config.evaluate.inception)
+    n = settings.num_samples or min(protocol.count(config, dataset), 1000)
     return Bench(min(n, 24) if settings.quick else n, measure, room)
 
 

@@ -4,7 +4,7 @@ import pathlib
 from typing import Any, NamedTuple
 
 from pfgm_jax import plots
-from pfgm_jax.evaluation import evaluate, naming
+from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.metrics.tables import markdown
 from pfgm_jax.storage import array_cache, atomic
 
@@ -65,7 +65,7 @@ class Room:
     def write(self, name, result):
         """STUDY.json, .md, .png and .svg; returns the Markdown's path."""
         stem = f"{self.folder / name}{self.suffix}"
-        evaluate.save_record(f"{stem}.json", {"protocol": result.protocol, "numbers": result.numbers})
+        protocol.save_record(f"{stem}.json", {"protocol": result.protocol, "numbers": result.numbers})
         for suffix in ("png", "svg"):
             plots.save_figure(result.figure, f"{stem}.{suffix}")
         atomic.write_text(f"{stem}.md", result.markdown(pathlib.Path(f"{stem}.png").name))

@@ -1,0 +1,139 @@
+"""What all measurements of a run share: how it is opened, its real images, and the protocol in words."""
+
+import json
+import sys
+
+from pfgm_jax import data, parallel, sampling
+from pfgm_jax import generator as generator_lib
+from pfgm_jax.errors import UserError
+from pfgm_jax.evaluation.score import check_count, default_features, measure_against
+from pfgm_jax.sampling.settings import check_network
+from pfgm_jax.storage import atomic
+
+MEASURED = 10_000  # samples at most, unless more are asked for
+
+
+def open_run(workdir, overrides, told=False):
+    """The run's Generator with `overrides` of sample.*, evaluate.* and data.*.
+
+    Raises:
+      UserError: unless `told`, a network that is told an image, before anything is computed or written.
+    """
+    generator = generator_lib.load(workdir).with_overrides(overrides)
+    if not told:
+        generator.require_untold("this mode")
+    return generator
+
+
+def real_images(generator):
+    """The Dataset that a run's config names.
+
+    Raises:
+      UserError: no real images that fit the run.
+    """
+    config = generator.config
+    if config.data.name == "imported":
+        raise UserError("say which real images to compare with, such as data.name=cifar10")
+    dataset = data.load(config.data)
+    if dataset.shape != generator.shape:
+        shapes = by(generator.shape), by(dataset.shape)
+        raise UserError(f"the run makes images of {shapes[0]}, those of {dataset.name} are {shapes[1]}")
+    return dataset
+
+
+def guide_of(generator):
+    """The Generator of sample.guide, or ""."""
+    path = generator.config.sample.guide
+    return path and generator_lib.load(path)
+
+
+def features_of(config):
+    """What figures of this run see: one of `score.FEATURES`."""
+    return config.evaluate.features or default_features(config.data.name)
+
+
+def count(config, dataset):
+    """How many samples are to be measured; UserError for too few."""
+    n = config.evaluate.num_samples or usual(config, dataset)
+    check_count(n)
+    return n
+
+
+def usual(config, dataset):
+    """How many samples are measured unless a number is asked for."""
+    held_out = len(dataset.val) + len(dataset.test)
+    return held_out if features_of(config) == "pixels" and held_out else min(dataset.train_images, MEASURED)
+
+
+def measure_for(generator):
+    """The Measure that a run's config asks for; UserError as `real_images`."""
+    config, dataset = generator.config, real_images(generator)
+    count(config, dataset)
+    return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
+
+
+def check_options(generator, overrides, solvers=None):
+    """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
+    settings = generator.settings
+    solvers = solvers or (settings.solver,)
+    for solver in solvers:
+        check_network(generator.run, settings.changed(solver=solver))
+    given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
+    sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
+    for solver in solvers:
+        prepared = generator.prepared(settings.changed(solver=solver))
+        prepared.check(generator.process, frames=generator.config.sample.frames)
+
+
+def samples_depend_on(solver):
+    """Names of the settings on which the samples of a solver depend, but for the solver and their number."""
+    shared = ("seed", "batch", "labels", "guidance", "guide", "D", "ema_width")
+    return {f"sample.{name}" for name in (*shared, *sampling.find(solver)[1]) if name != "frames"}
+
+
+# Of a solver's options, those that belong to every protocol; others where they are set.
+_ALWAYS_GIVEN = ("rtol", "atol", "steps", "grid", "rho", "eta", "variance", "predictor", "corrector_steps", "snr")
+
+
+def sampled(generator, settings, stats):
+    """How settings.n samples were drawn, for every figure and file; stats: nfe and sample_nfe."""
+    settings = generator.prepared(settings)
+    solver, given = sampling.concrete(settings.solver, settings.solver_options)
+    options = sampling.find(solver)[1] | given
+    shown = [name for name in options if name in given or (name in _ALWAYS_GIVEN and options[name] is not None)]
+    detail = ", ".join(f"{name} {options[name]}" for name in shown if name != "second_moment")
+    chosen = "" if solver == settings.solver else f"{settings.solver}: "
+    guided = settings.guidance != 1
+    calls = f"{stats.nfe:g} function evaluations" + (" of 2 network calls each" if guided else "")
+    if stats.sample_nfe.min() < stats.sample_nfe.max():
+        calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
+    imported, images = generator.derived.get("imported"), generator.step * generator.config.train.batch
+    weights = f"weights of {imported}" if imported else f"{generator.average} after {images:,} images"
+    if generator.run.tuned:
+        tune = generator.config.tune
+        weights += f" of tuning (from step {tune.step:,}, weights {tune.digest})"
+    how = "" if settings.D is None else f", sampled with D = {settings.D:g}"
+    how += f", labels {settings.labels}" if generator.classes else ""
+    if guided:
+        guide = settings.guide.source if settings.guide else "the network without its label"
+        how += f", guidance {settings.guidance:g} from {guide}"
+    return (
+        f"{settings.n} samples, {generator.process.name} D = {generator.process.D:g}{how}, "
+        f"{weights}, {chosen}{solver} ({detail}), {calls}, seed {settings.seed}"
+    )
+
+
+def save_record(path, record):
+    """Writes JSON in one piece."""
+    with atomic.writing_to(path):
+        atomic.write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def say(text):
+    if parallel.is_first():
+        print(text, file=sys.stderr, flush=True)
+
+
+def by(shape):
+    return "×".join(map(str, shape))
