@@ -2,7 +2,7 @@
 
     python -m benchmarks.few solvers RUN [RUN …] [--tuned=RUN,RUN,…]
     python -m benchmarks.few noise RUN [RUN …]
-    python -m benchmarks.few field --dir=FOLDER [--images=500]
+    python -m benchmarks.few field [--set=bloodmnist] [--dir=FOLDER] [--images=500]
     python -m benchmarks.few show [--picture=docs/solvers.png]
 
 The first three measure, and add to `--record` (benchmarks/few.json); `show` reads it: tables in Markdown, and the
@@ -14,7 +14,7 @@ Fréchet distance in pixels to the 360 held-out digits; the others are the pixel
 are at 95 %: of `error` by Student's t over images, of `frechet` by random halves (`metrics/intervals.py`), both paired
 where two solvers are compared. They are of the samples alone: another training may differ by more.
 
-`field`: the same error on the exact field of some BloodMNIST images, without a network, on grids that were searched on
+`field`: the same error on the exact field of some images of a set, without a network, on grids that were searched on
 other noise.
 """
 
@@ -209,9 +209,10 @@ def on_noise(flags, record):
 
 
 def on_a_field(flags, record):
-    """Errors on the exact field of BloodMNIST images, D = 128 and ∞; grids are searched on 64 draws, judged on 64."""
+    """Errors on the exact field of a set's images, D = 128 and ∞; grids are searched on 64 draws, judged on 64."""
     config = pfgm_jax.default_config().data
-    config.update(name="bloodmnist", size=28, dir=flags.dir)
+    if flags.set != "digits":
+        config.update(name=flags.set, size=28, dir=flags.dir)
     images = data.load(config).train.images
     points = data.to_unit(images[np.sort(np.random.default_rng(0).permutation(len(images))[: flags.images])])
     sigma_max = math.sqrt(float(np.mean(np.sum(points.reshape(len(points), -1) ** 2, axis=1))) / 0.12)
@@ -335,6 +336,7 @@ def main():
     parser.add_argument("part", choices=("solvers", "noise", "field", "show"))
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--tuned", default="")
+    parser.add_argument("--set", default="bloodmnist")
     parser.add_argument("--dir", default="")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--record", default="benchmarks/few.json")

@@ -87,7 +87,9 @@ QUICK_CONFIGS = {
 QUICK_BENCHMARKS = {
     "field": "--queries=4 --points=64 --dim=8 --repeats=1",
     "processes": "--processes=pfgmpp --sets=1 --train_images=2048",
-    "few": "--picture=few.png",
+    "few": "--record=few.json --picture=few.png",
+    "few field": "--record=few.json --set=digits --images=64",
+    "few show": "--picture=few.png",
     "cost": "--networks=cpu_28 --no_memory",
     "cost --check": "--only='28 px, cpu_28'",
     "training": "--quick",
@@ -96,6 +98,7 @@ QUICK_BENCHMARKS = {
     "collectives": "digits:quick",
     "inference": "--n=4 --calls=20",
     "restoration": "--images=4 --calls=20 --task=denoise",
+    "restoration robust": "--images=4 --picture=robust.png",
 }
 
 
@@ -242,8 +245,12 @@ def run_main(command, place, stage):
 def run_benchmark(command, place, stage):
     name, *own = command.removeprefix("python -m benchmarks.").split()
     more = QUICK_BENCHMARKS.get(" ".join([name, *own[:1]]), QUICK_BENCHMARKS[name])
-    if "RUN" in own:
-        shutil.copytree(run(stage, "digits"), place / "RUN")
+    if any(word.endswith("RUN") for word in own):
+        shutil.copytree(run(stage, "digits_tuned" if "--tuned=RUN" in own else "digits"), place / "RUN")
+    if "RUN" in own and name == "few":  # which compares searched grids
+        main.run(
+            ["--mode=schedule", "--workdir=RUN", "--config.schedule.steps=4,5,6,8,10", "--config.schedule.draws=8"]
+        )
     finish([sys.executable, "-m", f"benchmarks.{name}", *own, *shlex.split(more)], place)
 
 
