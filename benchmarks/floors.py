@@ -1,12 +1,11 @@
 """What real images reach against real ones: the FID and KID of a perfect generator at some numbers of images.
 
-    python -m benchmarks.floors bloodmnist --dir=FOLDER [--inception=FILE]
-    python -m benchmarks.floors cifar10 --dir=FOLDER
+    python -m benchmarks.floors [--set=bloodmnist] [--dir=FOLDER] [--inception=FILE]
 
-Each row of PAIRS compares two disjoint parts of real images in Inception's 2048 features. A part is the first so many
-images of its split in one random order, `default_rng(0).permutation`, or those behind them. FID depends on both
-numbers of images; KID does not. Figures go to benchmarks/floors.json beside those of other sets. About 0.2 s an image
-of one CPU core.
+Each of a set's PAIRS is two disjoint parts of its images, in Inception's 2048 features unless `--features` says others.
+A part is the first so many images of its split in one random order, `default_rng(0).permutation`, or those behind them.
+FID depends on both numbers of images; KID does not. Figures go to `--record` (benchmarks/floors.json). Inception takes
+about 0.2 s an image of one CPU core.
 """
 
 import argparse
@@ -30,9 +29,9 @@ PAIRS = {
         (("test", 0, 1000), ("train", 0, 1000)),
     ),
     "cifar10": ((("train", 0, 1000), ("test", 0, 1000)),),
+    "digits": ((("train", 0, 180), ("test", 0, 180)),),
 }
-SIZES = {"bloodmnist": 28, "cifar10": 32}
-RECORD = pathlib.Path(__file__).with_name("floors.json")
+SIZES = {"bloodmnist": 28, "cifar10": 32, "digits": 8}
 
 
 def features(sets, split, number, extractor):
@@ -44,10 +43,11 @@ def features(sets, split, number, extractor):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=PAIRS)
+    parser.add_argument("--set", default="bloodmnist", choices=PAIRS)
     parser.add_argument("--dir", default="")
     parser.add_argument("--features", default="inception", choices=score.FEATURES)
     parser.add_argument("--inception", default="", help="file of the network's weights; downloaded without")
+    parser.add_argument("--record", default="benchmarks/floors.json")
     flags = parser.parse_args()
     config = pfgm_jax.default_config().data
     config.update(name=flags.set, size=SIZES[flags.set], dir=flags.dir)
@@ -64,9 +64,10 @@ def main():
         names = [f"{split} {first} to {last}" for split, first, last in pair]
         rows.append({"sets": names, "n": [len(a), len(b)], "fid": float(fid(a, b)), "kid": float(kid(a, b))})
         print(f"{names[0]:22}{names[1]:22}FID {rows[-1]['fid']:8.3f}  KID {rows[-1]['kid']:9.5f}", flush=True)
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    path = pathlib.Path(flags.record)
+    record = json.loads(path.read_text()) if path.exists() else {}
     record[flags.set] = {"features": extractor.name, "source": sets.source, "rows": rows}
-    atomic.write_text(RECORD, json.dumps(record, indent=1) + "\n")
+    atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

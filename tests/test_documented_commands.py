@@ -90,6 +90,7 @@ QUICK_BENCHMARKS = {
     "few": "--record=few.json --picture=few.png",
     "few field": "--record=few.json --set=digits --images=64",
     "few show": "--picture=few.png",
+    "floors": "--set=digits --features=pixels --record=floors.json",
     "cost": "--networks=cpu_28 --no_memory",
     "cost --check": "--only='28 px, cpu_28'",
     "training": "--quick",
