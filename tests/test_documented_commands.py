@@ -222,10 +222,9 @@ def settings(argv):
     ]
 
 
-def template(path):
-    """The name of the run that stands in for the run called `path`."""
-    name = pathlib.Path(path).name
-    return name if name in RUNS else "digits"
+def template(*paths):
+    """The name of the run that stands in for the run called paths[0]: its own, or that of one that it goes with."""
+    return next((name for path in paths if (name := pathlib.Path(path or "").name) in RUNS), "digits")
 
 
 # ---- execution: each function does what a command says in the folder `place`
@@ -239,7 +238,7 @@ def run_main(command, place, stage):
     opened = [flags.workdir] if not mode.config else []
     opened += (flags.source or "").split(",") if mode.runs or (flags.source or "").startswith("runs/") else []
     for path in filter(None, opened):
-        shutil.copytree(run(stage, template(path)), place / path)
+        shutil.copytree(run(stage, template(path, flags.workdir)), place / path)
     main.run([*argv, *settings(argv)])
 
 
