@@ -59,13 +59,13 @@ QUICK = {
     "data": {},
     "advise": {},
     "sample": {},
-    "evaluate": {"evaluate.num_samples": 24, "evaluate.features": "pixels", "evaluate.seeds": 1},
+    "evaluate": {"evaluate.num_samples": 24, "evaluate.features": "pixels", "evaluate.seeds": 2},
     "compare": {"evaluate.num_samples": 24},
     "curve": {"evaluate.num_samples": 24, "evaluate.steps": "3,5"},
     "diagnose": {"diagnose.quick": True},
     "likelihood": {"likelihood.n": 8, "likelihood.steps": 4},
     "interpolate": {"latents.n": 2, "latents.points": 3, "latents.steps": 4},
-    "restore": {"restore.n": 2, "restore.steps": 3, "restore.sweeps": 2},
+    "restore": {"restore.n": 2, "restore.steps": 3},
     "schedule": {"schedule.steps": "4", "schedule.draws": 8},
     "stats": {"evaluate.features": "pixels"},
     "audit": {"evaluate.features": "pixels"},
@@ -80,8 +80,8 @@ QUICK_CONFIGS = {
     "medmnist": NARROW | FILES,
     "folder": NARROW,
     "cifar10": NARROW | FILES,
-    ("import", "cifar10"): {"model.channels": 16, "model.multipliers": "1,2", "model.attention": "8", "model.blocks": 1,
-                            "model.noise_channels": 16, "model.embedding_channels": 64},
+    ("import", "cifar10"): {"model.channels": 16, "model.multipliers": "1,2", "model.attention": "16",
+                            "model.blocks": 1, "model.noise_channels": 16, "model.embedding_channels": 64},
 }  # fmt: skip
 # Benchmarks: figures of a few seconds in place of theirs.
 QUICK_BENCHMARKS = {
@@ -176,10 +176,12 @@ def stage(tmp_path_factory):
     stage = tmp_path_factory.mktemp("stage")
     (stage / "files").mkdir()
     standard_file(stage / "files/bloodmnist.npz", 28)
+    standard_file(stage / "files/retinamnist.npz", 28)
     standard_file(stage / "files/cifar10.npz", 32)
     put(stage / "PATH", images(0, 60, 40))
     put(stage / "IMAGES", images(1, 40, 32))
     put(stage / "FOLDER", images(2, 8, 8, 1))
+    put(stage / "SMALL", images(2, 8, 4, 1))
     np.save(stage / "POINTS.npy", np.random.default_rng(0).normal(size=(40, 2)))
     (stage / "edm-cifar10-32x32-uncond-vp.pkl").write_bytes(ff.dumps(published.snapshot("edm")))
     state = published.snapshot("edm")
@@ -196,7 +198,9 @@ RUNS = {  # what makes the runs that commands open
     "bloodmnist": "--config=configs/medmnist.py:dataset=bloodmnist,conditional,quick --workdir=runs/bloodmnist "
     "--config.train.power_ema=True",
     "digits_tuned": "--mode=tune --source=runs/digits --workdir=runs/digits_tuned",
+    "told": "--config=digits:quick --workdir=runs/told --config.data.condition=superres:2 --config.train.large_batch=0",
 }
+SCHEDULE = "--mode=schedule --workdir=runs/digits --config.schedule.steps=4,5,6,8,10 --config.schedule.draws=8"
 
 
 def run(stage, name):
@@ -208,6 +212,8 @@ def run(stage, name):
         argv = shlex.split(RUNS[name])
         with contextlib.chdir(stage):
             main.run([*argv, *settings(argv)])
+            if name == "digits":  # noise at finite D and searched grids take one
+                main.run(SCHEDULE.split())
     return folder
 
 
@@ -239,6 +245,9 @@ def run_main(command, place, stage):
     opened += (flags.source or "").split(",") if mode.runs or (flags.source or "").startswith("runs/") else []
     for path in filter(None, opened):
         shutil.copytree(run(stage, template(path, flags.workdir)), place / path)
+    if "told" in str(flags.workdir) and flags.source:  # measurements of its own size
+        (place / "FOLDER").unlink()
+        (place / "FOLDER").symlink_to(place / "SMALL")
     main.run([*argv, *settings(argv)])
 
 
@@ -247,10 +256,6 @@ def run_benchmark(command, place, stage):
     more = QUICK_BENCHMARKS.get(" ".join([name, *own[:1]]), QUICK_BENCHMARKS[name])
     if any(word.endswith("RUN") for word in own):
         shutil.copytree(run(stage, "digits_tuned" if "--tuned=RUN" in own else "digits"), place / "RUN")
-    if "RUN" in own and name == "few":  # which compares searched grids
-        main.run(
-            ["--mode=schedule", "--workdir=RUN", "--config.schedule.steps=4,5,6,8,10", "--config.schedule.draws=8"]
-        )
     finish([sys.executable, "-m", f"benchmarks.{name}", *own, *shlex.split(more)], place)
 
 

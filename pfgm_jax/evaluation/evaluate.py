@@ -65,7 +65,9 @@ def sample(workdir, overrides):
             film = f"{folder / settings.solver}{naming.suffix(config, own, relevant | {'sample.frames'})}"
             path = plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], film)
             lines.append(f"  animation  {path}")
-            if not points:  # which are in a plane as they are
+            if (
+                not points and len(stats.sigmas) > 2
+            ):  # points are in a plane as they are, and one or two states on no plane
                 plots.paths(stats.trajectory, stats.sigmas, f"{film}_paths.png")
                 lines.append(f"  paths      {film}_paths.png")
     return "\n".join(lines)

@@ -41,7 +41,7 @@ def likelihood(workdir, overrides):
             "this network was never trained without a label, and the likelihood asks for that: train one with "
             "train.label_dropout=0.1"
         )
-    sets = _sets(generator)
+    sets = compared(generator)
     folder = atomic.writable(pathlib.Path(workdir, "results"))
     stem, begun = stem_of(generator, folder), time.perf_counter()
     values, errors, nfe = {}, {}, []
@@ -83,7 +83,7 @@ def stem_of(generator, folder):
     return f"{folder}/likelihood-{naming.key_of([generator.step, dict(config.likelihood), dict(config.data)])}"
 
 
-def _sets(generator):
+def compared(generator):
     """{name: images} whose likelihoods are asked for."""
     config, settings = generator.config, generator.config.likelihood
     dataset = protocol.real_images(generator)
@@ -105,7 +105,7 @@ def _other(name, own, dataset):
     """The images of likelihood.against: a data set by name or a folder, of the size of the run's."""
     config = ConfigDict(own.to_dict()).unlock()
     if pathlib.Path(name).is_dir():
-        config.update(name="folder", dir=name, channels=dataset.shape[-1])
+        config.update(name="folder", dir=name, channels=dataset.shape[-1], val=0.0, test=0.0)  # all of its images
     else:
         config.update(name=name)
     try:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pfgm_jax
 from pfgm_jax import stored_run
+from pfgm_jax.evaluation import likelihood
 
 
 @pytest.fixture
@@ -56,6 +58,14 @@ def test_interpolate(command, run):
         assert np.asarray(Image.open(path)).std() > 20
     (film,) = run.glob("samples/interpolation-*.gif")
     assert Image.open(film).n_frames == 8  # five points, and back through three
+
+
+def test_all_images_of_a_folder_are_compared_with(tmp_path):
+    g = pfgm_jax.load("pretrained:digits")
+    for i in range(9):
+        Image.new("L", (8, 8), 20 * i).save(tmp_path / f"{i}.png")
+    against = likelihood.compared(g.with_overrides({"likelihood.against": str(tmp_path)}))[str(tmp_path)]
+    assert sorted(against.mean(axis=(1, 2, 3))) == [20 * i for i in range(9)]
 
 
 @pytest.mark.parametrize(
