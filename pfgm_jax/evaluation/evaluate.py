@@ -65,9 +65,8 @@ def sample(workdir, overrides):
             film = f"{folder / settings.solver}{naming.suffix(config, own, relevant | {'sample.frames'})}"
             path = plots.animate(stats.trajectory, stats.sigmas, generator.derived["sigma_data"], film)
             lines.append(f"  animation  {path}")
-            if (
-                not points and len(stats.sigmas) > 2
-            ):  # points are in a plane as they are, and one or two states on no plane
+            # Points are in a plane as they are, and one or two states in none of their own.
+            if not points and len(stats.sigmas) > 2:
                 plots.paths(stats.trajectory, stats.sigmas, f"{film}_paths.png")
                 lines.append(f"  paths      {film}_paths.png")
     return "\n".join(lines)
