@@ -15,7 +15,11 @@ SLOW = {
         "test_imported_weights_are_exported_as_imported",
         "test_a_guide_stays_behind",
     ),
-    "exchange/test_import.py": ("test_a_training_state", "test_networks_of_edm_denoise_as_in_pytorch[edm]"),
+    "exchange/test_import.py": (
+        "test_moving_averages_of_pfgm",
+        "test_a_training_state",
+        "test_networks_of_edm_denoise_as_in_pytorch[edm]",
+    ),
     "flow/test_field.py": (
         "test_the_exact_denoiser_streams_where_it_must",
         "test_memory_of_the_streamed_field_does_not_grow_with_the_data",
@@ -39,6 +43,7 @@ SLOW = {
         "test_order_of_equal_steps_in_log_sigma[rk45-points-4.7-5.3]",
     ),
     "inference/test_generator_inference.py": (
+        "test_log_likelihood",
         "test_reversible_gives_the_same_bytes[pfgm]",
         "test_reversible_gives_the_same_bytes[subvp]",
     ),
@@ -51,6 +56,7 @@ SLOW = {
         "test_solvers_run_backwards[rk45-inf]",
     ),
     "inference/test_likelihood.py": (
+        "test_hutchinson_is_unbiased_and_says_its_error",
         "test_density_integrates_to_one",
         "test_point_charges[3.5]",
         "test_point_charges[128.0]",
@@ -64,6 +70,7 @@ SLOW = {
     "metrics/test_classifier.py": ("test_the_seed_decides",),
     "metrics/test_intervals.py": ("test_intervals_cover_what_the_metric_gives_on_average",),
     "models/test_parity_networks.py": (
+        "test_published_network[pfgm_ddpmpp]",
         "test_published_network[ncsnv2_256]",
         "test_published_network[score_sde_skip]",
         "test_published_network[edm_skip]",
@@ -84,6 +91,7 @@ SLOW = {
     "sampling/test_posterior_trace.py": ("test_noise_by_the_curve_is_nearly_that_of_the_exact_field[sde-options0]",),
     "sampling/test_reverse_sde.py": ("test_marginals[3.5-2.0]", "test_marginals[128-2.0]"),
     "test_generator.py": (
+        "test_guidance_of_a_solver_that_draws_noise",
         "test_settings_in_place_of_the_runs_own",
         "test_the_states_of_the_first_samples_come_from_the_same_solve[rk45]",
         "test_per_sample_steps_do_not_depend_on_the_batch",
@@ -123,4 +131,6 @@ SLOW = {
     "lessons/test_lessons.py": ("test_lines_end_at_their_charges",),
     "sampling/test_search.py": ("test_a_searched_grid_leads_nearer_to_the_flow_s_end[3.5]",),
     "evaluation/test_diagnose.py": ("test_one_image_is_reached_on_straight_lines",),
+    "training/test_saver.py": ("test_training_does_not_wait_for_the_disk",),
+    "training/test_tune.py": ("test_stages_follow_the_step",),
 }
