@@ -154,11 +154,11 @@ def put(folder, pixels):
         Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(path)
 
 
-def standard_file(path, size):
+def standard_file(path, size, classes=8):
     """An npz file with MedMNIST's arrays."""
     parts = {}
     for seed, (split, n) in enumerate({"train": 96, "val": 64, "test": 64}.items()):
-        parts |= {f"{split}_images": images(seed, n, size), f"{split}_labels": np.arange(n)[:, None] % 8}
+        parts |= {f"{split}_images": images(seed, n, size), f"{split}_labels": np.arange(n)[:, None] % classes}
     np.savez(path, **parts)
 
 
@@ -176,7 +176,7 @@ def stage(tmp_path_factory):
     stage = tmp_path_factory.mktemp("stage")
     (stage / "files").mkdir()
     standard_file(stage / "files/bloodmnist.npz", 28)
-    standard_file(stage / "files/retinamnist.npz", 28)
+    standard_file(stage / "files/retinamnist.npz", 28, classes=5)
     standard_file(stage / "files/cifar10.npz", 32)
     put(stage / "PATH", images(0, 60, 40))
     put(stage / "IMAGES", images(1, 40, 32))
