@@ -30,6 +30,7 @@ import numpy as np
 from scipy.stats import t as student
 
 import pfgm_jax
+from benchmarks.sets import SIZES, training_points
 from configs import digits as config_file
 from pfgm_jax import data, plots
 from pfgm_jax.flow import process
@@ -210,11 +211,7 @@ def on_noise(flags, record):
 
 def on_a_field(flags, record):
     """Errors on the exact field of a set's images, D = 128 and ∞; grids are searched on 64 draws, judged on 64."""
-    config = pfgm_jax.default_config().data
-    if flags.set != "digits":
-        config.update(name=flags.set, size=28, dir=flags.dir)
-    images = data.load(config).train.images
-    points = data.to_unit(images[np.sort(np.random.default_rng(0).permutation(len(images))[: flags.images])])
+    points = training_points(flags.set, flags.dir, flags.images)
     sigma_max = math.sqrt(float(np.mean(np.sum(points.reshape(len(points), -1) ** 2, axis=1))) / 0.12)
     for D in (128.0, math.inf):
         flow, begun = process.pfgmpp(D, sigma_max=sigma_max), time.perf_counter()
@@ -336,7 +333,7 @@ def main():
     parser.add_argument("part", choices=("solvers", "noise", "field", "show"))
     parser.add_argument("runs", nargs="*")
     parser.add_argument("--tuned", default="")
-    parser.add_argument("--set", default="bloodmnist")
+    parser.add_argument("--set", default="bloodmnist", choices=SIZES)
     parser.add_argument("--dir", default="")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--record", default="benchmarks/few.json")

@@ -14,8 +14,7 @@ import pathlib
 
 import numpy as np
 
-import pfgm_jax
-from pfgm_jax import data
+from benchmarks import sets
 from pfgm_jax.evaluation import score
 from pfgm_jax.metrics import fid, kid
 from pfgm_jax.storage import atomic
@@ -31,12 +30,11 @@ PAIRS = {
     "cifar10": ((("train", 0, 1000), ("test", 0, 1000)),),
     "digits": ((("train", 0, 180), ("test", 0, 180)),),
 }
-SIZES = {"bloodmnist": 28, "cifar10": 32, "digits": 8}
 
 
-def features(sets, split, number, extractor):
+def features(dataset, split, number, extractor):
     """Features of the first `number` images of a split in its random order."""
-    part = getattr(sets, split)
+    part = getattr(dataset, split)
     order = np.random.default_rng(0).permutation(len(part))[:number]
     return extractor(part.images[order])
 
@@ -49,15 +47,13 @@ def main():
     parser.add_argument("--inception", default="", help="file of the network's weights; downloaded without")
     parser.add_argument("--record", default="benchmarks/floors.json")
     flags = parser.parse_args()
-    config = pfgm_jax.default_config().data
-    config.update(name=flags.set, size=SIZES[flags.set], dir=flags.dir)
-    sets = data.load(config)
-    extractor = score.extractor(flags.features, sets, flags.inception)
+    dataset = sets.load(flags.set, flags.dir)
+    extractor = score.extractor(flags.features, dataset, flags.inception)
     pairs = PAIRS[flags.set]
     largest = {
         split: max(last for pair in pairs for name, _, last in pair if name == split) for split in ("train", "test")
     }
-    known = {split: features(sets, split, number, extractor) for split, number in largest.items()}
+    known = {split: features(dataset, split, number, extractor) for split, number in largest.items()}
     rows = []
     for pair in pairs:
         a, b = (known[split][first:last] for split, first, last in pair)
@@ -66,7 +62,7 @@ def main():
         print(f"{names[0]:22}{names[1]:22}FID {rows[-1]['fid']:8.3f}  KID {rows[-1]['kid']:9.5f}", flush=True)
     path = pathlib.Path(flags.record)
     record = json.loads(path.read_text()) if path.exists() else {}
-    record[flags.set] = {"features": extractor.name, "source": sets.source, "rows": rows}
+    record[flags.set] = {"features": extractor.name, "source": dataset.source, "rows": rows}
     atomic.write_text(path, json.dumps(record, indent=1) + "\n")
 
 

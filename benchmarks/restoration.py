@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import pfgm_jax
+from benchmarks.sets import SIZES, training_points
 from pfgm_jax import data, plots
 from pfgm_jax.data import to_unit
 from pfgm_jax.evaluation.restoration import in_range, mask_of
@@ -41,15 +42,6 @@ from pfgm_jax.metrics.image_quality import psnr, ssim
 
 POINTS, MEASUREMENTS, DRAWS = 500, 6, 40
 SIGMA_MAX = 80.0  # well above the data's norms, 7 and 29, so that the prior's centre is no part of the figures
-
-
-def _points(name, folder):
-    config = pfgm_jax.default_config().data
-    if name != "digits":
-        config.update(name=name, size=28, dir=folder)
-    images = data.load(config).train.images
-    rng = np.random.default_rng(0)
-    return to_unit(images[np.sort(rng.permutation(len(images))[:POINTS])])
 
 
 def _measured(points, task):
@@ -88,7 +80,7 @@ def _figures(indices, posterior):
 
 
 def on_exact_fields(flags):
-    points, D = _points(flags.set, flags.dir), float(flags.D)
+    points, D = training_points(flags.set, flags.dir, POINTS), float(flags.D)
     rng = np.random.default_rng(3)
     flow = process.pfgmpp(D, sigma_max=SIGMA_MAX)
     denoise = pfgm_jax.exact_denoiser(points, D)
@@ -232,7 +224,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("exact", "network", "robust"))
     parser.add_argument("runs", nargs="*", default=["pretrained:digits"])
-    parser.add_argument("--set", default="digits")
+    parser.add_argument("--set", default="digits", choices=SIZES)
     parser.add_argument("--dir", default="")
     parser.add_argument("--D", default="128")
     parser.add_argument("--task", default="denoise,inpaint,superres")

@@ -457,7 +457,8 @@ class Generator:
 
         Args:
           images: uint8 [B, H, W, C], or floats in the unit scale [-1, 1].
-          key: a PRNG key of the noise and of masks drawn at random; None takes that of the run's sample.seed.
+          key: a PRNG key of the noise and of masks drawn at random, image i's by (key, i); None takes that of the run's
+            sample.seed.
 
         Returns:
           (measurements, arguments of `restore`): `m, how = g.measured(images)`, `g.restore(m, n=8, **how)`.
@@ -469,7 +470,8 @@ class Generator:
         if not condition:
             raise UserError("this network is told nothing beside the noisy image: measure images yourself")
         y = arguments.images(images, self.shape)
-        measurement, mask = condition.measure(jax.random.split(self._key(key, self.settings), len(y)), y)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(self._key(key, self.settings), np.arange(len(y)))
+        measurement, mask = condition.measure(keys, y)
         how = {"mask": np.asarray(mask)} if condition.task == "inpaint" else {}
         return np.asarray(measurement), {"task": condition.task, **how}
 

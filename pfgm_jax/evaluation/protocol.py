@@ -131,9 +131,11 @@ def save_record(path, record):
 
 
 def say(text):
+    """Says on stderr what is under way; of several processes the first alone."""
     if parallel.is_first():
         print(text, file=sys.stderr, flush=True)
 
 
 def by(shape):
+    """A shape in words, such as 28×28×3."""
     return "×".join(map(str, shape))

@@ -53,11 +53,13 @@ def export(workdir, overrides):
 
 
 def _shown(generator):
-    """(a picture of what the network makes, how it was made): samples, or restorations of held-out images."""
+    """(a picture of what the network makes, how it was made): samples, or restorations of real images."""
     if generator.run.condition:
-        held_out = protocol.real_images(generator).val.images[: monitor.RESTORED]
-        picture = monitor.restored(generator, np.asarray(held_out), jax.random.key(generator.config.sample.seed))
-        return picture, f"Restorations of the first {len(held_out)} validation images, told {generator.run.condition}"
+        dataset = protocol.real_images(generator)
+        split = next(name for name in ("val", "test", "train") if len(getattr(dataset, name)))
+        images = np.asarray(getattr(dataset, split).images[: monitor.RESTORED])
+        picture = monitor.restored(generator, images, jax.random.key(generator.config.sample.seed))
+        return picture, f"Restorations of the first {len(images)} images of {split}, told {generator.run.condition}"
     settings = dataclasses.replace(generator.settings, guide=protocol.guide_of(generator))
     images, stats = generator.sample(settings=settings)
     return plots.picture(images), protocol.sampled(generator, settings, stats)

@@ -195,7 +195,7 @@ def example_losses(task, params, examples, keys, train, step=None):
         allowed = None if labels is None else (labels[:, None] < 0) | (labels[:, None] == reference_labels)
         mean = losses.posterior_target(task.process, x, sigma, y, references, allowed)
 
-    told = task.condition and task.condition.draw(jax.vmap(lambda key: jax.random.fold_in(key, 5))(keys), y)
+    told = task.condition and task.condition.draw(keys, y)
 
     def network(x, noise, params=params):
         x = models.beside(x, told)

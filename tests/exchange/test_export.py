@@ -105,7 +105,7 @@ def test_a_network_that_is_told_an_image(command, tmp_path):
     assert code == 0 and "gate       passed" in out and "64 restorations of held-out images" in err
     card, back = (run / "export/README.md").read_text(), pfgm_jax.load(run / "export")
     assert "told inpaint:random" in card and "g.restore(measurements" in card and "g.sample" not in card
-    assert "*Restorations of the first 12 validation images" in card
+    assert "*Restorations of the first 12 images of val" in card
     assert Image.open(run / "export/samples.png").size[0] > Image.open(run / "export/samples.png").size[1]
     images = data.load(back.config.data).test.images[:2]
     measured, how = back.measured(images, jax.random.key(0))

@@ -68,6 +68,15 @@ def test_what_is_told(text):
         np.testing.assert_array_equal(channels, m)
 
 
+@pytest.mark.parametrize("flow", [process.edm(), process.pfgmpp(8.0)], ids=["edm", "pfgmpp"])
+def test_what_is_told_has_noise_of_its_own(flow):
+    """Not that of the state by the same key, from which the image could be told exactly."""
+    y, keys = jnp.zeros((1, 16, 16, 1)), jax.random.split(jax.random.key(0), 1)
+    state, told = process.perturb(flow, keys, y, jnp.ones(1)), condition.parse("denoise:1").draw(keys, y)
+    # 256 independent pairs: a standard deviation of 1/16.
+    assert abs(np.corrcoef(np.ravel(state), np.ravel(told))[0, 1]) < 0.25
+
+
 def test_each_image_is_told_of_by_its_own_key():
     told, y = condition.parse("inpaint:random:0.3"), jnp.zeros((4, 8, 8, 1))
     keys = jax.random.split(jax.random.key(1), 4)

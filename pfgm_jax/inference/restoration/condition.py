@@ -25,6 +25,7 @@ from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration import operators
 
+OWN = 5  # folded into a key: training gives other numbers to what else it draws for an example
 _VALUES: dict[str, Any] = {"denoise": None, "inpaint": str, "superres": int, "deblur": float}
 _FORMS = "inpaint:centre, superres:2, deblur:1 or denoise:0.4, the first three with :LEVEL for noise"
 
@@ -76,8 +77,11 @@ class Condition:
     def measure(
         self, keys: PRNGKeys, y: Float[Arrays, "B H W C"]
     ) -> tuple[Float[Arrays, "B *M"], Bool[Array, "B H W 1"]]:
-        """(measurements of clean images y, what is observed of each), one key an image."""
-        pairs = jax.vmap(jax.random.split)(keys)
+        """(measurements of clean images y, what is observed of each), one key an image.
+
+        Its draws are apart from those of `process.perturb` and `Generator.restore` by the same keys.
+        """
+        pairs = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, OWN)))(keys)
         m = self.operator(y.shape[1:]).forward(jnp.asarray(y))
         m = noises.draw("gaussian", pairs[:, 0], jnp.full(len(y), self.level, y.dtype), m)
         return m, self.mask(pairs[:, 1], y.shape[1:])
