@@ -173,6 +173,8 @@ def _release(gate):
 
 
 _SAMPLE = "images, stats = g.sample(jax.random.key(0), 16)"
+_MEASURE = "evaluate the run before it is exported"
+_MEASURE_TOLD = "`--mode=restore` with `restore.simulate=True` measures restorations of images that are known"
 _RESTORE = """measurements, how = g.measured(clean_images)  # or measurements of your own
 result = g.restore(measurements, n=8, **how)  # draws, mean, std"""
 
@@ -188,7 +190,7 @@ def model_card(generator, sampled, results, gate=release_gate.Gate()):  # noqa: 
     network = f"{config.model.name}, {parameters:,} parameters"
     network += ", class-conditional" if config.model.conditional else ""
     network += f", told {generator.run.condition}" if generator.run.condition else ""
-    use = _RESTORE if generator.run.condition else _SAMPLE
+    use, how = (_RESTORE, _MEASURE_TOLD) if generator.run.condition else (_SAMPLE, _MEASURE)
     return f"""# {title}
 
 ![samples](samples.png)
@@ -212,7 +214,7 @@ g = pfgm_jax.load("THIS_FOLDER")
 
 ## Figures
 
-{figures or "None measured: evaluate the run before it is exported."}
+{figures or f"None measured: {how}."}
 
 ## Copies and membership
 

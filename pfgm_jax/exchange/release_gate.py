@@ -87,7 +87,9 @@ def examine(generator, workdir):
                        f"(p = {near.chance:.1g})")  # fmt: skip
     if area.low > AREA:
         reasons.append(f"its error tells training images from held-out ones: area {area}, above {AREA}")
+    told = generator.run.condition
     lines = (
+        *([f"samples are here restorations of held-out images, one of each, told {told}"] if told else []),
         *memorisation.text(copies).split("\n"),
         f"near copies: {near.count} samples where {near.expected:.3g} are expected, p = {near.chance:.2g} (refused "
         f"below {CHANCE:g}); exact copies are caught in 19 of 20 draws from {near.caught:.2%} of the samples on",

@@ -105,6 +105,9 @@ def test_a_network_that_is_told_an_image(command, tmp_path):
     assert code == 0 and "gate       passed" in out and "64 restorations of held-out images" in err
     card, back = (run / "export/README.md").read_text(), pfgm_jax.load(run / "export")
     assert "told inpaint:random" in card and "g.restore(measurements" in card and "g.sample" not in card
+    assert (
+        "restore.simulate=True" in card and "samples are here restorations" in card and "evaluate the run" not in card
+    )
     assert "*Restorations of the first 12 images of val" in card
     assert Image.open(run / "export/samples.png").size[0] > Image.open(run / "export/samples.png").size[1]
     images = data.load(back.config.data).test.images[:2]
