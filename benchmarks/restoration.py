@@ -2,7 +2,7 @@
 
     python -m benchmarks.restoration exact --set=digits --D=128 [--task=denoise,inpaint,superres]
     python -m benchmarks.restoration exact --set=bloodmnist --D=inf [--dir=FOLDER]
-    python -m benchmarks.restoration network RUN [RUN …] [--images=200] [--task=denoise,inpaint,superres]
+    python -m benchmarks.restoration network RUN [RUN …] [--images=200] [--task=denoise,inpaint,superres,deblur]
     python -m benchmarks.restoration robust RUN [RUN …] [--images=100] [--picture=FILE]
 
 `exact`: the posterior over 500 training images given noisy measurements of some of them, at a noise that leaves 3 to 50
@@ -13,9 +13,9 @@ method's draws, beside that of the posterior's own draws. A method that is calib
 draws. `off` is the share of draws that end further than a tenth of the noise-free pixel range from any image.
 
 `network`: PSNR and SSIM of the mean, the Fréchet distance of single draws to the truth in pixels, and the share of
-hidden values within the range of 5 draws (67 % if calibrated), at 1 and 35 evaluations; noise 0.6 for denoising, none
-for inpainting the centre and for superres, ×2. A RUN that is told an image (data.condition denoise:0.6, inpaint:centre
-or superres:2) restores what it is told.
+hidden values within the range of 5 draws (67 % if calibrated), at 1, 35 and 300 evaluations; noise 0.6 for denoising,
+0.1 for the blur of 1 pixel, none for inpainting the centre and for superres, ×2. A RUN that is told an image
+(data.condition denoise:0.6, inpaint:centre, superres:2 or deblur:1:0.1) restores what it is told.
 
 `robust`: the PSNR of E[y | x, σ], one evaluation, where the noise is not σ: on the exact fields of the training digits,
 and by the runs, which are of digits too.
@@ -157,11 +157,13 @@ def on_networks(flags):
 def _tasks(clean):
     """(task, arguments, measurement, hidden values) of each task."""
     shape, everywhere = clean.shape[1:], np.ones(clean.shape, bool)
-    noisy = clean + 0.6 * np.random.default_rng(0).normal(size=clean.shape).astype(np.float32)
-    yield "denoise", {"level": 0.6}, noisy, everywhere
+    normal = np.random.default_rng(0).normal(size=clean.shape).astype(np.float32)
+    yield "denoise", {"level": 0.6}, clean + 0.6 * normal, everywhere
     mask = mask_of("centre", shape, 0)
     yield "inpaint", {"mask": mask}, clean, np.broadcast_to(~mask[..., None], clean.shape)
     yield "superres", {"factor": 2}, np.asarray(operators.average(2, shape).forward(jnp.asarray(clean))), everywhere
+    blurred = np.asarray(operators.blur(1.0, shape).forward(jnp.asarray(clean)))
+    yield "deblur", {"width": 1.0, "level": 0.1}, blurred + 0.1 * normal, everywhere
 
 
 def _ways(task, generator):

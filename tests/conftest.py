@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, so that device counts can be compared in one process."""
 
+import fnmatch
 import importlib.metadata
 import os
 import pathlib
@@ -32,11 +33,18 @@ CHECKED = ["flow", "sampling", "inference", "metrics", "generator"]
 jaxtyping.install_import_hook([f"pfgm_jax.{room}" for room in CHECKED], "checked.types")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    unused = {(path, test, p) for path, tests in variants.QUICK.items() for test, kept in tests.items() for p in kept}
     for item in items:
-        names = variants.SLOW.get(item.path.relative_to(TESTS).as_posix(), ())
-        if item.name in names or item.name.partition("[")[0] in names:
+        path = item.path.relative_to(TESTS).as_posix()
+        test, _, variant = item.name.partition("[")
+        patterns = variants.QUICK.get(path, {}).get(test, {"*"})
+        quick = {pattern for pattern in patterns if fnmatch.fnmatchcase(variant.removesuffix("]"), pattern)}
+        unused -= {(path, test, pattern) for pattern in quick}
+        if test in variants.SLOW.get(path, ()) or not quick:
             item.add_marker(pytest.mark.slow)
+    if unused and config.args == ["tests"]:  # all were collected, and a renamed variant would be slow in silence
+        raise pytest.UsageError(f"tests/variants.py names what is not there: {sorted(unused)}")
 
 
 @pytest.fixture
