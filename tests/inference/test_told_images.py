@@ -166,7 +166,10 @@ def test_conditions_that_are_none(text):
     ("config", "words"),
     [
         (lambda: told_config("superres:2", **{"train.large_batch": 1437}), "use train.large_batch=0"),
-        (lambda: told_config("superres:3"), "divide the 8×8 pixels"),
+        (
+            lambda: told_config("superres:3"),
+            "data.condition=superres:3: factor=3 must be at least 2 and divide the 8×8 pixels",
+        ),
         (lambda: told_config("superres:2", **{"model.name": "ncsnv2"}), "takes no image beside"),
     ],
 )

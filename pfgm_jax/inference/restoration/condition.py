@@ -65,7 +65,10 @@ class Condition:
           UserError: a factor that does not divide the sides, or another value that is none.
         """
         if self.task == "superres":
-            return operators.average(self.value, tuple(shape))
+            try:
+                return operators.average(self.value, tuple(shape))
+            except UserError as error:
+                raise UserError(f"data.condition={self}: {error}") from None
         return operators.blur(self.value, tuple(shape)) if self.task == "deblur" else operators.identity
 
     def mask(self, keys: PRNGKeys, shape: tuple[int, ...]) -> Bool[Array, "B H W 1"]:
