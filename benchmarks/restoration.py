@@ -3,7 +3,7 @@
     python -m benchmarks.restoration exact --set=digits --D=128 [--task=denoise,inpaint,superres]
     python -m benchmarks.restoration exact --set=bloodmnist --D=inf [--dir=FOLDER]
     python -m benchmarks.restoration network RUN [RUN …] [--images=200] [--task=denoise,inpaint,superres,deblur]
-    python -m benchmarks.restoration robust RUN [RUN …] [--images=100] [--picture=FILE]
+    python -m benchmarks.restoration robust RUN [RUN …] [--images=200] [--picture=FILE]
 
 `exact`: the posterior over 500 training images given noisy measurements of some of them, at a noise that leaves 3 to 50
 effective images. Draws of the exact conditional flow, and of every method on the exact *unconditional* field, are

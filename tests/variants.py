@@ -122,10 +122,8 @@ QUICK = {
         "test_flow_map_is_that_of_scipy": {"128", "inf"},
         "test_every_evaluation_keeps_the_laws": {"1-*", "inf-*"},
     },
-    "sampling/test_posterior_trace.py": {
-        "test_noise_by_the_curve_is_nearly_that_of_the_exact_field": {"heun-options1"}
-    },
-    "sampling/test_reverse_sde.py": {"test_marginals": {"1-0.5", "1-2.0", "128-0.5", "3.5-0.5", "inf-0.5"}},
+    "sampling/test_posterior_trace.py": {"test_noise_by_the_curve_is_nearly_that_of_the_exact_field": {"sde-*"}},
+    "sampling/test_reverse_sde.py": {"test_marginals": {"1-2.0"}},
     "sampling/test_search.py": {"test_a_searched_grid_leads_nearer_to_the_flow_s_end": {"inf"}},
     "sampling/test_stochastic.py": {
         "test_mean_and_covariance_are_those_of_the_formulas": {

@@ -56,6 +56,16 @@ def test_other_lengths_are_near_the_directly_tracked_one(width, tmp_path):
     assert averages.coefficients(range(every, T + 1, every), width)[1] < 0.005
 
 
+@pytest.mark.parametrize(
+    "checkpoints, least, most, near", [(32, 0.02, 0.25, 0.05), (8, 0.03, 0.2, 0.102)], ids=["32", "8"]
+)
+def test_how_many_checkpoints_make_which_lengths(checkpoints, least, most, near):
+    """As docs/training.md says."""
+    error = lambda width: averages.coefficients(range(1, checkpoints + 1), width)[1]
+    assert max(map(error, np.geomspace(least, most, 20))) < near
+    assert error(least / 2) > near
+
+
 def test_constant_weights_have_that_average():
     parts, _ = averages.coefficients([100, 200, 300, 400], 0.2)
     np.testing.assert_allclose(parts.sum(), 1, rtol=1e-12)
