@@ -2,7 +2,7 @@
 
     python -m benchmarks.restoration exact --set=digits --D=128 [--task=denoise,inpaint,superres]
     python -m benchmarks.restoration exact --set=bloodmnist --D=inf [--dir=FOLDER]
-    python -m benchmarks.restoration network RUN [RUN …] [--images=200] [--task=denoise,inpaint,superres,deblur]
+    python -m benchmarks.restoration network RUN [RUN …] [--images=200] [--task=denoise,…,deblur] [--dir=FOLDER]
     python -m benchmarks.restoration robust RUN [RUN …] [--images=200] [--picture=FILE]
 
 `exact`: the posterior over 500 training images given noisy measurements of some of them, at a noise that leaves 3 to 50
@@ -30,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import pfgm_jax
-from benchmarks.sets import SIZES, training_points
-from pfgm_jax import data, plots
+from benchmarks.sets import SIZES, load, training_points
+from pfgm_jax import plots
 from pfgm_jax.data import to_unit
 from pfgm_jax.evaluation.restoration import in_range, mask_of
 from pfgm_jax.flow import process
@@ -132,7 +132,7 @@ def on_networks(flags):
     print(f"{'run':24}{'task':10}{'method':13}{'calls':>6}{'PSNR':>7}{'SSIM':>7}{'Fréchet':>9}{'in range':>10}{'s':>6}")
     for run in flags.runs:
         generator = pfgm_jax.load(run).with_overrides({"sample.batch": 600})
-        sets = data.load(generator.config.data)
+        sets = load(generator.config.data.name, flags.dir)
         truth = np.concatenate([sets.test.images, sets.val.images])[: flags.images]
         clean = to_unit(truth)
         reference = clean.reshape(len(clean), -1)
