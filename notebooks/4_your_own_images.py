@@ -5,6 +5,7 @@
 
 # %%
 import pathlib
+import re
 
 from IPython.display import Image, Markdown, display
 from PIL import Image as Pillow
@@ -64,4 +65,6 @@ run(
 
 # %%
 run(["--mode=export", "--workdir=runs/mine", "--config.export.samples=180"])
-display(Markdown(pathlib.Path("runs/mine/export/README.md").read_text()))
+card = pathlib.Path("runs/mine/export/README.md")
+parts = re.split(r"!\[.*\]\((.*)\)", card.read_text())  # texts and the names of pictures in turn
+display(*(Image(card.parent / part) if i % 2 else Markdown(part) for i, part in enumerate(parts)))
