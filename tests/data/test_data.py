@@ -1,8 +1,10 @@
 """Data: bytes to the unit scale, the epoch order, the digits, and MedMNIST files, good and bad."""
 
 import hashlib
+import importlib.util
 import math
 import os
+import subprocess
 import sys
 import types
 import zipfile
@@ -187,6 +189,15 @@ def test_digits():
     np.testing.assert_array_equal(again.test.images, digits.test.images)
     with pytest.raises(UserError, match="data.size=8"):
         data.load(config(size=28))
+
+
+def test_digits_need_no_import_of_the_library(monkeypatch):
+    """A third of a command's start would be that import; where the file is not found the library gives it."""
+    code = "import sys; from pfgm_jax import config, data; data.load(config.default().data); print('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    there = data.load(config())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    np.testing.assert_array_equal(data.load(config()).train.images, there.train.images)
 
 
 def test_wrong_arrays_are_refused():
