@@ -11,7 +11,7 @@ import pytest
 import pfgm_jax
 from configs import toy
 from pfgm_jax import config as config_lib
-from pfgm_jax import data, run_record
+from pfgm_jax import data, generator, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.generator import Generator
@@ -210,6 +210,19 @@ def test_stages_follow_the_step():
     np.testing.assert_array_equal(losses[0], losses[1])  # 16 steps in four stages
     assert (losses[1] != losses[2]).any()
     np.testing.assert_array_equal(losses[3], losses[4])
+
+
+def test_levels_are_chosen_whatever_the_batch(monkeypatch):
+    """Three of them, falling; from more samples than there are validation images, as fewer do not resolve them."""
+    monkeypatch.setattr(tune, "SAMPLES", 96)
+    g = generator.load("pretrained:digits")
+    split = data.load(g.config.data).val
+    chosen = {tune.choose_levels(g.with_overrides({"sample.batch": size}), split) for size in (96, 48)}
+    assert len(chosen) == 1
+    levels = [float(level) for level in chosen.pop().split(",")]
+    assert len(levels) == tune.MOST_LEVELS and levels == sorted(set(levels), reverse=True)
+    for size in (1, 0):
+        assert tune.choose_levels(g, data.Split(split.images[:size], split.labels[:size])) is None
 
 
 def test_energy_distance_of_normals():
