@@ -339,7 +339,7 @@ class Generator:
         key, first = self._key(key, settings), arguments.whole("first", first, 0)
         framed = None if framed is None else arguments.whole("framed", framed, 0)
         states = options.get("frames", 0) * (n if framed is None else min(n, framed))
-        arguments.require_memory("n", first + n, self.shape)
+        arguments.require_memory("n", n, self.shape)
         arguments.require_memory("frames × samples", states, self.shape)
         if isinstance(settings.labels, str):
             labels = labels_for(self.run, settings.labels, first + n, key)[first:]
@@ -499,7 +499,8 @@ class Generator:
         x = restoration.measurements(measurement, asked)
         n, key, labels = arguments.whole("n", n, 1), self._key(key, self.settings), self._labels_of(labels, len(x))
         arguments.require_memory("n", n * len(x), self.shape)
-        return restoration.restore(self._weighted, x, asked, n, key, labels, self.derived["std"], progress)
+        std = self.derived.get("std", self.derived["sigma_data"])  # imported weights know what they were trained with
+        return restoration.restore(self._weighted, x, asked, n, key, labels, std, progress)
 
 
 def load(workdir: str | os.PathLike, step: Any = None) -> Generator:

@@ -15,7 +15,7 @@ from pfgm_jax import generator as generator_lib
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import process
-from pfgm_jax.generator import Generator
+from pfgm_jax.generator import Generator, arguments
 from pfgm_jax.sampling import batches, progress
 
 
@@ -533,3 +533,10 @@ def test_a_notebook_shows_what_it_is_and_its_picture():
     assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in shown
     alone = pfgm_jax.Generator(g.run, g.params)  # made in memory: no folder, no picture
     assert "<img" not in alone._repr_html_() and alone._repr_png_() is None
+
+
+def test_a_part_of_a_large_set_needs_the_memory_of_the_part(generator, monkeypatch):
+    asked = []
+    monkeypatch.setattr(arguments, "require_memory", lambda name, n, shape: asked.append(n))
+    generator.sample(jax.random.key(0), 2, first=50)
+    assert max(asked) == 2

@@ -43,7 +43,8 @@ def pixel_score(generator, folder, workdir, overrides):
         protocols[solver] = protocol.sampled(generator, settings, stats)
     protocol.say("sampling from an untrained network, and scoring all")
     params = jax.device_get(jax.jit(lambda: models.init(generator.model, generator.shape))())
-    untrained, _ = generator.with_params(params).sample(settings=settings)
+    # With the grid and the noise of the trained weights' schedule: it has none of its own.
+    untrained, _ = generator.with_params(params).sample(settings=generator.prepared(settings))
     rows["untrained network"] = scorer.score(untrained)
     for name, images in controls(digits.train.images, digits.train.labels, held_out, held_out_labels).items():
         rows[name] = scorer.score(images)

@@ -105,9 +105,11 @@ def _other(name, own, dataset):
     """The images of likelihood.against: a data set by name or a folder, of the size of the run's."""
     config = ConfigDict(own.to_dict()).unlock()
     if pathlib.Path(name).is_dir():
-        config.update(name="folder", dir=name, channels=dataset.shape[-1], val=0.0, test=0.0)  # all of its images
+        config.update(name="folder", dir=name, group="", channels=dataset.shape[-1], val=0.0, test=0.0)  # all of it
     else:
-        config.update(name=name)
+        config.update(name=name, pages="first", window="", group="")
+        if own.name in ("folder", "npz") or own.name.startswith("tfds:"):
+            config.update(dir="")  # that of the run's own images
     try:
         other = data.load(config)
     except UserError as error:

@@ -48,11 +48,12 @@ def restore(workdir, source, overrides):
         raise UserError("this run is of points in the plane, and restoration is of images")
     how = _how(generator)
     task = restoration.task(settings.task, generator.shape, generator.process, condition=generator.run.condition, **how)
-    given = read(source, generator.shape if settings.simulate else task.measured)
+    given = read(source, generator.shape if settings.simulate else task.measured, _window(generator))
     label = _label(generator, settings.label)
     key = jax.random.key(settings.seed)
     measured = _simulated(given.images, task, key) if settings.simulate else to_unit(given.images)
-    facts = [generator.step, generator.weights_digest, dict(settings), digests.sha256(given.images), given.names]
+    seen = None if task.mask is None else digests.sha256(np.asarray(task.mask))
+    facts = [generator.step, generator.weights_digest, dict(settings), digests.sha256(given.images), given.names, seen]
     folder = atomic.writable(pathlib.Path(workdir, "restored", f"{settings.task}-{naming.key_of(facts)}"))
     with atomic.writing_to(folder):
         results = _each(generator, settings, how, measured, given.names, label, folder)
@@ -98,17 +99,27 @@ def mask_of(text, shape, seed):
     return read_image(path, (H, W, 1))[..., 0] > 127
 
 
+def _window(generator):
+    """The values that the run took for black and white in files of more than 8 bits, None for a whole type."""
+    window = generator.derived.get("window")
+    return window and tuple(window)
+
+
 def _label(generator, text):
     """The class that the network is given, None for none."""
     if not text:
+        if generator.classes and not generator.config.train.label_dropout:
+            raise UserError("this network was never trained without a label: say which, restore.label=NAME")
         return None
     if not generator.classes:
         raise UserError("this network was trained without labels: leave restore.label out")
     return int(generator.labels(n=1, labels=text)[0])
 
 
-def read(source, shape):
+def read(source, shape, window=None):
     """The Source of images of `shape` (H, W, C) in a folder, or in an npz file's `images`: bytes, or floats (npz).
+
+    `window` is black and white of files of more than 8 bits, as `image_files.Square` takes it.
 
     Raises:
       UserError: no images there, or of another size or type.
@@ -130,13 +141,13 @@ def read(source, shape):
     paths = folder_listing.find(path).paths
     if not paths:
         raise UserError(f"{path} holds no images ({', '.join(s[1:] for s in image_files.SUFFIXES)})")
-    images = image_files.each(lambda i: read_image(paths[i], shape), len(paths), "reading images")
+    images = image_files.each(lambda i: read_image(paths[i], shape, window), len(paths), "reading images")
     names = [naming.safe(str(pathlib.Path(p).relative_to(path).with_suffix(""))) for p in paths]
     names = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
     return Source(np.stack(images), names)
 
 
-def read_image(path, shape):
+def read_image(path, shape, window=None):
     """uint8 [H, W, C] of an image file.
 
     Raises:
@@ -144,7 +155,7 @@ def read_image(path, shape):
     """
     H, W, C = shape
     try:
-        decoded = image_files.decode(path, image_files.Square(H, resample=Image.Resampling.NEAREST))
+        decoded = image_files.decode(path, image_files.Square(H, window=window, resample=Image.Resampling.NEAREST))
     except image_files.Unreadable as error:
         raise UserError(f"{path} gives no image ({', '.join(error.args)}): replace it or take it out") from None
     if (decoded.height, decoded.width) != (H, W):
@@ -181,8 +192,8 @@ def _each(generator, settings, how, measured, names, label, folder):
                 for row, i in enumerate(part):
                     _save(result, row, path(i))
             bar.update(len(part))
-    stored = [np.load(path(i), allow_pickle=False) for i in range(len(measured))]
-    return {name: np.stack([each[name] for each in stored]) for name in ("draws", "mean", "std", "level")}
+    stored = [_stored(path(i)) for i in range(len(measured))]
+    return {name: np.stack([each[name] for each in stored]) for name in stored[0]}
 
 
 def _save(result, row, path):
@@ -196,6 +207,11 @@ def _save(result, row, path):
         )
 
 
+def _stored(path):
+    with np.load(path, allow_pickle=False) as file:  # closed again: a process may hold 1024 files, and images are many
+        return {name: file[name] for name in ("draws", "mean", "std", "level")}
+
+
 def _map(std):
     """Uncertainty [..., H, W, C] as grey levels [..., H, W, 1]: the root mean square over channels, WHITE as 255."""
     rms = np.sqrt(np.mean(np.square(std), axis=-1, keepdims=True))
@@ -207,7 +223,8 @@ def sheet(measured, results, truth, mask, shape):
 
     Args:
       measured: [B, *M] in the unit scale, M an image or none that can be shown. results: as `_each` has them.
-      truth: uint8 [B, H, W, C] or None. mask: bool or None; what was not observed is grey.
+      truth: [B, H, W, C], bytes or floats in the unit scale, or None.
+      mask: bool or None; what was not observed is grey.
     """
     rows, C = [], shape[-1]
     if measured.ndim == 4 and measured.shape[-1] == C and shape[0] % measured.shape[1] == 0:
@@ -219,7 +236,7 @@ def sheet(measured, results, truth, mask, shape):
     rows += [(f"draw {i + 1}", to_uint8(some)) for i, some in enumerate(draws[:3])]
     rows.append((f"std, white = {WHITE:g}", np.repeat(_map(results["std"]), C, axis=-1)))
     if truth is not None:
-        rows.append(("truth", truth))
+        rows.append(("truth", to_uint8(to_unit(truth))))
     return plots.labelled_rows([(text, images[:SHOWN]) for text, images in rows])
 
 

@@ -56,10 +56,11 @@ def _shown(generator):
     """(a picture of what the network makes, how it was made): samples, or restorations of real images."""
     if generator.run.condition:
         dataset = protocol.real_images(generator)
-        split = next(name for name in ("val", "test", "train") if len(getattr(dataset, name)))
-        images = np.asarray(getattr(dataset, split).images[: monitor.RESTORED])
-        picture = monitor.restored(generator, images, jax.random.key(generator.config.sample.seed))
-        return picture, f"Restorations of the first {len(images)} images of {split}, told {generator.run.condition}"
+        name = next(name for name in ("val", "test", "train") if len(getattr(dataset, name)))
+        split, key = getattr(dataset, name), jax.random.key(generator.config.sample.seed)
+        shown = min(len(split), monitor.RESTORED)
+        how = f"Restorations of the first {shown} images of {name}, told {generator.run.condition}"
+        return monitor.restored(generator, split, key), how
     settings = dataclasses.replace(generator.settings, guide=protocol.guide_of(generator))
     images, stats = generator.sample(settings=settings)
     return plots.picture(images), protocol.sampled(generator, settings, stats)

@@ -101,10 +101,12 @@ def examine(generator, workdir):
 
 def _copies(generator, dataset, held_out, folder):
     """(Memorisation of export.samples samples, path of its panel)."""
-    images = np.concatenate([split.images[:] for split in held_out])
+    images, labels = (np.concatenate([part[:] for part in parts])
+                      for parts in zip(*((split.images, split.labels) for split in held_out), strict=True))  # fmt: skip
     mirror = bool(generator.config.train.flip or generator.config.train.augment)
     with atomic.writing_to(folder):
-        key, samples = _restorations(generator, images) if generator.run.condition else _samples(generator, folder)
+        told = generator.run.condition
+        key, samples = _restorations(generator, images, labels) if told else _samples(generator, folder)
         copies = memorisation.memorisation(samples, dataset.train.images, images, mirror=mirror)
         panel = f"{folder}/gate-{naming.key_of([key, len(samples)])}-{PANEL}"
         memorisation.plot(copies, panel)
@@ -120,13 +122,14 @@ def _samples(generator, folder):
     return key, sample_cache.images_of(folder, key, n)
 
 
-def _restorations(generator, images):
+def _restorations(generator, images, labels):
     """(what they depend on, uint8 images) of a restoration of each of the first export.samples of some images."""
     images = images[: generator.config.export.samples]
     print(f"release gate: {len(images):,} restorations of held-out images", file=sys.stderr, flush=True)
     key = jax.random.key(0)
     measurements, how = generator.measured(images, key)
-    draws = generator.restore(measurements, n=1, key=key, **how).draws[0]
+    labels = labels[: len(images)] if generator.classes else None
+    draws = generator.restore(measurements, n=1, key=key, labels=labels, **how).draws[0]
     return [generator.weights_digest, str(generator.run.condition)], to_uint8(draws)
 
 

@@ -88,9 +88,10 @@ def _written(process, text, steps):
         raise UserError(f"the grid {text} has {len(sigmas)} levels, and steps is {steps}: give as many")
     if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0):
         raise UserError(f"the levels of a grid must fall and stay above 0, got {text}")
-    ends = np.array([process.sigma_max, process.sigma_min])
+    up = process.sigma_max < process.sigma_min  # the way of `inference.upwards`
+    ends = np.sort([process.sigma_max, process.sigma_min])[::-1]
     # A thousandth: texts are rounded.
     if not np.allclose(sigmas[[0, -1]], ends, rtol=1e-3, atol=0):
         raise UserError(f"the grid {text} must lead from σ_max = {ends[0]:g} to σ_min = {ends[1]:g}")
     sigmas[[0, -1]] = ends
-    return sigmas
+    return sigmas[::-1] if up else sigmas

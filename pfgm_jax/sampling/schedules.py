@@ -116,7 +116,7 @@ def prepared(
     elif settings.solver == "auto" and "grid" not in options and sampling.choice(steps)[0] == "ipndm":
         if schedule is not None and schedule.weights == own()[0]:
             settings = settings.changed(grid=schedule.grids.get(steps))
-    if settings.draws_noise and not flow.is_gaussian:
+    if settings.draws_noise and not flow.is_gaussian and settings.second_moment is None:
         trace = required(f"{settings.solver} with noise at D = {flow.D:g}").trace
         settings = dataclasses.replace(settings, second_moment=trace._replace(D=flow.D))
     return settings

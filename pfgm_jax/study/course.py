@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pfgm_jax import run_record
 from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.metrics.tables import aligned
-from pfgm_jax.storage import atomic, checkpoint, safetensors
-from pfgm_jax.study import report, stages
+from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
+from pfgm_jax.study import plan, report, stages
 from pfgm_jax.study.findings import ALSO, OWN
 
 
@@ -51,10 +52,12 @@ def study(description, entries, workdir):
     """Trains, measures and reports the Entries of a Study; returns its table of states and where the report is.
 
     Raises:
-      UserError: a folder that cannot be written. What goes wrong in a stage is kept in the table of states, and the
-        others go on.
+      UserError: a folder that cannot be written, or runs there with settings that the study has no more. What goes
+        wrong in a stage is kept in the table of states, and the others go on.
     """
     folder = atomic.writable(workdir)
+    for entry in entries:
+        _require_same(entry)
     tasks = _tasks(description, entries, folder)
     begun, failures = time.perf_counter(), {}
     if description.measure:
@@ -78,7 +81,8 @@ def study(description, entries, workdir):
 def _tasks(description, entries, folder):
     """Every Task of a study, in the order in which they are done: what most of the report needs comes first."""
     measure = _Measures()
-    places = [stages.Place(description, entry, folder / "records" / entry.folder.name, measure) for entry in entries]
+    places = [stages.Place(description, entry, folder / "records" / plan.folder_name(entry.name), measure)
+              for entry in entries]  # fmt: skip
     seen = [description.features, description.split]
     n, solver, number = description.n, *description.headline
     tasks = [Task("train", place, [place.entry.config.train.images], functools.partial(stages.train, place))
@@ -136,12 +140,24 @@ class _Measures:
         return self._made[key]
 
 
+def _require_same(entry):
+    """Raises UserError where the run that the study has trained for an entry is of other settings than it has now."""
+    if entry.trained_here and (entry.folder / "config.json").exists():
+        recorded, _ = run_record.load(entry.folder)
+        if different := run_record.differences(entry.config, recorded):
+            raise UserError(
+                f"{entry.name}: {entry.folder} holds a run with another {', '.join(different)}; rename the variant, "
+                "use another workdir, or its values"
+            )
+
+
 def _weights(entry):
-    """What tells the weights of an entry from its earlier ones: the step of its newest checkpoint, None without."""
+    """What tells the weights of an entry from its earlier ones and from another run's; None without weights."""
     there = checkpoint.steps(entry.folder) if entry.folder.exists() else []
-    if there:
-        return there[-1]
-    return 0 if (entry.folder / safetensors.EXPORTED).exists() else None
+    exported = entry.folder / safetensors.EXPORTED
+    if not there and not exported.exists():
+        return None
+    return [there[-1] if there else digests.of_file(exported), run_record.fingerprint(run_record.read(entry.folder))]
 
 
 def _path(task):

@@ -124,9 +124,9 @@ def entries(study, path, workdir, overrides):
     first, later, folders = [], [], {}
     base = _config(study, path, Variant(), overrides)
     for name, variant in study.variants.items():
-        if folders.setdefault(_folder_name(name), name) != name:
+        if folders.setdefault(folder_name(name), name) != name:
             raise UserError(
-                f"the variants {folders[_folder_name(name)]!r} and {name!r} would share a folder: rename one"
+                f"the variants {folders[folder_name(name)]!r} and {name!r} would share a folder: rename one"
             )
         if variant.run:
             folder = atomic.expanded(variant.run)
@@ -140,7 +140,7 @@ def entries(study, path, workdir, overrides):
             changed = len(run_record.differences(config, base))
             config.seed = seed
             suffix = f", seed {seed}" if i else ""
-            folder = pathlib.Path(workdir, "runs", _folder_name(name + suffix))
+            folder = pathlib.Path(workdir, "runs", folder_name(name + suffix))
             (later if i else first).append(Entry(name + suffix, name, config, folder, variant.own, True, changed))
     return first + later
 
@@ -156,7 +156,8 @@ def _config(study, path, variant, overrides):
     return config
 
 
-def _folder_name(name):
+def folder_name(name):
+    """What the folders of a variant are called."""
     return re.sub(r"[^\w.-]+", "_", name.replace("++", "pp")).strip("_").lower()
 
 

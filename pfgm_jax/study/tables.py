@@ -124,16 +124,16 @@ def fewest(findings):
         best, near = found
         most = max(findings.points(entry), key=lambda point: point["nfe"])
         worst = []
-        for solver, values in findings.study.ways.items():
+        for solver in findings.study.ways:
             own = [point for point in findings.points(entry) if point["solver"] == solver]
-            if len(own) > 1 and len(values) > 1:
-                few, many = own[values.index(min(values))], own[values.index(max(values))]
+            if len(own) > 1:
+                few, many = (pick(own, key=lambda point: point["nfe"]) for pick in (min, max))
                 ratio = few["figures"][distance]["value"] / many["figures"][distance]["value"]
                 worst.append(f"{solver} {ratio:.3g}")
         show = lambda point: f"{point['solver']}, {point['nfe']:.4g}: {number(point['figures'][distance]['value'])}"
         rows.append([entry.name, show(best), show(near), f"{most['nfe'] / near['nfe']:.3g}", ", ".join(worst)])
     header = ["", "best", f"fewest within {CLOSE - 1:.0%} of it", "times fewer than the most tried",
-              "distance at the first setting over that at the last"]  # fmt: skip
+              "distance at the fewest evaluations over that at the most"]  # fmt: skip
     note = "solver, evaluations: distance; intervals are in the table above, and a ratio of 1 is a solver without loss"
     return Table("fewest", "How few evaluations do", header, rows, note)
 

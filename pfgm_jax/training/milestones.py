@@ -34,7 +34,7 @@ class Milestones:
         self._log, self._meter, self._interrupt, self._saved = log, meter, interrupt, step
         self._saver = Saver(self._write)
         self._evaluate = monitor.evaluation(config, task, dataset, source, log)
-        self._show = monitor.picture(config, derived, workdir, dataset.train.images, log)
+        self._show = monitor.picture(config, derived, workdir, dataset.train, log)
         self._losses = run_folder.validation_losses(workdir, task.batch)
 
     def __enter__(self):

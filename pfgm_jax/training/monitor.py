@@ -87,8 +87,8 @@ def picture_path(workdir, step):
     return pathlib.Path(workdir, "samples", f"step_{step:08d}.png")
 
 
-def picture(config, derived, workdir, real, log):
-    """`show(ema, step)`: a picture of samples, beside `real` ones where they are points.
+def picture(config, derived, workdir, split, log):
+    """`show(ema, step)`: a picture of samples, beside the `split`'s where they are points.
 
     An early network that the solver cannot follow is no reason to stop.
     """
@@ -99,9 +99,9 @@ def picture(config, derived, workdir, real, log):
         key = jax.random.key(config.sample.seed)
         try:
             if run.condition:
-                drawn = restored(trained, np.asarray(real[:RESTORED]), key)
+                drawn = restored(trained, split, key)
             else:
-                drawn = plots.picture(trained.sample(key, config.sample.n, progress=False)[0], real)
+                drawn = plots.picture(trained.sample(key, config.sample.n, progress=False)[0], split.images)
         except UserError as error:
             log.say(f"{seen:>10,} images: no samples yet: {error}")
             return
@@ -115,10 +115,12 @@ def picture(config, derived, workdir, real, log):
     return show
 
 
-def restored(trained, images, key):
-    """A picture of what a network that is told an image makes of measurements of `images`, uint8 [n, H, W, C]."""
+def restored(trained, split, key):
+    """A picture of what a network that is told an image makes of measurements of the first images of a Split."""
+    images = np.asarray(split.images[:RESTORED])
+    labels = split.labels[:RESTORED] if trained.classes else None
     measurement, how = trained.measured(images, key)
-    result = trained.restore(measurement, n=2, key=key, progress=False, **how)
+    result = trained.restore(measurement, n=2, key=key, labels=labels, progress=False, **how)
     seen = to_uint8(np.asarray(trained.run.condition.told(measurement, how.get("mask")))[..., : images.shape[-1]])
     draws = to_uint8(result.draws)
     return plots.labelled_rows([("told", seen), ("draw 1", draws[0]), ("draw 2", draws[1]), ("truth", images)])

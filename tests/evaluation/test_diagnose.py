@@ -19,6 +19,7 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import diagnose
 from pfgm_jax.evaluation.diagnose import journey, norms, quality, quantise, robustness, solvers, subject, truth
 from pfgm_jax.flow import process
+from pfgm_jax.inference import FLOW_SOLVERS
 
 PARAMS = {"conv": {"kernel": np.linspace(-1, 3, 200).reshape(10, 20).astype(np.float32), "bias": np.ones(3)},
           "norm": {"kernel": np.ones((2, 2), np.float32)}}  # fmt: skip
@@ -232,3 +233,12 @@ def test_points_move_along_their_axis():
     x = np.array([5.0, 9.0, 45.0])
     np.testing.assert_allclose(quality.moved(x, 0.1, log=False), x + 4)
     np.testing.assert_allclose(quality.moved(x, 0.5, log=True), 3 * x)
+
+
+def test_every_run_and_every_solver_has_a_look_of_its_own():
+    flow = types.SimpleNamespace(process=process.edm(sigma_max=80.0))
+    names = diagnose._names(["first/run", "second/run"], [flow, flow])
+    assert len(set(names)) == 2 and "first/run" in names[0]
+    assert diagnose._names(["a/one", "b/two"], [flow, flow])[0].endswith("(one)")
+    looks = solvers.looks(FLOW_SOLVERS)
+    assert len(set(looks.values())) == len(FLOW_SOLVERS) > 7

@@ -9,6 +9,7 @@ from PIL import Image
 
 import pfgm_jax
 from pfgm_jax import stored_run
+from pfgm_jax.config import default
 from pfgm_jax.evaluation import likelihood
 
 
@@ -66,6 +67,14 @@ def test_all_images_of_a_folder_are_compared_with(tmp_path):
         Image.new("L", (8, 8), 20 * i).save(tmp_path / f"{i}.png")
     against = likelihood.compared(g.with_overrides({"likelihood.against": str(tmp_path)}))[str(tmp_path)]
     assert sorted(against.mean(axis=(1, 2, 3))) == [20 * i for i in range(9)]
+
+
+@pytest.mark.parametrize("own", [{"name": "npz", "dir": "/mine.npz"}, {"name": "folder", "dir": "/mine", "group": "p"}])
+def test_a_set_by_name_is_compared_with_whatever_the_run_s_own_images_are(own):
+    config = default().data
+    config.update(own)
+    digits = pfgm_jax.load_data(default().data)
+    np.testing.assert_array_equal(likelihood._other("digits", config, digits).images, digits.test.images)
 
 
 @pytest.mark.parametrize(

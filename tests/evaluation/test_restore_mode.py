@@ -1,14 +1,20 @@
 """--mode=restore from the command line, on the weights that come with the package."""
 
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_generator import make
 
 from pfgm_jax import data, stored_run
+from pfgm_jax import run as run_lib
 from pfgm_jax.config import default
+from pfgm_jax.errors import UserError
+from pfgm_jax.evaluation import restoration
+from pfgm_jax.generator import Generator
 
 
 @pytest.fixture
@@ -99,3 +105,55 @@ def test_no_images(command, run, tmp_path):
                         ("gone", "does not exist")):  # fmt: skip
         code, _, err = command("--mode=restore", f"--workdir={run}", f"--source={tmp_path / name}")
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+def test_another_mask_of_the_same_name_is_another_restoration(run, folder, tmp_path):
+    mask = np.full((8, 8), 255, np.uint8)
+    mask[:4] = 0
+    settings = {"restore.simulate": True, "restore.n": 2, "restore.steps": 2, "restore.resample": 1,
+                "restore.mask": str(tmp_path / "mask.png")}  # fmt: skip
+    for picture in (mask, 255 - mask):
+        Image.fromarray(picture).save(tmp_path / "mask.png")
+        restoration.restore(run, str(folder), settings)
+    assert len(list(run.glob("restored/inpaint-*"))) == 2
+
+
+def test_images_of_more_bits_are_read_by_the_run_s_window(tmp_path, digits):
+    Image.fromarray(digits[0, ..., 0].astype(np.uint16) * 16).save(tmp_path / "deep.png")
+    read = restoration.read(str(tmp_path), (8, 8, 1), (0, 4080)).images[0]
+    np.testing.assert_allclose(read, digits[0], atol=1)
+
+
+def test_the_sheet_shows_a_truth_of_floats_as_of_bytes(digits):
+    unit = data.to_unit(digits)
+    results = {"draws": np.stack([unit] * 3, axis=1), "mean": unit, "std": 0 * unit}
+    a, b = (restoration.sheet(unit, results, truth, None, (8, 8, 1)) for truth in (digits, unit))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_many_images_need_few_open_files(tmp_path):
+    np.savez(tmp_path / "a.npz", draws=0, mean=0, std=0, level=0)
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [restoration._stored(tmp_path / "a.npz") for _ in range(20)]
+    assert len(kept) == 20 and len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_a_network_that_always_saw_a_class_needs_one():
+    with pytest.raises(UserError, match="never trained without a label: say which, restore.label=NAME"):
+        restoration._label(make(conditional=True), "")
+    assert restoration._label(make(conditional=True, label_dropout=0.1), "") is None
+    assert restoration._label(make(conditional=True), "3") == 3
+
+
+def test_imported_weights_restore():
+    """They know the standard deviation that they were trained with, and not the data's own."""
+    own = make(False)
+    imported = Generator(
+        run_lib.make_run(own.config, {k: v for k, v in own.derived.items() if k != "std"}), own.params, 0, ""
+    )
+    assert imported.restore(np.zeros((1, 8, 8, 1), np.float32), "denoise", n=2, level=0.3, steps=2).mean.shape == (
+        1,
+        8,
+        8,
+        1,
+    )

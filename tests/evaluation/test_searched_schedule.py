@@ -11,7 +11,7 @@ from test_generator import make
 
 from pfgm_jax import generator, run_record
 from pfgm_jax.errors import UserError
-from pfgm_jax.evaluation import schedule
+from pfgm_jax.evaluation import evaluate, schedule
 from pfgm_jax.exchange import export_run
 from pfgm_jax.sampling import levels, schedules
 from pfgm_jax.sampling.auto import FEW
@@ -153,3 +153,25 @@ def test_from_the_command_line_on_the_exact_field(command, tmp_path):
     code, out, err = command("--mode=schedule", f"--workdir={tmp_path / 'run'}", "--config.schedule.field=data", *SMALL)
     assert code == 0 and "the exact field of the training images" in out
     assert generator.load(tmp_path / "run").schedule.field == "data"
+
+
+def test_a_run_is_scored_on_its_searched_grid(kept):
+    """So is the untrained control, by the levels found for the weights that it stands beside."""
+    settings = {
+        "evaluate.solvers": "ipndm",
+        "evaluate.num_samples": "20",
+        "sample.solver": "ipndm",
+        "sample.steps": "8",
+    }
+    said = evaluate.evaluate(str(kept[0]), settings | {"sample.grid": "searched"})
+    assert "samples, ipndm" in said and "untrained network" in said
+
+
+def test_settings_that_are_prepared_need_no_schedule_again(kept):
+    g = generator.load(kept[0])
+    settings = g.prepared(g.settings.changed(solver="sde", steps=4))
+    assert settings.second_moment is not None
+    other = g.with_params(jax.tree.map(lambda p: 1.1 * p, g.params))
+    assert other.prepared(settings).second_moment == settings.second_moment
+    with pytest.raises(UserError, match="made for other weights"):
+        other.prepared(g.settings.changed(solver="sde", steps=4))

@@ -157,3 +157,10 @@ def test_prior_of_pfgm_is_uniform_on_the_hemisphere():
 def test_refusals(make, words):
     with pytest.raises(UserError, match=words):
         make()
+
+
+def test_levels_that_are_written_down_lead_up_as_they_lead_down():
+    process = processes.pfgmpp(128.0, 0.002, 80.0)
+    text = "80,11,0.57,0.002"
+    down, up = sampling.levels(process, text, 4), sampling.levels(upwards(process), text, 4)
+    np.testing.assert_allclose(up, down[::-1], rtol=1e-12)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import digits, study_bloodmnist, study_digits
 from pfgm_jax import config as config_lib
-from pfgm_jax import config_rules
+from pfgm_jax import config_rules, run_record
 from pfgm_jax.errors import UserError
 from pfgm_jax.study import Study, course, plan, report, stages, tables, verdict
 from pfgm_jax.study import figures as figures_lib
@@ -305,6 +305,49 @@ def test_measurements_are_kept_until_weights_or_settings_change(tmp_path, monkey
     weights["a"] = 6
     assert course._read(task) is None
     assert course._state(task, {("a", "heun 3"): "no memory"}).words == "failed: no memory"
+
+
+def elsewhere(name, folder):
+    """An Entry of an exported run in `folder`."""
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(name.encode())
+    config = digits.get_config("")
+    run_record.save(folder, config, {"shape": [8, 8, 1]})
+    return plan.Entry(name, name, config, folder)
+
+
+def paths(entries, workdir):
+    study = Study("t", "b", {"A": None, "B": None}, {"heun": (5, 9, 18)}, ("heun", 18))
+    return {(task.place.entry.name, task.stage): course._path(task) for task in course._tasks(study, entries, workdir)}
+
+
+def test_each_run_has_records_of_its_own(tmp_path):
+    """Also where folders have one name, and of a difference to another run; of other weights they are others."""
+    a, b, c = elsewhere("A", tmp_path / "a/run"), elsewhere("B", tmp_path / "b/run"), elsewhere("C", tmp_path / "c")
+    found = paths([a, b, c], tmp_path)
+    assert len(set(found.values())) == len(found)
+    assert paths([b, a, c], tmp_path)["C", "difference"] != found["C", "difference"]
+    (c.folder / "model.safetensors").write_bytes(b"trained further")
+    assert paths([a, b, c], tmp_path)["C", "headline"] != found["C", "headline"]
+
+
+def test_a_variant_that_was_changed_is_refused(tmp_path):
+    made = dataclasses.replace(elsewhere("wide", tmp_path / "wide"), trained_here=True)
+    course._require_same(made)
+    changed = digits.get_config("")
+    changed.model.channels = 64
+    with pytest.raises(UserError, match="holds a run with another model.channels; rename the variant"):
+        course._require_same(dataclasses.replace(made, config=changed))
+
+
+def test_few_steps_against_many_on_part_of_a_curve():
+    """By evaluations, not by settings: of tolerances the largest takes the fewest; one point alone says nothing."""
+    study = Study("t", "b", {}, {"heun": (5, 9, 18), "rk45": (1e-1, 1e-4)}, ("heun", 18))
+    records = {("A", "rk45 0.1"): point("rk45", "0.1", 14, 3.0), ("A", "rk45 0.0001"): point("rk45", "1e-4", 80, 1.0),
+               ("A", "heun 5"): point("heun", "5", 9, 4.0), ("A", "heun 9"): point("heun", "9", 17, 2.0)}  # fmt: skip
+    assert "heun 2, rk45 3" in tables.fewest(Findings(study, [entry("A")], records)).markdown()
+    del records["A", "heun 5"]
+    assert "heun" not in tables.fewest(Findings(study, [entry("A")], records)).rows[0][-1]
 
 
 @pytest.mark.slow

@@ -89,12 +89,16 @@ def _chosen(settings, of_images):
 
 
 def _names(places, generators):
-    """A name for each run: its process and D, with the folder's where two are alike."""
+    """A name for each run: its process and D, with the folder's name where two are alike, or its whole path."""
     titles = [title(generator.process) for generator in generators]
-    folders = [pathlib.Path(place).name for place in places]
-    return [
-        name if titles.count(name) == 1 else f"{name} ({folder})" for name, folder in zip(titles, folders, strict=True)
-    ]
+    for folders in ([pathlib.Path(place).name for place in places], places):
+        names = [
+            name if titles.count(name) == 1 else f"{name} ({folder})"
+            for name, folder in zip(titles, folders, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _suffix(workdir, sources, config):

@@ -29,12 +29,18 @@ def settings_of(settings):
     return found
 
 
+def looks(names):
+    """{name: (colour, marker)}, no two alike."""
+    count = len(plots.PALETTE)
+    return {name: (plots.PALETTE[i % count], MARKERS[(i + i // count) % count]) for i, name in enumerate(names)}
+
+
 def study(subjects, room):
     """A Result: rms distance of every solver's samples to the flow's own ends, against evaluations."""
     points = settings_of(subjects[0].settings)
     drawing, (panels,) = figure(len(subjects), sharey=True)
     rows, numbers, names = [], {}, list(dict.fromkeys(name for name, _ in points))
-    look = dict(zip(names, zip(plots.PALETTE, MARKERS, strict=True), strict=False))
+    look = looks(names)
     for axes, subject in zip(panels, subjects, strict=True):
         n, many = subject.settings.n, 16 if subject.settings.quick else REFERENCE
         facts = [subject.identity, n]
