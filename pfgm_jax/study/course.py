@@ -157,7 +157,15 @@ def _weights(entry):
     exported = entry.folder / safetensors.EXPORTED
     if not there and not exported.exists():
         return None
-    return [there[-1] if there else digests.of_file(exported), run_record.fingerprint(run_record.read(entry.folder))]
+    weights = there[-1] if there else _digest(exported, exported.stat().st_mtime_ns)
+    return [weights, run_record.fingerprint(run_record.read(entry.folder))]
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path, changed):
+    """The digest of a file that was `changed` last then: every stage asks for it."""
+    del changed
+    return digests.of_file(path)
 
 
 def _path(task):
