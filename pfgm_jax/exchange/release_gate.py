@@ -101,8 +101,7 @@ def examine(generator, workdir):
 
 def _copies(generator, dataset, held_out, folder):
     """(Memorisation of export.samples samples, path of its panel)."""
-    images, labels = (np.concatenate([part[:] for part in parts])
-                      for parts in zip(*((split.images, split.labels) for split in held_out), strict=True))  # fmt: skip
+    images, labels = (np.concatenate([getattr(split, name)[:] for split in held_out]) for name in ("images", "labels"))
     mirror = bool(generator.config.train.flip or generator.config.train.augment)
     with atomic.writing_to(folder):
         told = generator.run.condition

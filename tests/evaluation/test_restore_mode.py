@@ -148,12 +148,7 @@ def test_a_network_that_always_saw_a_class_needs_one():
 def test_imported_weights_restore():
     """They know the standard deviation that they were trained with, and not the data's own."""
     own = make(False)
-    imported = Generator(
-        run_lib.make_run(own.config, {k: v for k, v in own.derived.items() if k != "std"}), own.params, 0, ""
-    )
-    assert imported.restore(np.zeros((1, 8, 8, 1), np.float32), "denoise", n=2, level=0.3, steps=2).mean.shape == (
-        1,
-        8,
-        8,
-        1,
-    )
+    derived = {name: value for name, value in own.derived.items() if name != "std"}
+    imported = Generator(run_lib.make_run(own.config, derived), own.params, 0, "")
+    x = np.zeros((1, 8, 8, 1), np.float32)
+    assert imported.restore(x, "denoise", n=2, level=0.3, steps=2).mean.shape == x.shape
