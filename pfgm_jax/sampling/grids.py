@@ -70,7 +70,8 @@ def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> 
     if grid == SEARCHED:
         raise UserError("grid=searched is found for the weights of a run, by mode=schedule, and kept with them")
     if grid not in GRIDS:
-        raise UserError(f"unknown grid {grid!r}; there are {', '.join(GRIDS)}{nearest(grid, GRIDS)}")
+        names = (*GRIDS, SEARCHED)
+        raise UserError(f"unknown grid {grid!r}; there are {', '.join(names)}{nearest(grid, names)}")
     if steps < 2:
         raise UserError(f"a grid needs steps >= 2, got {steps}")
     if steps > MOST:

@@ -204,7 +204,7 @@ def test_options_of_another_solver():
 
 
 REFUSALS = [
-    ("heun", edm(), dict(grid="lgo"), "unknown grid 'lgo'; there are edm, log, time; did you mean 'log'\\?"),
+    ("heun", edm(), dict(grid="lgo"), "unknown grid 'lgo'; there are edm, log, time, searched; did you mean 'log'\\?"),
     ("dpmpp_2m", edm(), dict(start="rk5"), "unknown start 'rk5'; there are published, rk4.*; did you mean 'rk4'\\?"),
     (
         "ancestral",
