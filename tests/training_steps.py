@@ -8,6 +8,9 @@ from pfgm_jax import config as config_lib
 from pfgm_jax import data, parallel
 from pfgm_jax.data import pipeline
 
+# A network that compiles in a fifth of the U-Net's time, for properties of the step around it.
+MLP = {"model.name": "mlp", "model.channels": 16, "model.blocks": 1}
+
 
 def tiny(arg="quick", **overrides):
     """The quick digits config with the smallest U-Net."""

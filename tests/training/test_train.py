@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_steps import examples_of, on_one, stacked, tiny
+from training_steps import MLP, examples_of, on_one, stacked, tiny
 
 import pfgm_jax
 from pfgm_jax import config_rules, data, parallel, run_record
@@ -45,15 +45,13 @@ OBJECTIVES = {
 }  # fmt: skip
 
 
-# The clean image's gradient on eight devices has a test of its own, below.
-@pytest.mark.parametrize(
-    "objective", [pytest.param(o, marks=pytest.mark.slow) if o in ("clean", "consistency") else o for o in OBJECTIVES]
-)
-def test_eight_devices_train_as_one_in_float64(x64, objective):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("network", [MLP, {}], ids=["mlp", "unet"])
+def test_eight_devices_train_as_one_in_float64(x64, network, objective):
     # float64 leaves only the order of sums, about 1e-16 a step times Adam's division by small second moments. The rate
     # is constant: its cosine is float32, and two programs may round it differently.
     settings = {"model.dtype": "float64", "model.dropout": 0.2, "optim.warmup": 0, "optim.decay": "constant"}
-    config = tiny(**settings, **OBJECTIVES[objective])
+    config = tiny(**settings, **network, **OBJECTIVES[objective])
     dataset, _, task, _ = dry_run.prepare(config)
 
     def run(devices):
@@ -101,7 +99,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
-    config = tiny(**{"model.dropout": 0.2, "train.keep": 10})
+    config = tiny(**MLP, **{"model.dropout": 0.2, "train.keep": 10})
     loop.train(config, workdir)
     return config, workdir, final_items(config, workdir)
 
@@ -335,7 +333,7 @@ def test_a_folder_that_vanishes_is_one_line_and_a_bug_keeps_its_traceback(tmp_pa
 
 def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
     _, whole, expected = uninterrupted
-    config = tiny(**{"train.init": str(whole), "train.images": 64, "model.dropout": 0.1})
+    config = tiny(**MLP, **{"train.init": str(whole), "train.images": 64, "model.dropout": 0.1})
     begun, run = [], loop._run
     monkeypatch.setattr(loop, "_run", lambda *args: (begun.append(args[1]), run(*args))[1])
     loop.train(config, tmp_path)
@@ -351,16 +349,16 @@ def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "override, words",
     [
-        ({"model.channels": 8}, "model.channels is 4 there and 8 here"),
+        ({"model.channels": 8}, "model.channels is 16 there and 8 here"),
         ({"model.conditional": True}, "model.conditional is False there and True here"),
-        ({"model.name": "mlp"}, "model.name is unet there and mlp here"),
+        ({"model.name": "unet"}, "model.name is mlp there and unet here"),
         ({"process.name": "vp", "process.D": math.inf}, "parametrisation is EDM there and Epsilon here"),
         ({"train.init": "nowhere"}, "init=nowhere: nowhere holds no run"),
         ({"train.init": "pretrained:digit"}, "did you mean 'digits'"),
     ],
 )
 def test_other_weights_that_do_not_fit(uninterrupted, override, words):
-    config = tiny(**{"train.init": str(uninterrupted[1]), **override})
+    config = tiny(**MLP | {"train.init": str(uninterrupted[1])} | override)
     dataset, derived, task, _ = dry_run.prepare(config)
     with pytest.raises(UserError) as caught:
         warm_start.start_from(config, derived, task, None)
@@ -378,8 +376,8 @@ def test_an_emptied_run_is_not_begun_again_in_silence(uninterrupted, tmp_path):
     assert (copy / "metrics.jsonl").read_bytes() == rows
 
 
-def test_a_longer_run_continues_a_finished_one(uninterrupted, tmp_path):
-    config = tiny(**{"train.images": 128})
+def test_a_longer_run_continues_a_finished_one(tmp_path):
+    config = tiny(**MLP, **{"train.images": 128})
     loop.train(config, tmp_path)
     config.train.images = 256
     state = loop.train(config, tmp_path)
@@ -475,7 +473,7 @@ def test_speed_counts_the_time_that_a_log_line_takes(tmp_path, monkeypatch):
 
 def test_ema_follows_edms_half_life_with_ramp():
     # EDM: decay 0.5^(batch / min(half-life, ramp × images seen)), 0 at the start.
-    config = tiny(**{"train.ema_halflife": 100, "train.ema_ramp": 0.5, "optim.lr": 0.01})
+    config = tiny(**MLP, **{"train.ema_halflife": 100, "train.ema_ramp": 0.5, "optim.lr": 0.01})
     dataset, _, task, _ = dry_run.prepare(config)
     devices = jax.devices()
     step = parallel.pmap(lambda *args: step_lib.train_step(task, *args)[0])
@@ -485,9 +483,9 @@ def test_ema_follows_edms_half_life_with_ramp():
         state = step(state, examples_of(config, dataset, k))
         halflife = min(100, 0.5 * 16 * k)
         decay = 0.5 ** (16 / halflife) if halflife else 0.0
-        params = np.asarray(state.params["conv_in"]["kernel"][0], np.float64)
+        params = np.asarray(jax.tree.leaves(state.params)[-1][0], np.float64)
         ema = params if ema is None else decay * ema + (1 - decay) * params
-        np.testing.assert_allclose(np.asarray(state.ema["conv_in"]["kernel"][0]), ema, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.asarray(jax.tree.leaves(state.ema)[-1][0]), ema, rtol=1e-5, atol=1e-6)
 
 
 def test_clipping_and_weight_decay_reach_the_optimiser():
