@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh machine to samples: environment, install, training of PFGM++ (D = 128) on handwritten digits, sampling with
-# RK45 and Heun, and a score. About five minutes on two CPU cores. A second run trains anew only if runs/digits is removed.
+# RK45 and Heun, and a score. Five to ten minutes on two CPU cores. A second run trains anew only if runs/digits is removed.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

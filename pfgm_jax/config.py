@@ -308,7 +308,9 @@ def override(config, key, value):
     """
     flat = flatten(config)
     if key not in flat:
-        raise UserError(f"unknown config key {quoted(key)}{nearest(key, flat)}")
+        there = " or ".join(map(repr, keys_of(key)))
+        meant = f"; did you mean {there}?" if there else nearest(key, flat)
+        raise UserError(f"unknown config key {quoted(key)}{meant}")
     section, _, field = key.rpartition(".")
     place = config[section] if section else config
     kind = place.get_type(field)
@@ -323,6 +325,14 @@ def override(config, key, value):
     except (TypeError, ValueError, SyntaxError, KeyError):
         got = quoted(value) if isinstance(value, str) else repr(value)
         raise UserError(f"config key {key!r} takes {_KINDS[kind]}, got {got}") from None
+
+
+def keys_of(name):
+    """At most three keys that a name without its section, or with a wrong one, may mean: lr -> [optim.lr]."""
+    field, config = name.rpartition(".")[2], flatten(default())
+    usual = ("train", "optim", "sample", "data", "model", "process")
+    sections = dict.fromkeys((*usual, *(key.partition(".")[0] for key in config)))
+    return [key for key in (field, *(f"{section}.{field}" for section in sections)) if key in config][:3]
 
 
 _KINDS = {

@@ -17,13 +17,13 @@ import traceback
 from ml_collections import ConfigDict
 
 from pfgm_jax import __version__, config_file, failures, job
-from pfgm_jax.config import default, override
+from pfgm_jax.config import default, keys_of, override
 from pfgm_jax.errors import UserError, nearest, quoted
 from pfgm_jax.interrupt import Interrupt
 from pfgm_jax.modes import MODES, source_paths
 from pfgm_jax.storage import atomic
 
-FLAGS = ("--config", "--workdir", "--mode", "--source", "--dry_run", "--help")
+FLAGS = ("--config", "--workdir", "--mode", "--source", "--dry_run", "--version")
 
 _MORE = """
 overrides, such as
@@ -34,12 +34,14 @@ overrides, such as
   --config.model.conditional=True    a class-conditional network
   --config.sample.n=100              samples; also sample.solver=heun, steps=18, labels=3,5, guidance=2, seed=1
   --config.evaluate.num_samples=5000
-  A space serves for =. Training prints all of them with --dry_run; pfgm_jax/config.py has the meaning of each.
+  `--config.optim.lr 3e-4` is the same as `--config.optim.lr=3e-4`. --dry_run prints all of a run's settings;
+  pfgm_jax/config.py has the meaning of each.
 
 examples
-  python -m pfgm_jax.main --config=configs/digits.py --workdir=runs/digits
-  python -m pfgm_jax.main --config=configs/medmnist.py:dataset=bloodmnist,cpu --dry_run
-  python -m pfgm_jax.main --mode=sample --workdir=runs/digits --config.sample.n=100
+  pfgm-jax --config=digits --workdir=runs/digits
+  pfgm-jax --config=medmnist:dataset=bloodmnist,cpu --dry_run
+  pfgm-jax --mode=sample --workdir=runs/digits --config.sample.n=100
+  `pfgm-jax` and `python -m pfgm_jax.main` are the same; a config is the name of one that comes along, or a file.
 """
 
 
@@ -56,7 +58,7 @@ def parse(argv):
     modes = "\n".join(f"  {name:13}{mode.help}" for name, mode in MODES.items())
     planning = [name for name, mode in MODES.items() if mode.config in ("needed", "study")]
     sources = {name: mode.source for name, mode in MODES.items() if mode.source}
-    parser = _Parser(prog="python -m pfgm_jax.main", allow_abbrev=False,
+    parser = _Parser(prog="pfgm-jax", allow_abbrev=False,
                      usage="%(prog)s [--mode=MODE] [--config=FILE[:ARGS]] [--workdir=FOLDER] "
                            "[--config.SECTION.FIELD=VALUE ...]",
                      description="Train, sample and measure Poisson flow generative models.",
@@ -67,6 +69,9 @@ def parse(argv):
     parser.add_argument("--workdir", metavar="FOLDER", help="the folder of the run")
     parser.add_argument("--source", metavar="PATH", help="; ".join(f"{name}: {what}" for name, what in sources.items()))
     parser.add_argument("--dry_run", action="store_true", help="print what --mode=train would do, and stop")
+    parser.add_argument("--version", action="version", version=f"pfgm_jax {__version__}")
+    if not argv and not overrides:
+        raise UserError("nothing to do: try --config=digits --workdir=runs/digits, or --help")
     flags, rest = parser.parse_known_args(argv)
     if rest:
         raise UserError(f"unknown argument {quoted(rest[0])}{_meant(rest[0])}")
@@ -90,7 +95,9 @@ def parse(argv):
             "--workdir=FOLDER is missing: the folder " + ("to write to" if mode.config == "none" else "of the run")
         )
     if (flags.workdir or "").startswith("pretrained:"):
-        raise UserError(f"--workdir is a folder to write to; {flags.workdir} is opened by pfgm_jax.load")
+        raise UserError(
+            f"--workdir is a folder to write to: --mode=import --source={flags.workdir} --workdir=FOLDER makes one of it"
+        )
     for name in ("workdir", "source"):
         path = getattr(flags, name)
         if path:
@@ -127,6 +134,9 @@ def _meant(word):
         return f"; did you mean --mode={key}?"
     if equals and "." in key:
         return f"; overrides are written --config.{quoted(key.lstrip('-') + equals + value)[1:-1]}"
+    fields = keys_of(key.lstrip("-")) if key.startswith("--") else ()
+    if fields:
+        return f"; did you mean {' or '.join(f'--config.{field}={quoted(value)[1:-1]}' for field in fields)}?"
     return nearest(key, FLAGS) or "; --help shows what there is"
 
 
@@ -198,8 +208,13 @@ def _check_paths(flags):
     for source in source_paths(flags):
         if mode.runs and not source.startswith("pretrained:"):
             run_record.load(source)
-        elif not mode.runs and mode.needs_source and not os.path.exists(source):
+        elif not mode.runs and mode.needs_source and not os.path.exists(source) and not _packaged(flags.mode, source):
             raise UserError(f"--source={source} does not exist: give {mode.source}")
+
+
+def _packaged(mode, source):
+    """Whether a source is weights of the package, which `import` copies."""
+    return mode == "import" and source.startswith("pretrained:")
 
 
 def _check_overrides(mode, overrides):

@@ -224,7 +224,7 @@ MODES = {
         together=True,
     ),
     "average": Mode(
-        "validation loss by the length of the weights' average (train.power_ema)", _average, sections=("data.",)
+        "choose the length of the weights' average after training (needs train.power_ema)", _average, sections=("data.",)
     ),
     "compare": Mode(
         "measure the runs in --workdir and --source alike: which differences are resolved", _compare,
@@ -249,12 +249,12 @@ MODES = {
         sections=("restore.",), source="the images to restore, a folder or an npz file",
     ),
     "schedule": Mode(
-        "find grids for few evaluations, and what noise at finite D needs; kept with the run", _schedule,
+        "search solver grids for few evaluations, and measure the variance that sde needs, for the run", _schedule,
         sections=("schedule.", "data."),
     ),
-    "stats": Mode("make the reference features of the real images of --config, once", _stats, "needed", False),
+    "stats": Mode("compute the reference features of --config's real images, once", _stats, "needed", False),
     "audit": Mode(
-        "measure the images in --source against those of --config", _audit, "needed", False,
+        "measure any folder of images against the data of --config: FID, KID, …", _audit, "needed", False,
         source="the images, a folder or an npz file",
     ),
     "verify": Mode("check the run's files for damage, and say what it can still do", _verify, sections=()),
@@ -263,8 +263,8 @@ MODES = {
         sections=("sample.", "export.", "data."),
     ),
     "import": Mode(
-        "make a run in --workdir of the checkpoint --source of another project", _import, "optional",
-        source="the checkpoint to import",
+        "make a run in --workdir of another project's checkpoint, or of packaged weights", _import, "optional",
+        source="the checkpoint to import, or pretrained:NAME",
     ),
     "study": Mode(
         "train and measure the variants of --config alike, and write the report that compares them", _study, "study",
@@ -274,7 +274,7 @@ MODES = {
         "write a page on which charges are drawn and samples flow to them, in one HTML file", _explore, "none",
         source="points [n, 2] in a .npy file or a run in the plane, to begin with", needs_source=False,
     ),
-    "doctor": Mode("versions, devices, caches, free space, and what works: for reports", _doctor, "none", False),
+    "doctor": Mode("check the installation; paste its output into a report of a fault", _doctor, "none", False),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""Other people's checkpoints as runs: those of EDM, PFGM++ (.pkl, .pt), score_sde and PFGM (.pth).
+"""Weights made elsewhere as runs: checkpoints of EDM, PFGM++ (.pkl, .pt), score_sde and PFGM (.pth), and packaged ones.
 
-The file is read by `torch_files`, which executes nothing in it. EDM's files say what network they hold; the others hold
+A checkpoint is read by `torch_files`, which executes nothing in it. EDM's files say what network they hold; the others hold
 arrays alone, and a config file says it for them.
 """
 
@@ -8,12 +8,13 @@ import math
 import os
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import config_rules, run_record
+from pfgm_jax import config_rules, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError, counted
 from pfgm_jax.exchange import torch_networks
@@ -46,7 +47,8 @@ def import_run(source, workdir, config=None, overrides=()):
     """Makes a run in `workdir`, config.json and EMA weights, from the checkpoint file `source`.
 
     Args:
-      source: .pkl or .pt of EDM or PFGM++; .pth of score_sde or PFGM; .safetensors with the names of either.
+      source: .pkl or .pt of EDM or PFGM++; .pth of score_sde or PFGM; .safetensors with the names of either; or
+        `pretrained:NAME`, packaged weights, which are copied as they are.
       config: the config that the checkpoint was trained with; needed but for EDM's and PFGM++'s files.
       overrides: {"section.field": text} on top. process.D makes PFGM++ of a file that does not say whether it is.
 
@@ -60,6 +62,10 @@ def import_run(source, workdir, config=None, overrides=()):
     workdir, name, overrides = pathlib.Path(workdir), pathlib.Path(source).name, dict(overrides)
     if os.path.exists(workdir / "config.json"):
         raise UserError(f"{workdir} holds a run already; import into another workdir")
+    if str(source).startswith("pretrained:"):
+        if config is not None or overrides:
+            raise UserError(f"{source} says what network it holds: leave out the config")
+        return _copied(source, workdir)
     _refuse_runs(pathlib.Path(source))
     tree = torch_files.read(source)
     module = next((tree[key] for key in ("ema", "net") if _is_module(tree.get(key))), None) if _is_dict(tree) else None
@@ -107,6 +113,18 @@ def import_run(source, workdir, config=None, overrides=()):
         f"process    {flow.name}: D = {flow.D:g}, σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
         f"network    {config.model.name}: {counts:,} parameters, images {'×'.join(map(str, derived['shape']))}{classes}"
     )
+
+
+def _copied(source, workdir):
+    """Copies the packaged weights `pretrained:NAME` to `workdir`, a run that can be sampled and measured there."""
+    there = stored_run.folder(source)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        for name in (safetensors.EXPORTED, "config.json"):  # last: it makes the folder a run
+            shutil.copyfile(there / name, workdir / name)
+    except OSError as error:
+        raise UserError(f"cannot write to {workdir}: {error.strerror or error}") from None
+    return f"imported   {source} into {workdir}"
 
 
 def _refuse_runs(source):
@@ -234,7 +252,7 @@ def _averaged(tree):
 
 
 def _kind(state, source):
-    """Which of `convert.KINDS` has tensors of these names."""
+    """Which of `torch_networks.KINDS` has tensors of these names."""
     for kind, (first, _) in torch_networks.KINDS.items():
         if any(re.search(first, name) for name in state):
             return kind

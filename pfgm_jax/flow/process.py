@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 from scipy.special import betaln, gammaln
 
-from pfgm_jax.array_types import Arrays, Numbers, PRNGKey, PRNGKeys
+from pfgm_jax.array_types import Arrays, Levels, Numbers, PRNGKey, PRNGKeys
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import schedule
 
@@ -287,20 +287,32 @@ def kernel_draw(
     return jnp.asarray(y) + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
 
 
-def perturb(
-    process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]
-) -> Float[Array, "B *S"]:
+def perturb(process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"], sigma: Levels) -> Float[Array, "B *S"]:
     """Draws x ~ p(x | y, σ), the kernel around each image.
 
     Args:
       keys: [B] one PRNG key per example, so that a draw does not depend on the rest of the batch.
       y: [B, *S] images.
-      sigma: [B] noise levels.
+      sigma: [B] noise levels, or one for all.
 
     Returns:
       [B, *S], in the unscaled variable x_t / s(t).
+
+    Raises:
+      UserError: keys that are not B.
     """
-    return jax.vmap(kernel_draw, (None, 0, 0, 0))(process, keys, y, jnp.asarray(sigma, y.dtype))
+    require_keys(keys, len(y))
+    return jax.vmap(kernel_draw, (None, 0, 0, 0))(
+        process, keys, y, jnp.broadcast_to(sigma, y.shape[:1]).astype(y.dtype)
+    )
+
+
+def require_keys(keys: Any, B: int | None = None) -> None:
+    """Raises UserError unless `keys` are one PRNG key per example, B of them where B is given."""
+    shape = jnp.shape(keys)[: None if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else -1]
+    if len(shape) != 1 or shape[0] != (shape[0] if B is None else B):
+        number = "n" if B is None else B
+        raise UserError(f"keys must be one PRNG key per example, such as jax.random.split(key, {number})")
 
 
 def training_pairs(
@@ -319,7 +331,11 @@ def prior(process: Process, keys: PRNGKeys, shape: tuple[int, ...], dtype=None) 
 
     Returns:
       [B, *S], unscaled.
+
+    Raises:
+      UserError: a single key.
     """
+    require_keys(keys)
 
     def one_example(key):
         x = process.sigma_max * kernel_noise(key, shape, process.D, dtype)

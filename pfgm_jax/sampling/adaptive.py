@@ -151,6 +151,7 @@ def _solve(solver, control, process, denoise, x, output):
     per_sample = control.per_sample
     start, end = math.log(process.sigma_max), math.log(process.sigma_min)
     stepper, first, limit = control.stepper((end - start) / max(control.fixed_steps, 1), axis_name)
+    x = jnp.asarray(x)
     times = jnp.linspace(start, end, frames, dtype=x.dtype)
 
     def velocity(log_sigma, x, _):

@@ -83,13 +83,14 @@ def march(
       (x, SolveStats). Once `denoise` has returned NaN or inf no more calls are made.
     """
     last_denoise, frames, framed, axis_name = output
+    x = jnp.asarray(x)
     n, sigmas = len(sigmas), jnp.asarray(sigmas, x.dtype)
     kept = np.unique(np.round(np.linspace(0, n - 1, frames)).astype(int)) if frames else np.zeros(0, int)
     slots = np.full(n, len(kept))
     slots[kept] = np.arange(len(kept))
 
     def keep(slot, walk):
-        """Stores the state in its slot of the frames; a slot past the end is none."""
+        """Stores the state in its slot of the frames; a slot past the end is dropped."""
         return walk._replace(frames=walk.frames.at[slot].set(walk.x[:framed], mode="drop")) if len(kept) else walk
 
     def advance(take, walk):

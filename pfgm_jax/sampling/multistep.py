@@ -206,5 +206,6 @@ def _walk(order, rows, start, denoise, x, sigmas, output):
     intervals = len(sigmas) - 1
     begin = min(order - 1, intervals) if start == "rk4" else 0
     segments = [(rk4, begin), (step, intervals - begin)]
+    x = jnp.asarray(x)
     extra, memory = jnp.asarray(rows, x.dtype), (jnp.zeros_like(x),) * kept
     return march(denoise, x, sigmas, segments, output, extra=extra, memory=memory)

@@ -62,6 +62,7 @@ def unipc(
         x = own * x + earlier * before + _weighted(corrected, values)
         return kept * x + _weighted(predicted, values[:ORDER]), (x, *values[:ORDER])
 
+    x = jnp.asarray(x)
     extra = tuple(jnp.asarray(rows, x.dtype) for rows in coefficients(sigmas))
     output = Output(last_denoise, frames, framed, axis_name)
     memory = (jnp.zeros_like(x),) * (ORDER + 1)

@@ -49,7 +49,7 @@ def load(path, like, config=None):
     Imported weights may bring the frequencies of a Fourier embedding, which `like` does not name.
 
     Args:
-      config: checksum of the config.json beside the file (`config.fingerprint`), compared where the file names one.
+      config: checksum of the config.json beside the file (`run_record.fingerprint`), compared where the file names one.
 
     Raises:
       UserError: no safetensors file, a damaged one, one that belongs to another config.json, or weights of another

@@ -408,4 +408,13 @@ def test_pretrained_weights(exported, tmp_path, monkeypatch, command):
     assert "there are digits" in refusal(pfgm_jax.load, "pretrained:unfinished")
     refusal(pfgm_jax.load, "pretrained:../digits")
     code, _, err = command("--mode=sample", "--workdir=pretrained:digits")
-    assert code == 2 and err.count("\n") == 1 and "pfgm_jax.load" in err
+    assert code == 2 and err.count("\n") == 1 and "--mode=import --source=pretrained:digits --workdir=FOLDER" in err
+    code, out, err = command("--mode=import", "--source=pretrained:digits", f"--workdir={tmp_path}/run")
+    assert code == 0, err
+    same(pfgm_jax.load(tmp_path / "run").params, pfgm_jax.load(exported).params)
+    code, _, err = command("--mode=import", "--source=pretrained:digit", f"--workdir={tmp_path}/other")
+    assert code == 2 and "did you mean 'digits'" in err and not (tmp_path / "other").exists()
+    code, _, err = command(
+        "--mode=import", "--source=pretrained:digits", f"--workdir={tmp_path}/other", "--config.process.D=8"
+    )
+    assert code == 2 and "leave out the config" in err

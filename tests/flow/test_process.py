@@ -201,6 +201,21 @@ def test_log_prior_integrates_to_one(x64, D):
     assert 2 * math.pi * np.sum(measure * radius * plane) == pytest.approx(1, abs=1e-8)
 
 
+def test_one_level_serves_for_all_and_one_key_does_not():
+    flow, y = processes.pfgmpp(3.0), jnp.ones((4, 2))
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        keys = jax.random.split(key, 4)
+        np.testing.assert_array_equal(
+            processes.perturb(flow, keys, y, 0.5), processes.perturb(flow, keys, y, jnp.full(4, 0.5))
+        )
+        for few in (key, keys[:3]):
+            with pytest.raises(UserError, match=r"one PRNG key per example, such as jax.random.split\(key, 4\)"):
+                processes.require_keys(few, 4)
+        processes.require_keys(keys)
+        with pytest.raises(UserError, match="one PRNG key per example"):
+            processes.require_keys(key)
+
+
 def test_prior_radius_of_pfgm_is_clipped():
     process = pfgm(M=291, N=3072)
     keys = jax.random.split(jax.random.key(3), 4000)
