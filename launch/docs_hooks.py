@@ -25,7 +25,8 @@ def on_page_markdown(markdown, page, **_):
     if page.file.src_uri in ("index.md", "contributing.md", "changelog.md"):
         markdown = re.sub(r"\]\((?:docs/)?([\w/.-]+\.(?:md|png|gif|webp|svg)(?:#[\w-]+)?)\)", _to_page, markdown)
         markdown = re.sub(r"\]\(notebooks/rendered/(\w+)\.ipynb\)", r"](notebooks/\1.html)", markdown)
-        markdown = re.sub(r"\]\((?:LICENSE|SECURITY\.md)\)", "](contributing.md)", markdown)
+        markdown = markdown.replace("](pfgm_jax/config.py)", "](configuration.md)")
+        markdown = re.sub(r"\]\((?:LICENSE|SECURITY\.md|CITATION\.cff)\)", "](contributing.md)", markdown)
     # The site has no files of benchmarks/.
     markdown = re.sub(r"\[([^\]]+)\]\((?:\.\./)?benchmarks/[\w./-]+\)", r"`\1`", markdown)
     return re.sub(r"\]\(\.\./README\.md(#[\w-]+)?\)", "](index.md)", markdown)

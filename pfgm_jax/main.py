@@ -96,7 +96,7 @@ def parse(argv):
         )
     if (flags.workdir or "").startswith("pretrained:"):
         raise UserError(
-            f"--workdir is a folder to write to: --mode=import --source={flags.workdir} --workdir=FOLDER makes one of it"
+            f"--workdir is a folder to write to: --mode=import --source={flags.workdir} --workdir=FOLDER makes one"
         )
     for name in ("workdir", "source"):
         path = getattr(flags, name)

@@ -224,7 +224,7 @@ MODES = {
         together=True,
     ),
     "average": Mode(
-        "choose the length of the weights' average after training (needs train.power_ema)", _average, sections=("data.",)
+        "choose the length of the weights' average after training (train.power_ema)", _average, sections=("data.",)
     ),
     "compare": Mode(
         "measure the runs in --workdir and --source alike: which differences are resolved", _compare,

@@ -32,7 +32,7 @@ class Run:
     config: FrozenConfigDict
     derived: Mapping
     process: process.Process
-    parametrization: object
+    parametrization: parametrization.Parametrization
     model: object
 
     @property

@@ -1,7 +1,7 @@
 """Weights made elsewhere as runs: checkpoints of EDM, PFGM++ (.pkl, .pt), score_sde and PFGM (.pth), and packaged ones.
 
-A checkpoint is read by `torch_files`, which executes nothing in it. EDM's files say what network they hold; the others hold
-arrays alone, and a config file says it for them.
+A checkpoint is read by `torch_files`, which executes nothing in it. EDM's files say what network they hold; the others
+hold arrays alone, and a config file says it for them.
 """
 
 import math

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pfgm_jax.array_types import Arrays, Levels, PRNGKeys
+from pfgm_jax.array_types import Arrays, Levels, PRNGKeys, per_example
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow.process import GAUSSIAN_D, require_D
 
@@ -90,4 +90,4 @@ def lift(
         half = jnp.asarray((N + D) / 2, x.dtype)
         gamma = jax.vmap(lambda key: jax.random.gamma(key, half, (), x.dtype))(pairs[:, 1])
         variance = variance * (D + jnp.asarray(squared_distance) / sigma**2) / (2 * gamma)
-    return x + jnp.sqrt(variance).reshape((-1,) + (1,) * (x.ndim - 1)) * noise
+    return x + per_example(jnp.sqrt(variance), x) * noise

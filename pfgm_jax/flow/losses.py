@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax.nn import sigmoid
 from jaxtyping import Array, Bool, Float, Int
 
-from pfgm_jax.array_types import Arrays, Denoiser
+from pfgm_jax.array_types import Arrays, Denoiser, per_example
 from pfgm_jax.flow import field
+from pfgm_jax.flow.parametrization import Parametrization
 from pfgm_jax.flow.process import Process
 
 
@@ -39,13 +40,13 @@ def posterior_target(
 
 
 def squared_error(
-    parametrization,
+    parametrization: Parametrization,
     process: Process,
     network: Callable,
     x: Float[Arrays, "B *S"],
     sigma: Float[Arrays, "B"],
     posterior_mean: Float[Arrays, "B *S"],
-) -> Float[Array, "B"]:
+) -> Float[Arrays, "B"]:
     """Weighted squared error per example, [B].
 
     Args:
@@ -54,13 +55,14 @@ def squared_error(
     """
     output = parametrization.outputs(network(*parametrization.inputs(process, x, sigma)))
     error = output - parametrization.target(process, x, sigma, posterior_mean)
-    return parametrization.weight(x) * jnp.mean(jnp.square(error).reshape(len(x), -1), axis=1)
+    return parametrization.weight(x, sigma) * jnp.mean(jnp.square(error).reshape(len(x), -1), axis=1)
 
 
 def lower_level(t: Float[Arrays, "B"], q: float, stage: int | Int[Array, ""], sigma_min: float) -> Float[Array, "B"]:
     """ECT's lower level r of a pair at t, [B]: r = t max(0, 1 − q^−(s+1) (1 + 8 sigmoid(−t))) (arXiv 2406.14548).
 
-    The step t − r shrinks by q with each stage s. Below σ_min, where the kernel's width is none, r is 0.
+    The step t − r shrinks by q with each stage s. Below σ_min r is set to 0: that level
+    is the clean image.
     """
     r = t * jnp.maximum(0, 1 - q ** -(stage + 1.0) * (1 + 8 * sigmoid(-t)))
     return jnp.where(r < sigma_min, 0, r)
@@ -90,10 +92,9 @@ def consistency_error(
       mean: [B, *S] the clean image y, or E[y | x, t].
       c: Pseudo-Huber constant; 0 for the norm itself.
     """
-    per_image = lambda a: a.reshape(a.shape + (1,) * (x.ndim - 1))
-    lower = mean + per_image(r / t) * (x - mean)
-    # A network is asked for no level of 0, where its answer is not used.
-    target = jnp.where(per_image(r) > 0, stopped(lower, jnp.where(r > 0, r, t)), mean)
+    lower = mean + per_example(r / t, x) * (x - mean)
+    # The network is never evaluated at level 0: the clean image is the target there.
+    target = jnp.where(per_example(r, x) > 0, stopped(lower, jnp.where(r > 0, r, t)), mean)
     squared = lambda a: jnp.sum(jnp.square(a).reshape(len(x), -1), axis=1)
     # The square root has no gradient at 0.
     distance = jnp.sqrt(squared(online(x, t) - target) + c**2 + 1e-12) - c

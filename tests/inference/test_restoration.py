@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 from scipy.ndimage import gaussian_filter1d
 
+from pfgm_jax.array_types import per_example
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import field
 from pfgm_jax.flow.process import edm, pfgmpp
@@ -132,7 +133,7 @@ class Gaussian:
         self.v = v
 
     def __call__(self, x, sigma):
-        sigma = reverse.expand(sigma, x)
+        sigma = per_example(sigma, x)
         return self.v / (self.v + sigma**2) * x
 
 
@@ -230,7 +231,7 @@ def test_the_noise_of_a_state_is_found():
     points = rng.normal(size=(40, 8, 8, 1)).astype(np.float32)
     x = jnp.asarray(points[:20] + 1.0 * rng.normal(size=(20, 8, 8, 1)), jnp.float32)
     sigma = jnp.full(20, 0.5)
-    step = reverse.ask(field.exact_denoiser(points, D), jax.random.split(KEY, 20), x, sigma, D)
+    step = reverse.posterior_moments(field.exact_denoiser(points, D), jax.random.split(KEY, 20), x, sigma, D)
     squared = np.asarray(field.second_moment(x, sigma, points, D))
     np.testing.assert_allclose(step.noise, (D * 0.25 + squared) / (64 + D - 2), rtol=0.1)
     np.testing.assert_allclose(step.mean, field.posterior_mean(x, sigma, points, D), atol=1e-5)

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys, per_example
 from pfgm_jax.flow.process import GAUSSIAN_D, Process, kernel_noise, prior
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration.operators import Operator, conditioned, weighted_inverse
-from pfgm_jax.inference.restoration.reverse import ancestral, ask, expand, grid, posterior_draw
+from pfgm_jax.inference.restoration.reverse import ancestral, grid, posterior_draw, posterior_moments
 from pfgm_jax.sampling import heun
 from pfgm_jax.sampling.noise import standard_normal
 
@@ -65,8 +65,8 @@ def repaint(
     """Observed pixels are replaced at every level by the measured ones with the level's noise (arXiv 2011.13456,
     appendix I.2); each step is repeated `resample` times, with noise upwards in between (RePaint, arXiv 2201.09865).
 
-    The noise has the variance τ σ² of `reverse.ask`, the same for replaced and other pixels, as the kernel's has at
-    finite D. Of noisy measurements replacement ends where the level comes below their noise.
+    The noise has the variance τ σ² of `reverse.posterior_moments`, the same for replaced and other pixels, as the
+    kernel's has at finite D. Of noisy measurements replacement ends where the level comes below their noise.
     """
     m, seen = problem.measurement, problem.observed
     own = jnp.square(noises.deviation(problem.kind, problem.level, m))
@@ -81,12 +81,12 @@ def repaint(
 
         def once(i, x):
             key = _keys(_keys(keys, index + 1), i)
-            step = ask(denoise, key, x, sigma, process.D)
+            step = posterior_moments(denoise, key, x, sigma, process.D)
             new = ancestral(key, 0, x, step, sigma, after)
             variance = step.noise * ratio
-            noise = expand(jnp.sqrt(jnp.maximum(variance - own, 0)), x) * standard_normal(key, 1, x)
-            replaced = jnp.where(seen & expand(variance > own, x), m + noise, new)
-            lift = expand(jnp.sqrt(step.noise * (1 - ratio)), x) * standard_normal(key, 2, x)
+            noise = per_example(jnp.sqrt(jnp.maximum(variance - own, 0)), x) * standard_normal(key, 1, x)
+            replaced = jnp.where(seen & per_example(variance > own, x), m + noise, new)
+            lift = per_example(jnp.sqrt(step.noise * (1 - ratio)), x) * standard_normal(key, 2, x)
             return jnp.where(i + 1 < resample, replaced + lift, replaced)
 
         return jax.lax.fori_loop(0, resample, once, x), None
@@ -111,7 +111,7 @@ def pigdm(
         d, pull = jax.vjp(lambda x: denoise(x, sigma), x)
         variance = noises.variance(problem.kind, problem.level, forward(d))
         v = weighted_inverse(problem.operator, m - forward(d), variance, spread)
-        return d + expand(sigma**2, x) * pull(adjoint(v))[0]
+        return d + per_example(sigma**2, x) * pull(adjoint(v))[0]
 
     x = prior(process, _keys(keys, 0), problem.operator.adjoint(m).shape[1:], m.dtype)
     start = jnp.full(len(m), process.sigma_max)
@@ -153,7 +153,7 @@ def split_gibbs(
         variance = noises.mixture_variance(problem.kind, _keys(key, 1), problem.level, m, clean)
         variance = jnp.where(problem.observed, variance, 0)
         noisy = m + jnp.sqrt(variance) * standard_normal(key, 2, m)
-        z = conditioned(problem.operator, y + expand(jnp.sqrt(width), y) * standard_normal(key, 3, y), noisy,
+        z = conditioned(problem.operator, y + per_example(jnp.sqrt(width), y) * standard_normal(key, 3, y), noisy,
                         variance, width)  # fmt: skip
         y = posterior_draw(denoise, _keys(key, 4), z, rho, process.sigma_min, D, steps)
         return (y, jnp.sum(jnp.square(z - y).reshape(len(y), -1), axis=1) / rho**2), None

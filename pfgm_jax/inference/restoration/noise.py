@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from pfgm_jax.array_types import Arrays, Denoiser, Numbers, PRNGKeys
+from pfgm_jax.array_types import Arrays, Denoiser, Numbers, PRNGKeys, per_example
 
 KINDS = ("gaussian", "poisson", "heavy")
 DOF = 3.0  # degrees of freedom of heavy tails
@@ -23,7 +23,7 @@ EVALUATIONS = 8  # of `denoise`, each with a derivative, of an estimate
 
 def variance(kind: str, level: Numbers, clean: Float[Arrays, "B *M"]) -> Float[Arrays, "B *M"]:
     """The variance of each pixel around `clean`; level [B]."""
-    squared = jnp.square(_expand(level, clean)) * jnp.ones_like(clean)
+    squared = jnp.square(per_example(level, clean)) * jnp.ones_like(clean)
     if kind == "poisson":
         return squared * jnp.maximum((1 + clean) / 2, DARKEST)
     return squared * (DOF / (DOF - 2) if kind == "heavy" else 1)
@@ -33,7 +33,7 @@ def draw(kind: str, keys: PRNGKeys, level: Numbers, clean: Float[Arrays, "B *M"]
     """A measurement of `clean`, one key an image."""
     if kind == "heavy":
         noise = jax.vmap(lambda key: jax.random.t(key, DOF, clean.shape[1:], clean.dtype))(keys)
-        return clean + _expand(level, clean) * noise
+        return clean + per_example(level, clean) * noise
     noise = jax.vmap(lambda key: jax.random.normal(key, clean.shape[1:], clean.dtype))(keys)
     return clean + jnp.sqrt(variance(kind, level, clean)) * noise
 
@@ -48,7 +48,7 @@ def log_likelihood(
     """log p(measurement | clean) in nats, [B], up to a constant; a pixel of weight 0 (not observed) does not count."""
     squared = jnp.square(measurement - clean)
     if kind == "heavy":
-        each = -(DOF + 1) / 2 * jnp.log1p(squared / (DOF * jnp.square(_expand(level, clean))))
+        each = -(DOF + 1) / 2 * jnp.log1p(squared / (DOF * jnp.square(per_example(level, clean))))
     else:
         spread = variance(kind, level, clean)
         each = -squared / (2 * spread) - jnp.log(spread) / 2
@@ -65,7 +65,7 @@ def mixture_variance(
     """
     if kind != "heavy":
         return variance(kind, level, clean)
-    squared_level = jnp.square(_expand(level, clean))
+    squared_level = jnp.square(per_example(level, clean))
     rate = (DOF + jnp.square(measurement - clean) / squared_level) / 2
     gamma = jax.vmap(lambda key: jax.random.gamma(key, (DOF + 1) / 2, clean.shape[1:], clean.dtype))(keys)
     return squared_level * rate / gamma
@@ -98,7 +98,3 @@ def estimated(
 
     start = jnp.clip(jnp.sqrt(total(jnp.square(x - jnp.mean(x))) / N) / 2, low, high)
     return jax.lax.scan(once, start, None, length=EVALUATIONS)[0]
-
-
-def _expand(level, like):
-    return jnp.asarray(level).reshape((-1,) + (1,) * (like.ndim - 1))

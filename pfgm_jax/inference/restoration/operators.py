@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from pfgm_jax.array_types import Arrays, Numbers
+from pfgm_jax.array_types import Arrays, Numbers, per_example
 from pfgm_jax.errors import UserError
 
 
@@ -133,8 +133,7 @@ def weighted_inverse(
       variance: of the measurement's noise, broadcasts to [B, *M]; 0 for none, where the residual lies in the range.
       spread: [B] variance of what is measured.
     """
-    expand = lambda a: a.reshape((-1,) + (1,) * (residual.ndim - 1))
-    spread = expand(spread)
+    spread = per_example(spread, residual)
     # Divided by `spread`, so that a tolerance serves all levels.
     variance = variance / spread
 
@@ -149,10 +148,10 @@ def weighted_inverse(
         Ap = apply(p)
         energy = jnp.sum((p * Ap).reshape(len(p), -1), axis=1)
         alpha = jnp.where(energy > 0, rr / jnp.where(energy > 0, energy, 1), 0)
-        v, r = v + expand(alpha) * p, r - expand(alpha) * Ap
+        v, r = v + per_example(alpha, residual) * p, r - per_example(alpha, residual) * Ap
         after = squared(r)
         beta = jnp.where(rr > 0, after / jnp.where(rr > 0, rr, 1), 0)
-        return i + 1, v, r, r + expand(beta) * p, after
+        return i + 1, v, r, r + per_example(beta, residual) * p, after
 
     first = squared(residual)
 

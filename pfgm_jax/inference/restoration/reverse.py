@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
+from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys, per_example
 from pfgm_jax.flow.process import GAUSSIAN_D
 from pfgm_jax.sampling.noise import standard_normal
 
@@ -47,11 +47,6 @@ class Step(NamedTuple):
     spread: Float[Arrays, "B"]
 
 
-def expand(a: Arrays, like: Arrays) -> Array:
-    """[B] with as many further axes as `like` has."""
-    return jnp.asarray(a).reshape((-1,) + (1,) * (like.ndim - 1))
-
-
 def grid(start: Float[Arrays, "B"], end: float, steps: int) -> Float[Array, "steps B"]:
     """Falling levels from each image's `start` toward `end`: EDM's grid; a single step is at `start`."""
     at = jnp.arange(steps)[:, None] / max(steps - 1, 1)
@@ -59,7 +54,9 @@ def grid(start: Float[Arrays, "B"], end: float, steps: int) -> Float[Array, "ste
     return (high + at * (low - high)) ** RHO
 
 
-def ask(denoise: Denoiser, keys: PRNGKeys, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"], D: float) -> Step:
+def posterior_moments(
+    denoise: Denoiser, keys: PRNGKeys, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"], D: float
+) -> Step:
     """The posterior mean at x, τ σ² by equation (2) and V: one evaluation with a derivative."""
     N = math.prod(x.shape[1:])
     v = jax.vmap(lambda key: jax.random.rademacher(jax.random.fold_in(key, PROBE), x.shape[1:], x.dtype))(keys)
@@ -74,7 +71,7 @@ def ask(denoise: Denoiser, keys: PRNGKeys, x: Float[Arrays, "B *S"], sigma: Floa
     return Step(d, noise, noise * J / N)
 
 
-def ask_plainly(denoise: Denoiser, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]) -> Step:
+def posterior_mean_only(denoise: Denoiser, x: Float[Arrays, "B *S"], sigma: Float[Arrays, "B"]) -> Step:
     """The posterior mean alone, one evaluation; for D = ∞."""
     return Step(denoise(x, sigma), sigma**2, jnp.zeros_like(sigma))
 
@@ -85,7 +82,7 @@ def ancestral(
     """Equation (1), from `sigma` to the level `after`, both [B]; `index` numbers the noise of a key."""
     r = (after / sigma) ** 2
     deviation = jnp.sqrt(step.noise * r * (1 - r) + (1 - r) ** 2 * step.spread)
-    return step.mean + expand(r, x) * (x - step.mean) + expand(deviation, x) * standard_normal(keys, index, x)
+    return step.mean + per_example(r, x) * (x - step.mean) + per_example(deviation, x) * standard_normal(keys, index, x)
 
 
 def posterior_draw(
@@ -112,7 +109,7 @@ def posterior_draw(
     def down(x, row):
         index, sigma, after = row
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-        step = ask_plainly(denoise, x, sigma) if plain else ask(denoise, own, x, sigma, D)
+        step = posterior_mean_only(denoise, x, sigma) if plain else posterior_moments(denoise, own, x, sigma, D)
         return ancestral(own, 0, x, step, sigma, after), None
 
     x, _ = jax.lax.scan(down, x, (jnp.arange(steps - 1), sigmas[:-1], sigmas[1:]))
