@@ -44,12 +44,11 @@ plots.grid(np.stack(states, axis=1).reshape(-1, *g.shape), columns=len(states))
 
 # %% [markdown]
 # ## Ask for a class
-# A network trained with `:conditional` is told a class. This one has a minute of training, so its digits are rough.
+# A network trained with `:conditional` is conditioned on a class. This one has a minute of training, so its digits are rough.
 
 # %%
-config = pf.load_config(
-    "digits:conditional", {"train.images": "25600", "train.eval_every": "25600", "sample.solver": "heun"}
-)
+settings = {"train.images": 25_600, "train.eval_every": 25_600, "sample.solver": "heun"}
+config = pf.load_config("digits:conditional", settings)
 pf.train(config, "runs/digits_by_class")
 by_class = pf.load("runs/digits_by_class")
 images, _ = by_class.sample(jax.random.key(0), 40, labels=list(range(10)) * 4, guidance=1.5)

@@ -126,7 +126,7 @@ WRONG = [
     (images(2), "denoise", {"level": 0.3, "steps": 0}, "steps must be at least 1"),
     (images(2), "deblur", {"width": 0.0}, "above 0 pixels"),
     (images(2), "denoise", {"level": 0.3, "labels": 3}, "trained without labels"),
-    (images(2), Operator("mine", lambda x: x, lambda y: 2 * y), {}, "is none: ⟨Ax, y⟩"),
+    (images(2), Operator("mine", lambda x: x, lambda y: 2 * y), {}, "is not Aᵀ: ⟨Ax, y⟩"),
 ]
 
 

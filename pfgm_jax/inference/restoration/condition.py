@@ -62,7 +62,7 @@ class Condition:
         """The measurement of images of `shape` (H, W, C); for inpainting the identity, as the mask is each image's own.
 
         Raises:
-          UserError: a factor that does not divide the sides, or another value that is none.
+          UserError: a factor that does not divide the sides, or another value that is not possible.
         """
         if self.task == "superres":
             try:
@@ -109,7 +109,7 @@ def parse(text: str) -> Condition | None:
     """The Condition of a text, None for "".
 
     Raises:
-      UserError: a text that is none.
+      UserError: a text that describes no condition.
     """
     if not text:
         return None

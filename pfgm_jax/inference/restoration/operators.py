@@ -117,7 +117,7 @@ def check(operator: Operator, shape: tuple[int, ...]) -> tuple[int, ...]:
     scale = float(jnp.linalg.norm(Ax) * jnp.linalg.norm(y) + jnp.linalg.norm(x) * jnp.linalg.norm(Aty))
     if not abs(left - right) <= 1e-4 * scale:  # float32 rounding is below 1e-6 of it
         raise UserError(
-            f"the adjoint of the operator {operator.name} is none: ⟨Ax, y⟩ = {left:.4g} and ⟨x, Aᵀy⟩ = {right:.4g} "
+            f"the adjoint of the operator {operator.name} is not Aᵀ: ⟨Ax, y⟩ = {left:.4g} and ⟨x, Aᵀy⟩ = {right:.4g} "
             "for random x and y"
         )
     return Ax.shape[1:]
