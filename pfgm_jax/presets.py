@@ -46,7 +46,7 @@ PRESETS = {
         name="mlp", channels=128, blocks=3, embedding="positional", log_noise=False, noise_channels=32,
         embedding_channels=64, dropout=0.0,
     ),
-    # A patch transformer: more images a second than `cpu_28` on a CPU, and behind it at equal time (benchmarks/RESULTS.md).
+    # A patch transformer: on a CPU more images a second than `cpu_28`, and behind it at equal time.
     "dit_cpu": dict(
         name="dit", channels=192, blocks=8, patch=4, head_channels=64, embedding="positional", log_noise=False,
         noise_channels=0, embedding_channels=256, dropout=0.0,
