@@ -44,7 +44,8 @@ plots.grid(np.stack(states, axis=1).reshape(-1, *g.shape), columns=len(states))
 
 # %% [markdown]
 # ## Ask for a class
-# A network trained with `:conditional` is conditioned on a class. This one has a minute of training, so its digits are rough.
+# A network trained with `:conditional` is conditioned on a class. This one has a minute of training: its digits are
+# rough.
 
 # %%
 settings = {"train.images": 25_600, "train.eval_every": 25_600, "sample.solver": "heun"}
