@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 
-from pfgm_jax import data, models, parallel, run_record
+from pfgm_jax import models, parallel, run_record
 from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.metrics import PixelScorer, controls, table
 
@@ -22,7 +22,7 @@ def pixel_score(generator, folder, workdir, overrides):
     config = generator.config
     solvers = (config.sample.solver,) if "sample.solver" in overrides or generator.run.tuned else SCORED
     protocol.check_options(generator, overrides, solvers)
-    digits = data.load(config.data)
+    digits = protocol.real_images(generator)
     held_out = np.concatenate([digits.val.images, digits.test.images])
     held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
     n = min(config.evaluate.num_samples or len(held_out), len(held_out))

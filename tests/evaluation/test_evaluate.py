@@ -234,6 +234,29 @@ def test_images_of_another_size(workdir, tmp_path):
         main.run(["--mode=evaluate", f"--workdir={workdir}", *arguments])
 
 
+def test_held_out_images_are_those_that_the_run_did_not_see(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images)
+    config = digits.get_config("quick")
+    config.data.update(name="npz", dir=str(tmp_path / "own.npz"))
+    config.train.update(batch=16, large_batch=0)
+    made = generator.Generator(run_lib.make_run(config, run_lib.derive(config, data.load(config.data))), None)
+    assert len(protocol.real_images(made).val) == 6
+    for key, value in (("data.split_seed", 1), ("data.val", 0.2), ("data.test", 0.0), ("data.group", "p"),
+                       ("data.condition", "superres:2")):  # fmt: skip
+        with pytest.raises(UserError, match=f"a trained run keeps its {key}: leave it out"):
+            made.with_overrides({key: value})
+    other = made.with_overrides({"data.name": "digits", "data.split_seed": 1})  # another set has not been trained on
+    assert protocol.real_images(other).name == "digits"
+    for changed, words in ((np.concatenate([images, images[:10]]), "train_images"), (images // 2, "mean, std")):
+        np.savez(tmp_path / "own.npz", images=changed)
+        with pytest.raises(UserError, match=f"other images than the run was trained on .another {words}") as caught:
+            protocol.real_images(made.with_overrides({"sample.n": 2}))
+        assert "\n" not in str(caught.value)
+    imported = run_lib.make_run(config, dict(made.derived) | {"imported": "a.pth"})  # of which nothing is known
+    protocol.real_images(generator.Generator(imported, None).with_overrides({"data.split_seed": 1}))
+
+
 def test_scores_of_other_settings_do_not_replace_the_score(workdir, capsys):
     main.run(["--mode=evaluate", f"--workdir={workdir}", *ARGUMENTS[1:], "--config.sample.solver=heun",
               "--config.evaluate.num_samples=20"])  # fmt: skip
