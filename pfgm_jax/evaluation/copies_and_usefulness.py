@@ -50,7 +50,11 @@ def copies(dataset, images, to=NOWHERE, extractor=None, mirror=False):
     if number < HELD_OUT:
         return [f"copies     not looked for: {number} held-out images of {dataset.name} are fewer than {HELD_OUT}"]
     check_count(len(images))
-    result = memorisation.memorisation(images, dataset.train.images, np.concatenate(held_out), extractor, mirror=mirror)
+    train, others = dataset.train.images, np.concatenate(held_out)
+    try:
+        result = memorisation.memorisation(images, train, others, extractor, mirror=mirror, least=HELD_OUT)
+    except memorisation.TooFew as error:
+        return [f"copies     not looked for: of {dataset.name}, {error}"]
     lines = [f"copies     {line}" for line in memorisation.text(result).split("\n")]
     if to.stem:
         figures = ("share", "low", "high", "expected", "chance", "threshold", "count", "crowded", "identical",

@@ -250,6 +250,16 @@ def test_without_a_gate_force_is_needed(run, command):
     assert code == 2 and "the gate was left out" in err
 
 
+def test_held_out_images_that_are_training_images_are_a_reason(run, tmp_path, monkeypatch):
+    made = pfgm_jax.load(run).with_overrides(FEW)
+    own = data.load(made.config.data)
+    copied = data.Split(own.train.images[:60], own.train.labels[:60])
+    alike = data.Dataset(**{**vars(own), "val": copied, "test": copied})
+    monkeypatch.setattr(protocol, "real_images", lambda generator: alike)
+    reasons = release_gate.examine(made, tmp_path).reasons
+    assert reasons == ("of digits, 0 held-out images that equal no training image are fewer than 50",)
+
+
 @pytest.mark.slow
 def test_membership_is_a_matter_of_memory(run):
     """A network that knows its training digits, exactly, and one that knows nothing."""
