@@ -2,7 +2,8 @@
 
     python -m pfgm_jax.study.cost RUN SOLVER NUMBER SAMPLING
 
-prints one line of JSON; SAMPLING is JSON of sample.* that are not the run's own. Programs are compiled anew, as the cache of programs is off.
+prints one line of JSON; SAMPLING is JSON of sample.* that are not the run's own. Programs are compiled anew, as the
+cache of programs is off.
 """
 
 import dataclasses

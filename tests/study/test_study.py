@@ -243,6 +243,8 @@ def test_a_file_makes_runs(file, tmp_path):
     assert [stages.admits(each, "ancestral") for each in made] == [False, True, False]
     with pytest.raises(UserError, match="unknown config key 'train.bach'; did you mean 'train.batch'"):
         plan.entries(study, path, tmp_path, {"train.bach": "1"})
+    with pytest.raises(UserError, match=r"seed=5 does nothing in a study: .* Variant\(seeds=\(5,\)\)"):
+        plan.entries(study, path, tmp_path, {"seed": "5"})
 
 
 def test_mistakes_in_a_study(file, tmp_path, command):
