@@ -20,16 +20,18 @@ class Destination(NamedTuple):
       stem: their path without suffix; None to write nothing.
       samples: how the images were made, for the protocol.
       full: whether the images are as many as figures need to be shown anywhere (a model card leaves others out).
+      weights: the digest of the weights that made the images, "" for images from elsewhere.
     """
 
     stem: str | None = None
     samples: str = ""
     full: bool = True
+    weights: str = ""
 
     def write(self, suffix, scores, protocol):
         """Writes STEM-SUFFIX.json."""
         protocol |= {"samples": self.samples} if self.samples else {}
-        record = {"scores": scores, "protocol": protocol, "full": self.full}
+        record = {"scores": scores, "protocol": protocol, "full": self.full, "weights": self.weights}
         atomic.write_text(f"{self.stem}-{suffix}.json", json.dumps(record, indent=1) + "\n")
 
 

@@ -69,8 +69,8 @@ def require_own(generator, dataset):
         different = [name for name in ("mean", "std") if not close(name)]
     if different:
         raise UserError(
-            f"data.name={dataset.name} gives other images than the run was trained on (another {', '.join(different)}), so "
-            "that it may have seen those held out: give data.dir=FOLDER, the data as they were, or measure its samples "
+            f"data.name={dataset.name} gives other images than the run learned from (another {', '.join(different)}): "
+            "it may have seen those held out; give data.dir=FOLDER, the data as they were, or measure its samples "
             "against others with --mode=audit"
         )
 
@@ -106,15 +106,31 @@ def measure_for(generator):
     return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
 
 
+# What a measurement of samples does not use, and what it has in its place.
+_OF_PICTURES = {"n": "write evaluate.num_samples=NUMBER", "files": "leave it out", "frames": "leave it out"}
+
+
+def check_measured(overrides):
+    """UserError for settings of pictures and files of samples where samples are measured."""
+    for name, instead in _OF_PICTURES.items():
+        if f"sample.{name}" in overrides:
+            raise UserError(f"sample.{name}={overrides[f'sample.{name}']} is for --mode=sample: {instead}")
+
+
+def check_taken(generator, overrides, solvers):
+    """UserError for a solver that is not for the run's network, or options that none of the solvers takes."""
+    for solver in solvers:
+        check_network(generator.run, generator.settings.changed(solver=solver))
+    given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
+    sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
+
+
 def check_options(generator, overrides, solvers=None):
     """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
     settings = generator.settings
     solvers = solvers or (settings.solver,)
-    for solver in solvers:
-        check_network(generator.run, settings.changed(solver=solver))
-    given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
-    taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
-    sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
+    check_taken(generator, overrides, solvers)
     for solver in solvers:
         prepared = generator.prepared(settings.changed(solver=solver))
         prepared.check(generator.process, frames=generator.config.sample.frames)
