@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from pfgm_jax import inference, run_record, stored_run
 from pfgm_jax import run as run_lib
 from pfgm_jax.array_types import Arrays, Denoiser
+from pfgm_jax.config import flatten
 from pfgm_jax.data.dataset import to_uint8
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.inference import restoration
@@ -43,12 +44,14 @@ class Generator:
       params: the weights, EMA as a rule.
       step: training step of the weights.
       source: what it was loaded from, "" if it was not.
+      trained_on: the data.name that it was trained on, whichever set is named to measure it on.
     """
 
     _seed_said = False  # whether it was said that no key was given
 
-    def __init__(self, run, params, step=0, source=""):
+    def __init__(self, run, params, step=0, source="", trained_on=""):
         self.run, self.params, self.step, self.source = run, params, step, source
+        self.trained_on = trained_on or run.config.data.name
 
     config = property(lambda self: self.run.config)
     derived = property(lambda self: self.run.derived)
@@ -58,7 +61,7 @@ class Generator:
 
     def with_params(self, params):
         """The same network with other weights."""
-        return Generator(self.run, params, self.step, self.source)
+        return Generator(self.run, params, self.step, self.source, self.trained_on)
 
     def with_overrides(self, overrides):
         """The same weights with other settings of their use (`run_record.USES`); texts are read.
@@ -66,15 +69,20 @@ class Generator:
         For example {"sample.batch": 8}.
 
         Raises:
-          UserError: an unknown setting, an impossible value, or one of another section.
+          UserError: an unknown setting, an impossible value, one of another section, or another split of the images
+            that the run was trained on.
         """
         config = run_record.with_overrides(self.config, overrides)
-        if fixed := [key for key in overrides if not key.startswith(run_record.USES)]:
+        fixed = [key for key in overrides if not key.startswith(run_record.USES)]
+        own = config.data.name == self.trained_on and not self.derived.get("imported")
+        before, after = flatten(self.config), flatten(config)
+        kept = run_record.TOLD + run_record.SPLIT if own else run_record.TOLD
+        if fixed := fixed + [key for key in kept if after[key] != before[key]]:
             raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
         params, width = self.params, config.sample.ema_width
         if width != self.config.sample.ema_width:
             params = stored_run.average(stored_run.folder(self.source), self.step, width, params)
-        return Generator(run_lib.make_run(config, self.derived), params, self.step, self.source)
+        return Generator(run_lib.make_run(config, self.derived), params, self.step, self.source, self.trained_on)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,7 +163,8 @@ class Generator:
           labels: for a conditional network: a class's number or [B] of them, −1 for none; None tells it none.
 
         Raises:
-          UserError: another shape or type, a sigma that is not above 0, or labels that the network does not know.
+          UserError: another shape or type, a sigma that is not above 0, labels that the network does not know, or none
+            for a network that was never trained without.
         """
         return self.denoiser(labels)(x, sigma)
 
@@ -166,7 +175,7 @@ class Generator:
 
         def denoise(x, sigma):
             x = arguments.states(x, self.shape)
-            sigma, own = arguments.noise_levels(sigma, x), arguments.state_labels(labels, len(x), self.classes)
+            sigma, own = arguments.noise_levels(sigma, x), self._state_labels(labels, len(x))
             if guide is None:
                 return self.network.denoiser(self.params, own)(x, sigma)
             guide_labels = own if guide.told else None
@@ -198,7 +207,7 @@ class Generator:
         if not self.run.tuned:
             raise UserError("flow_end needs a tuned network, and this one is a posterior mean: --mode=tune makes one")
         x = arguments.states(x, self.shape)
-        own = arguments.state_labels(labels, len(x), self.classes)
+        own = self._state_labels(labels, len(x))
         return self.network.denoiser(self.params, own)(x, arguments.noise_levels(sigma, x))
 
     def _require_mean(self, what, told=False):
@@ -378,9 +387,20 @@ class Generator:
     def _weighted(self):
         return inference.Weighted(self.network, self.params, self.weights_digest, self.settings.batch)
 
+    def _state_labels(self, labels, n):
+        """`arguments.state_labels`; UserError for none where the network was never trained without."""
+        labels = arguments.state_labels(labels, n, self.classes)
+        if self.classes and not self.config.train.label_dropout:
+            traced = isinstance(labels, jax.core.Tracer)
+            if labels is None or not traced and (np.asarray(labels) < 0).any():
+                raise UserError(
+                    "this network was never trained without a label: give labels, a class's number or one an image"
+                )
+        return labels
+
     def _labels_of(self, labels, n):
         """The classes [n] that the network is given for n images: `labels`, or none, −1."""
-        labels = arguments.state_labels(labels, n, self.classes)
+        labels = self._state_labels(labels, n)
         return np.full(n, -1, np.int32) if labels is None else np.asarray(labels, np.int32)
 
     def encode(
@@ -396,8 +416,8 @@ class Generator:
           options: of the solver, such as rtol, steps, grid.
 
         Raises:
-          UserError: images of another shape or type, labels that the network does not know, a solver that draws noise,
-            or a solve that does not reach σ_max.
+          UserError: images of another shape or type, labels that the network does not know, none for a network that was
+            never trained without, a solver that draws noise, or a solve that does not reach σ_max.
         """
         x = arguments.images(images, self.shape)
         return inference.encode(self.weighted, x, self._labels_of(labels, len(x)), solver, options, progress)

@@ -197,7 +197,7 @@ class Mode(NamedTuple):
     act: Callable
     config: str = ""
     workdir: bool = True
-    sections: tuple = ("sample.", "evaluate.")
+    sections: tuple = ("sample.",)
     source: str = ""
     needs_source: bool = True
     runs: bool = False
@@ -224,7 +224,8 @@ MODES = {
         together=True,
     ),
     "average": Mode(
-        "choose the length of the weights' average after training (train.power_ema)", _average, sections=("data.",)
+        "choose the length of the weights' average after training (needs train.power_ema)", _average,
+        sections=("data.",),
     ),
     "compare": Mode(
         "measure the runs in --workdir and --source alike: which differences are resolved", _compare,

@@ -22,6 +22,9 @@ MUTABLE = (
 )  # fmt: skip
 # Settings of what is done with a trained run.
 USES = ("sample.", *_MEASURES, "data.")
+# Of these, what no use changes: what the network is told, and which of the run's own images it was not trained on.
+TOLD = ("data.condition",)
+SPLIT = ("data.val", "data.test", "data.split_seed", "data.group")
 
 
 def differences(config, other):

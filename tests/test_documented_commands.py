@@ -59,7 +59,7 @@ QUICK = {
     "data": {},
     "advise": {},
     "sample": {},
-    "evaluate": {"evaluate.num_samples": 24, "evaluate.features": "pixels", "evaluate.seeds": 2},
+    "evaluate": {"evaluate.num_samples": 24, "evaluate.features": "pixels"},
     "compare": {"evaluate.num_samples": 24},
     "curve": {"evaluate.num_samples": 24, "evaluate.steps": "3,5"},
     "diagnose": {"diagnose.quick": True},
@@ -223,6 +223,8 @@ def settings(argv):
     mode = words.get("--mode", "train")
     config = pathlib.Path(words.get("--config", "").partition(":")[0]).stem
     quick = QUICK[mode] | (QUICK_CONFIGS.get((mode, config)) or QUICK_CONFIGS.get(config, {}))
+    if "--config.evaluate.usefulness" in words:
+        quick |= {"evaluate.seeds": 2}
     return [
         f"--config.{key}={value}" for key, value in quick.items() if key in AMOUNTS or f"--config.{key}" not in words
     ]

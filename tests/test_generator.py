@@ -432,6 +432,22 @@ def test_arguments_of_denoise_that_are_none(generator, told):
         assert "\n" not in str(caught.value)
 
 
+def test_a_network_that_always_saw_a_class_is_not_asked_without_one():
+    made, x = make(conditional=True), np.zeros((2, 8, 8, 1), np.float32)
+    calls = (
+        lambda labels: made.denoise(x, 1.0, labels),
+        lambda labels: made.encode(x, labels, "euler", steps=2),
+        lambda labels: made.log_likelihood(x, jax.random.key(0), labels),
+        lambda labels: made.restore(x, "denoise", n=1, key=jax.random.key(0), labels=labels, level=0.3),
+    )
+    for call in calls:
+        for labels in (None, -1, [3, -1]):
+            with pytest.raises(UserError, match="never trained without a label: give labels") as caught:
+                call(labels)
+            assert "\n" not in str(caught.value)
+    assert made.denoise(x, 1.0, 3).shape == x.shape
+
+
 def test_samples_without_a_key_are_those_of_the_seed(capsys):
     made = make()
     images, _ = made.sample(n=8)

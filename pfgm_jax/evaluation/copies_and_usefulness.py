@@ -20,16 +20,18 @@ class Destination(NamedTuple):
       stem: their path without suffix; None to write nothing.
       samples: how the images were made, for the protocol.
       full: whether the images are as many as figures need to be shown anywhere (a model card leaves others out).
+      weights: the digest of the weights that made the images, "" for images from elsewhere.
     """
 
     stem: str | None = None
     samples: str = ""
     full: bool = True
+    weights: str = ""
 
     def write(self, suffix, scores, protocol):
         """Writes STEM-SUFFIX.json."""
         protocol |= {"samples": self.samples} if self.samples else {}
-        record = {"scores": scores, "protocol": protocol, "full": self.full}
+        record = {"scores": scores, "protocol": protocol, "full": self.full, "weights": self.weights}
         atomic.write_text(f"{self.stem}-{suffix}.json", json.dumps(record, indent=1) + "\n")
 
 
@@ -50,7 +52,11 @@ def copies(dataset, images, to=NOWHERE, extractor=None, mirror=False):
     if number < HELD_OUT:
         return [f"copies     not looked for: {number} held-out images of {dataset.name} are fewer than {HELD_OUT}"]
     check_count(len(images))
-    result = memorisation.memorisation(images, dataset.train.images, np.concatenate(held_out), extractor, mirror=mirror)
+    train, others = dataset.train.images, np.concatenate(held_out)
+    try:
+        result = memorisation.memorisation(images, train, others, extractor, mirror=mirror, least=HELD_OUT)
+    except memorisation.TooFew as error:
+        return [f"copies     not looked for: of {dataset.name}, {error}"]
     lines = [f"copies     {line}" for line in memorisation.text(result).split("\n")]
     if to.stem:
         figures = ("share", "low", "high", "expected", "chance", "threshold", "count", "crowded", "identical",

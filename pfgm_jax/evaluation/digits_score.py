@@ -6,10 +6,12 @@ import math
 import jax
 import numpy as np
 
-from pfgm_jax import data, models, parallel, run_record
+from pfgm_jax import models, parallel, run_record
+from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.metrics import PixelScorer, controls, table
 
+_UNUSED = ("split", "copies", "usefulness", "seeds", "inception")  # settings of `evaluate` that other features have
 SCORED = ("rk45", "heun")  # solvers that are scored, unless one is asked for
 
 
@@ -22,10 +24,21 @@ def pixel_score(generator, folder, workdir, overrides):
     config = generator.config
     solvers = (config.sample.solver,) if "sample.solver" in overrides or generator.run.tuned else SCORED
     protocol.check_options(generator, overrides, solvers)
-    digits = data.load(config.data)
+    unused = [f"evaluate.{name}" for name in _UNUSED if f"evaluate.{name}" in overrides]
+    if unused:
+        raise UserError(
+            f"the score of digits does not use {', '.join(unused)}: leave it out, or measure by other features, "
+            "evaluate.features=domain"
+        )
+    digits = protocol.real_images(generator)
     held_out = np.concatenate([digits.val.images, digits.test.images])
     held_out_labels = np.concatenate([digits.val.labels, digits.test.labels])
-    n = min(config.evaluate.num_samples or len(held_out), len(held_out))
+    n = config.evaluate.num_samples or len(held_out)
+    if n > len(held_out):
+        raise UserError(
+            f"evaluate.num_samples={n} is more than the {len(held_out)} held-out digits of their score: write "
+            f"evaluate.num_samples={len(held_out)}, or measure by other features, evaluate.features=domain"
+        )
     own, _ = run_record.load(workdir)
     relevant = set().union(*(protocol.samples_depend_on(solver) for solver in solvers))
     relevant |= {"evaluate.num_samples", *(f"data.{name}" for name in config.data)}
@@ -51,7 +64,7 @@ def pixel_score(generator, folder, workdir, overrides):
 
     record = {"protocol": {"score": scorer.protocol, **protocols}, "scores": {k: _plain(v) for k, v in rows.items()}}
     if parallel.is_first():
-        protocol.save_record(path, record | {"full": n == len(held_out)})
+        protocol.save_record(path, record | {"full": n == len(held_out), "weights": generator.weights_digest})
     return "\n".join([table(rows), scorer.protocol, *protocols.values(), f"  table      {path}"])
 
 

@@ -91,6 +91,7 @@ def evaluate(workdir, overrides):
     Raises:
       UserError: no real images that fit the run, too few samples, or weights of the features that are not to be had.
     """
+    protocol.check_measured(overrides)
     generator = protocol.open_run(workdir, overrides)
     config, folder = generator.config, atomic.writable(pathlib.Path(workdir, "results"))
     if config.data.name == "digits" and config.evaluate.features in ("", "pixels"):
@@ -114,13 +115,14 @@ def _measure_run(generator, folder, measure):
         picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], generator.derived["classes"])
     plots.save(picture, f"{stem}.png")
     whole = len(samples.features) >= min(protocol.usual(config, measure.dataset), TELLING)
-    protocol.save_record(f"{stem}.json", measured.record() | {"full": whole})
+    weights = generator.weights_digest
+    protocol.save_record(f"{stem}.json", measured.record() | {"full": whole, "weights": weights})
     kept = f"{folder}/samples-{samples.key} (the next run takes them from there)"
     lines = [str(measured), f"  samples    {kept}", f"  grid       {stem}.png", f"  figures    {stem}.json"]
     options, n = config.evaluate, len(samples.features)
     if options.copies or options.usefulness:
         images = sample_cache.images_of(folder, samples.key, n)
-        to = copies_and_usefulness.Destination(stem, measured.protocol["samples"], whole)
+        to = copies_and_usefulness.Destination(stem, measured.protocol["samples"], whole, weights)
     if options.copies:
         mirror = bool(config.train.flip or config.train.augment)  # such copies are copies then
         lines += copies_and_usefulness.copies(measure.dataset, images, to, mirror=mirror)
@@ -137,12 +139,15 @@ def compare(workdir, other, overrides):
     """
     from pfgm_jax import metrics
 
+    protocol.check_measured(overrides)
     runs = [protocol.open_run(place, overrides) for place in (workdir, other)]
     folders = [atomic.writable(pathlib.Path(place, "results")) for place in (workdir, other)]
     if runs[0].shape != runs[1].shape:
         raise UserError(
             f"{workdir} makes images of {protocol.by(runs[0].shape)}, {other} of {protocol.by(runs[1].shape)}"
         )
+    for run in runs:
+        protocol.check_options(run, overrides)
     measure = protocol.measure_for(runs[0])
     n = protocol.count(runs[0].config, measure.dataset)
     settings = [dataclasses.replace(run.settings, n=n, guide=protocol.guide_of(run)) for run in runs]

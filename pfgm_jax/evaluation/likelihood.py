@@ -106,6 +106,8 @@ def _other(name, own, dataset):
     config = ConfigDict(own.to_dict()).unlock()
     if pathlib.Path(name).is_dir():
         config.update(name="folder", dir=name, group="", channels=dataset.shape[-1], val=0.0, test=0.0)  # all of it
+        if dataset.window:  # with "auto" its own values would decide what is black and white
+            config.update(window=",".join(map(str, map(float, dataset.window))))
     else:
         config.update(name=name, pages="first", window="", group="")
         if own.name in ("folder", "npz") or own.name.startswith("tfds:"):

@@ -78,9 +78,12 @@ def curve(workdir, overrides):
     Their names say what differs from the run's own settings. Every point has the same number of samples from the same
     noise, and an interval. Samples are kept as those of `evaluate.evaluate` are: a stopped sweep goes on where it was.
     """
+    protocol.check_measured(overrides)
     generator = protocol.open_run(workdir, overrides)
     folder = atomic.writable(pathlib.Path(workdir, "results"))
     sweep = points(generator)
+    _check_swept(overrides, sweep)
+    protocol.check_taken(generator, overrides, tuple(dict.fromkeys(point.solver for point in sweep)))
     stem = folder / f"curve{_suffix(generator.config, workdir, sweep)}"
     measure, guide = protocol.measure_for(generator), protocol.guide_of(generator)
     n = protocol.count(generator.config, measure.dataset)
@@ -103,6 +106,18 @@ def curve(workdir, overrides):
         draw(rows, floor, measure.extractor.distances[0], n, f"{stem}.png")
     lines = [table(rows, floor), "", *(f"{what}: {words}" for what, words in said.items())]
     return "\n".join([*lines, f"  picture    {stem}.png", f"  figures    {stem}.json"])
+
+
+def _check_swept(overrides, sweep):
+    """UserError for settings in whose place the Points of a curve have their own."""
+    tolerances = f"its points have rtol = atol = {', '.join(f'{value:g}' for value in TOLERANCES)}; leave it out"
+    instead = {"solver": "write evaluate.solvers", "steps": "write evaluate.steps", "rtol": tolerances,
+               "atol": tolerances}  # fmt: skip
+    if any(point.D is not None for point in sweep):
+        instead["D"] = "evaluate.D has its values"
+    for name, words in instead.items():
+        if f"sample.{name}" in overrides:
+            raise UserError(f"sample.{name}={overrides[f'sample.{name}']} does nothing in a curve: {words}")
 
 
 def measured(generator, point, settings, measure, folder):

@@ -1,7 +1,10 @@
 """What all measurements of a run share: how it is opened, its real images, and the protocol in words."""
 
 import json
+import math
 import sys
+
+import numpy as np
 
 from pfgm_jax import data, parallel, sampling
 from pfgm_jax import generator as generator_lib
@@ -29,7 +32,7 @@ def real_images(generator):
     """The Dataset that a run's config names.
 
     Raises:
-      UserError: no real images that fit the run.
+      UserError: no real images that fit the run, or others than it was trained on under that name.
     """
     config = generator.config
     if config.data.name == "imported":
@@ -38,7 +41,38 @@ def real_images(generator):
     if dataset.shape != generator.shape:
         shapes = by(generator.shape), by(dataset.shape)
         raise UserError(f"the run makes images of {shapes[0]}, those of {dataset.name} are {shapes[1]}")
+    if config.data.name == generator.trained_on:
+        require_own(generator, dataset)
     return dataset
+
+
+def require_own(generator, dataset):
+    """Raises UserError where a Dataset is not the one that the run was trained on.
+
+    Its held-out images might then be images that the network has seen. Of imported weights nothing is known.
+    """
+    derived, train = generator.derived, dataset.train
+    if derived.get("imported"):
+        return
+    facts = {
+        "train_images": dataset.train_images,
+        "classes": list(dataset.classes),
+        "label_counts": np.bincount(train.labels, minlength=dataset.num_classes).tolist(),
+        "window": dataset.window and list(dataset.window),
+    }
+    # Older versions recorded less.
+    different = [name for name, fact in facts.items() if name in derived and derived[name] != fact]
+    if not different:
+        found = data.moments(train.images)
+        # Decoders of other versions differ in their last bits.
+        close = lambda name: math.isclose(derived.get(name, getattr(found, name)), getattr(found, name), abs_tol=1e-5)
+        different = [name for name in ("mean", "std") if not close(name)]
+    if different:
+        raise UserError(
+            f"data.name={dataset.name} gives other images than the run learned from (another {', '.join(different)}): "
+            "it may have seen those held out; give data.dir=FOLDER, the data as they were, or measure its samples "
+            "against others with --mode=audit"
+        )
 
 
 def guide_of(generator):
@@ -72,15 +106,31 @@ def measure_for(generator):
     return measure_against(dataset, config.evaluate.split, features_of(config), config.evaluate.inception)
 
 
+# What a measurement of samples does not use, and what it has in its place.
+_OF_PICTURES = {"n": "write evaluate.num_samples=NUMBER", "files": "leave it out", "frames": "leave it out"}
+
+
+def check_measured(overrides):
+    """UserError for settings of pictures and files of samples where samples are measured."""
+    for name, instead in _OF_PICTURES.items():
+        if f"sample.{name}" in overrides:
+            raise UserError(f"sample.{name}={overrides[f'sample.{name}']} is for --mode=sample: {instead}")
+
+
+def check_taken(generator, overrides, solvers):
+    """UserError for a solver that is not for the run's network, or options that none of the solvers takes."""
+    for solver in solvers:
+        check_network(generator.run, generator.settings.changed(solver=solver))
+    given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
+    taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
+    sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
+
+
 def check_options(generator, overrides, solvers=None):
     """UserError for options that none of the solvers (None: the run's own) takes, or that one of them refuses."""
     settings = generator.settings
     solvers = solvers or (settings.solver,)
-    for solver in solvers:
-        check_network(generator.run, settings.changed(solver=solver))
-    given = {key.removeprefix("sample.") for key in overrides} & set(sampling.option_kinds())
-    taken = set().union(*(sampling.find(solver)[1] for solver in solvers))
-    sampling.check_options(solvers[-1], dict.fromkeys(sorted(given - taken)))
+    check_taken(generator, overrides, solvers)
     for solver in solvers:
         prepared = generator.prepared(settings.changed(solver=solver))
         prepared.check(generator.process, frames=generator.config.sample.frames)

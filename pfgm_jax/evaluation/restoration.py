@@ -46,7 +46,7 @@ def restore(workdir, source, overrides):
     settings = generator.config.restore
     if generator.derived.get("dtype", "uint8") != "uint8":
         raise UserError("this run is of points in the plane, and restoration is of images")
-    how = _how(generator)
+    how = _how(generator, overrides)
     task = restoration.task(settings.task, generator.shape, generator.process, condition=generator.run.condition, **how)
     given = read(source, generator.shape if settings.simulate else task.measured, _window(generator))
     label = _label(generator, settings.label)
@@ -60,16 +60,29 @@ def restore(workdir, source, overrides):
         return "\n".join(_report(settings, task, given, measured, results, folder))
 
 
-def _how(generator):
+_TASK_OF = {"mask": "inpaint", "factor": "superres", "width": "deblur"}
+
+
+def _how(generator, overrides):
     """The arguments of `restoration.task` that the restore section says.
 
-    A network that is told an image has values of its own, which only a setting that is not the default can contradict.
+    A network that is told an image has values of its own, which only a setting that is given can contradict.
+
+    Raises:
+      UserError: a setting of another task, or a mask that is none.
     """
     settings, shape = generator.config.restore, generator.shape
+    given = {key.removeprefix("restore.") for key in overrides}
+    for name, task in _TASK_OF.items():
+        if name in given and settings.task != task:
+            raise UserError(
+                f"restore.{name}={settings[name]} is for restore.task={task}, not for {settings.task}: leave it out"
+            )
     if generator.run.condition:
         usual = config.default().restore
-        names = ("noise", "level", "method", "steps", "factor", "width", "mask")
-        how = {name: settings[name] for name in names if settings[name] != usual[name]}
+        names = ("noise", "level", "method", "steps", "sweeps", "resample", *_TASK_OF)
+        asked = [name for name in names if name in given or settings[name] != usual[name]]
+        how = {name: settings[name] for name in asked if settings[name] not in (None, "")}
         if generator.run.condition.value == "random":
             how["mask"] = settings.mask
         return how | ({"mask": mask_of(how["mask"], shape, settings.seed)} if "mask" in how else {})
@@ -113,7 +126,10 @@ def _label(generator, text):
         return None
     if not generator.classes:
         raise UserError("this network was trained without labels: leave restore.label out")
-    return int(generator.labels(n=1, labels=text)[0])
+    named = set(generator.labels(n=text.count(",") + 1, labels=text).tolist())
+    if text in ("real", "balanced") or len(named) > 1:
+        raise UserError(f"restore.label={text} is not one class: give the name or number of that of all images")
+    return named.pop()
 
 
 def read(source, shape, window=None):

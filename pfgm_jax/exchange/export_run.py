@@ -36,7 +36,7 @@ def export(workdir, overrides):
         refuses.
     """
     generator = protocol.open_run(workdir, overrides, told=True)
-    force = generator.config.export.force
+    force, results = generator.config.export.force, _results(workdir, generator.weights_digest)
     generator = generator.with_params(_rounded(generator.params, generator.config.export.dtype))
     generator.labels()  # those that the network does not know are refused before anything is written
     folder = atomic.writable(pathlib.Path(workdir, "export"))
@@ -45,7 +45,7 @@ def export(workdir, overrides):
         panel = f"; look at {gate.panel}" if gate.panel else ""
         raise UserError(f"not exported: {'; '.join(gate.reasons)}{panel}; export.force=True exports all the same")
     picture, how = _shown(generator)
-    card = model_card(generator, how, _results(workdir), gate)
+    card = model_card(generator, how, results, gate)
     try:
         return _write(generator, folder, picture, card, gate)
     except OSError as error:
@@ -106,10 +106,12 @@ def _verdict(gate):
     )
 
 
-def _results(workdir):
+def _results(workdir, weights):
     """{name: record} of the run's results/*.json, those with scores and the protocol that they were measured by.
 
-    Figures of fewer samples than the protocol asks for stay out, and those of anyone's images (`audit-…`).
+    Figures of other weights than those with the digest `weights` stay out, such as of an earlier checkpoint, and of
+    fewer samples than the protocol asks for, and those of anyone's images (`audit-…`). Older records do not name their
+    weights.
     """
     records = {}
     for path in sorted(pathlib.Path(workdir, "results").glob("*.json")):
@@ -118,7 +120,8 @@ def _results(workdir):
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         scored = isinstance(record, dict) and {"scores", "protocol"} <= record.keys()
-        if scored and record.get("full", _fewest(record) >= FULL) and not path.name.startswith("audit-"):
+        own = scored and record.get("weights", weights) == weights
+        if own and record.get("full", _fewest(record) >= FULL) and not path.name.startswith("audit-"):
             records[path.stem] = record
     return records
 

@@ -78,7 +78,10 @@ def examine(generator, workdir):
     if number < HELD_OUT:
         return Gate((f"{number} held-out images of {dataset.name} are fewer than the {HELD_OUT} that it takes",))
     folder = atomic.writable(pathlib.Path(workdir, "results"))
-    copies, panel = _copies(generator, dataset, held_out, folder)
+    try:
+        copies, panel = _copies(generator, dataset, held_out, folder)
+    except memorisation.TooFew as error:
+        return Gate((f"of {dataset.name}, {error}",))
     near = memorisation.near_copies(copies.distances, copies.held_out_distances, CHANCE)
     area = membership(generator, dataset, held_out)
     reasons = []
@@ -106,7 +109,7 @@ def _copies(generator, dataset, held_out, folder):
     with atomic.writing_to(folder):
         told = generator.run.condition
         key, samples = _restorations(generator, images, labels) if told else _samples(generator, folder)
-        copies = memorisation.memorisation(samples, dataset.train.images, images, mirror=mirror)
+        copies = memorisation.memorisation(samples, dataset.train.images, images, mirror=mirror, least=HELD_OUT)
         panel = f"{folder}/gate-{naming.key_of([key, len(samples)])}-{PANEL}"
         memorisation.plot(copies, panel)
     return copies, panel

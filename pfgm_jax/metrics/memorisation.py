@@ -39,6 +39,10 @@ QUERIES = 5000  # of more samples or held-out images, so many are drawn
 BLOCK = 4096  # training images whose features are in memory together
 
 
+class TooFew(ValueError):
+    """Nearly all held-out images equal training images, and nothing is left to compare with."""
+
+
 class Closest(NamedTuple):
     """The samples nearest to training images: uint8 [k, H, W, C] and distances [k]; seen as they are nearest."""
 
@@ -99,6 +103,7 @@ def memorisation(
     shift: int = 0,
     k: int = 10,
     seed: int = 0,
+    least: int = 2,
 ) -> Memorisation:
     """The Memorisation of samples.
 
@@ -111,9 +116,11 @@ def memorisation(
         repeated), and the nearest view counts; for held-out images too. Time grows with the number of views.
       k: closest samples that are kept for the picture.
       seed: of the draw where there are more than QUERIES.
+      least: held-out images that are no copies that it takes, 2 or more.
 
     Raises:
-      ValueError: fewer than two held-out images that are no copies, or no samples.
+      TooFew: fewer held-out images that are no copies.
+      ValueError: no samples.
     """
     extractor, views = extractor or Pixels(), _views(mirror, shift)
     in_train = _digests(train)
@@ -123,8 +130,10 @@ def memorisation(
     copies, held_out = int((~fresh).sum()), held_out[fresh]
     samples, n_samples = _drawn(samples, seed)
     m, n = len(held_out), len(samples)
-    if m < 2 or not n:
-        raise ValueError(f"{n} samples and {m} held-out images that are no copies: too few")
+    if m < max(2, least):
+        raise TooFew(f"{m} held-out images that equal no training image are fewer than {max(2, least)}")
+    if not n:
+        raise ValueError("no samples to look at")
 
     def features_of(images):
         return as_features(extractor(images))

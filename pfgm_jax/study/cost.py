@@ -1,8 +1,9 @@
 """What a run costs: memory, compilation and speed, each in a process that has done nothing else.
 
-    python -m pfgm_jax.study.cost RUN SOLVER NUMBER
+    python -m pfgm_jax.study.cost RUN SOLVER NUMBER SAMPLING
 
-prints one line of JSON. Programs are compiled anew, as the cache of programs is off.
+prints one line of JSON; SAMPLING is JSON of sample.* that are not the run's own. Programs are compiled anew, as the
+cache of programs is off.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import time
 BATCH = 64  # images at once: of sampling, and of nothing else
 
 
-def main(folder, solver, number):
+def main(folder, solver, number, changed):
     """The costs of the run in a folder, as a dict: seconds, bytes, images a second."""
     from pfgm_jax import generator as generator_lib
     from pfgm_jax import parallel, run_record
@@ -23,7 +24,7 @@ def main(folder, solver, number):
     from pfgm_jax.training import dry_run
     from pfgm_jax.training.step import init_state
 
-    generator = generator_lib.load(folder)
+    generator = generator_lib.load(folder).with_overrides(json.loads(changed))
     settings = generator.settings.changed(n=BATCH, solver=solver, **steps_or_tolerance(solver, float(number)))
     settings = dataclasses.replace(settings, batch=BATCH)
     before = _peak()

@@ -152,13 +152,14 @@ def _require_same(entry):
 
 
 def _weights(entry):
-    """What tells the weights of an entry from its earlier ones and from another run's; None without weights."""
+    """What tells an entry's weights and sampling from its earlier ones and another run's; None without weights."""
     there = checkpoint.steps(entry.folder) if entry.folder.exists() else []
     exported = entry.folder / safetensors.EXPORTED
     if not there and not exported.exists():
         return None
     weights = there[-1] if there else _digest(exported, exported.stat().st_mtime_ns)
-    return [weights, run_record.fingerprint(run_record.read(entry.folder))]
+    changed = stages.sampling_of(entry)
+    return [weights, run_record.fingerprint(run_record.read(entry.folder)), *([changed] if changed else [])]
 
 
 @functools.lru_cache(maxsize=64)

@@ -119,8 +119,12 @@ def entries(study, path, workdir, overrides):
       overrides: {"section.field": text} for all that are trained here.
 
     Raises:
-      UserError: a setting or a config's argument that there is not, or two variants with one folder.
+      UserError: a setting or a config's argument that there is not, a seed, or two variants with one folder.
     """
+    for changes in (overrides, study.common, *(variant.changes for variant in study.variants.values())):
+        if "seed" in changes:
+            seed = changes["seed"]
+            raise UserError(f"seed={seed} does nothing in a study: its variants have theirs, Variant(seeds=({seed},))")
     first, later, folders = [], [], {}
     base = _config(study, path, Variant(), overrides)
     for name, variant in study.variants.items():

@@ -42,6 +42,15 @@ def test_few_held_out_images_say_nothing_of_copies(digits):
     ]
 
 
+def test_held_out_images_that_are_training_images_say_nothing_of_copies(digits, tmp_path):
+    copied = data.Split(digits.train.images[:60], digits.train.labels[:60])
+    alike = data.Dataset(**{**vars(digits), "val": copied, "test": copied})
+    assert copies_and_usefulness.copies(alike, digits.val.images, Destination(tmp_path / "run")) == [
+        "copies     not looked for: of digits, 0 held-out images that equal no training image are fewer than 50"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_usefulness_is_told_and_kept(digits, tmp_path):
     some = lambda split, n: data.Split(split.images[:n], split.labels[:n])

@@ -122,6 +122,21 @@ def test_a_subject_samples_as_its_generator_does():
     )
 
 
+def test_images_weighed_by_class_have_another_truth(room, monkeypatch):
+    run = studied()
+    balanced = config_lib.default()
+    balanced.train.order = "balanced"
+    run.generator = types.SimpleNamespace(config=balanced, classes=0)
+    assert run.points is None
+    with pytest.raises(UserError, match="saw every class as often: .*; leave truth out of diagnose.studies"):
+        truth.study([run], room)
+    run.generator.classes = 10
+    assert not run.no_truth
+    monkeypatch.setattr(subject, "TRUTH_LIMIT", 0)
+    with pytest.raises(UserError, match="the training set is too large"):
+        truth.study([run], room)
+
+
 def test_one_image_is_reached_on_straight_lines(room):
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
     way = journey.travelled(studied(image), room)

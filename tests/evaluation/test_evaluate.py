@@ -210,6 +210,13 @@ def test_what_a_curve_sweeps(made):
     [
         ("evaluate", "evaluate.features=pixle", "not one of pixels, inception"),
         ("evaluate", "evaluate.num_samples=5", "5 images are too few"),
+        ("evaluate", "sample.n=100", "sample.n=100 is for --mode=sample: write evaluate.num_samples=NUMBER"),
+        ("curve", "sample.frames=0", "sample.frames=0 is for --mode=sample: leave it out"),
+        ("curve", "sample.eta=0.5", "no option 'eta'"),
+        ("curve", "sample.solver=heun", "does nothing in a curve: write evaluate.solvers"),
+        ("curve", "sample.steps=5", "does nothing in a curve: write evaluate.steps"),
+        ("curve", "sample.rtol=0.1", "does nothing in a curve: its points have rtol = atol = 0.1, 0.01"),
+        ("sample", "evaluate.num_samples=20", "takes overrides of sample.*, not of evaluate.num_samples"),
         ("evaluate", "data.name=imported", "say which real images to compare with"),
         ("evaluate", "train.batch=5", "takes overrides of sample.* and evaluate.* and data.*"),
         ("curve", "evaluate.solvers=huen", "unknown solver 'huen'; there are rk45"),
@@ -221,10 +228,37 @@ def test_what_a_curve_sweeps(made):
 def test_what_cannot_be_measured(workdir, monkeypatch, mode, argument, words):
     monkeypatch.setattr(inception_weights, "load", lambda path, early=False: Fake())
     monkeypatch.setattr(generator.Generator, "sample", None)  # refused before anything is drawn
-    few = ["--config.evaluate.features=inception"] * ("evaluate.features" not in argument)
+    few = ["--config.evaluate.features=inception"] * ("evaluate.features" not in argument and mode != "sample")
     with pytest.raises(UserError) as caught:
         main.run([f"--mode={mode}", f"--workdir={workdir}", *few, f"--config.{argument}"])
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("sample.eta=0.5", "no option 'eta'"),
+        ("sample.n=100", "write evaluate.num_samples=NUMBER"),
+    ],
+)
+def test_what_cannot_be_compared(workdir, monkeypatch, argument, words):
+    monkeypatch.setattr(generator.Generator, "sample", None)
+    with pytest.raises(UserError, match=words):
+        main.run(["--mode=compare", f"--workdir={workdir}", f"--source={workdir}", f"--config.{argument}"])
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("evaluate.usefulness=True", "does not use evaluate.usefulness: leave it out, or .* evaluate.features=domain"),
+        ("evaluate.split=val", "does not use evaluate.split"),
+        ("evaluate.num_samples=1000", "more than the 360 held-out digits"),
+    ],
+)
+def test_what_the_score_of_digits_does_not_use(workdir, monkeypatch, argument, words):
+    monkeypatch.setattr(generator.Generator, "sample", None)
+    with pytest.raises(UserError, match=words):
+        main.run(["--mode=evaluate", f"--workdir={workdir}", f"--config.{argument}"])
 
 
 def test_images_of_another_size(workdir, tmp_path):
@@ -232,6 +266,29 @@ def test_images_of_another_size(workdir, tmp_path):
     arguments = ["--config.data.name=npz", f"--config.data.dir={tmp_path}/other.npz", "--config.data.size=6"]
     with pytest.raises(UserError, match="the run makes images of 8×8×1, those of npz are 6×6×1"):
         main.run(["--mode=evaluate", f"--workdir={workdir}", *arguments])
+
+
+def test_held_out_images_are_those_that_the_run_did_not_see(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8), np.uint8)
+    np.savez(tmp_path / "own.npz", images=images)
+    config = digits.get_config("quick")
+    config.data.update(name="npz", dir=str(tmp_path / "own.npz"))
+    config.train.update(batch=16, large_batch=0)
+    made = generator.Generator(run_lib.make_run(config, run_lib.derive(config, data.load(config.data))), None)
+    assert len(protocol.real_images(made).val) == 6
+    for key, value in (("data.split_seed", 1), ("data.val", 0.2), ("data.test", 0.0), ("data.group", "p"),
+                       ("data.condition", "superres:2")):  # fmt: skip
+        with pytest.raises(UserError, match=f"a trained run keeps its {key}: leave it out"):
+            made.with_overrides({key: value})
+    other = made.with_overrides({"data.name": "digits", "data.split_seed": 1})  # another set has not been trained on
+    assert protocol.real_images(other).name == "digits"
+    for changed, words in ((np.concatenate([images, images[:10]]), "train_images"), (images // 2, "mean, std")):
+        np.savez(tmp_path / "own.npz", images=changed)
+        with pytest.raises(UserError, match=f"other images than the run learned from .another {words}") as caught:
+            protocol.real_images(made.with_overrides({"sample.n": 2}))
+        assert "\n" not in str(caught.value)
+    imported = run_lib.make_run(config, dict(made.derived) | {"imported": "a.pth"})  # of which nothing is known
+    protocol.real_images(generator.Generator(imported, None).with_overrides({"data.split_seed": 1}))
 
 
 def test_scores_of_other_settings_do_not_replace_the_score(workdir, capsys):
@@ -242,11 +299,12 @@ def test_scores_of_other_settings_do_not_replace_the_score(workdir, capsys):
     assert path.name == "pixel_score-heun-num_samples=20,batch=8,steps=2.json" and str(path) in out
     record = json.loads(path.read_text())
     assert "samples, heun" in record["scores"] and "samples, rk45" not in record["scores"] and not record["full"]
-    assert not export_run._results(workdir)  # and none of it is shown in a model card
+    assert record["weights"] == generator.load(workdir).weights_digest
+    assert not export_run._results(workdir, record["weights"])  # and none of it is shown in a model card
     for few, shown in ((3, False), (360, True)):  # of records that do not say it
         old = {"protocol": {}, "scores": {"samples, rk45": {"n": few}}}
         (workdir / "results" / "pixel_score.json").write_text(json.dumps(old))
-        assert bool(export_run._results(workdir)) == shown
+        assert bool(export_run._results(workdir, record["weights"])) == shown
     with pytest.raises(UserError, match="no option 'eta'"):
         main.run(["--mode=evaluate", f"--workdir={workdir}", "--config.sample.eta=0.5"])
 

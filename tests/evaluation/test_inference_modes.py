@@ -69,6 +69,19 @@ def test_all_images_of_a_folder_are_compared_with(tmp_path):
     assert sorted(against.mean(axis=(1, 2, 3))) == [20 * i for i in range(9)]
 
 
+def test_images_of_more_bits_are_compared_with_by_the_run_s_window(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, top in (("own", 1000), ("other", 4000)):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.fromarray(rng.integers(0, top, (16, 16), dtype=np.uint16)).save(tmp_path / name / f"{i}.png")
+    config = default().data
+    config.update(name="folder", dir=str(tmp_path / "own"), size=16, window="auto")
+    dataset = pfgm_jax.load_data(config)
+    other = likelihood._other(str(tmp_path / "other"), config, dataset)
+    assert dataset.window[1] < 1000 and 0.7 < (other.images == 255).mean() < 0.8  # three of four values are above it
+
+
 @pytest.mark.parametrize("own", [{"name": "npz", "dir": "/mine.npz"}, {"name": "folder", "dir": "/mine", "group": "p"}])
 def test_a_set_by_name_is_compared_with_whatever_the_run_s_own_images_are(own):
     config = default().data

@@ -88,6 +88,8 @@ def test_measured_floats(command, run, tmp_path, digits):
         (("restore.method=pigdm",), "needs the score of D = inf"),
         (("sample.n=3",), "takes overrides of restore.*"),
         (("restore.n=0",), "at least 1"),
+        (("restore.task=denoise", "restore.mask=right"), "restore.mask=right is for --config.restore.task=inpaint"),
+        (("restore.factor=2",), "--config.restore.factor=2 is for --config.restore.task=superres, not for inpaint"),
     ],
 )
 def test_refusals(command, run, folder, overrides, words):
@@ -143,6 +145,9 @@ def test_a_network_that_always_saw_a_class_needs_one():
         restoration._label(make(conditional=True), "")
     assert restoration._label(make(conditional=True, label_dropout=0.1), "") is None
     assert restoration._label(make(conditional=True), "3") == 3
+    for text in ("balanced", "real", "3,5"):
+        with pytest.raises(UserError, match=f"restore.label={text} is not one class"):
+            restoration._label(make(conditional=True), text)
 
 
 def test_imported_weights_restore():

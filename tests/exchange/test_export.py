@@ -176,11 +176,16 @@ def test_the_card_shows_results_with_their_protocol(run):
     try:
         (folder / "pixel_score.json").write_text(json.dumps(record))
         (folder / "other.json").write_text("[1, 2]")  # not a score: left out
-        card = export_run.model_card(made, "8 samples", export_run._results(run))
+        other = json.dumps(record | {"weights": "those of an earlier checkpoint"})
+        (folder / "copies.json").write_text(other)
+        (folder / "domain.json").write_text(json.dumps(record | {"weights": made.weights_digest}))
+        found = export_run._results(run, made.weights_digest)
+        assert list(found) == ["domain", "pixel_score"]
+        card = export_run.model_card(made, "8 samples", found)
         assert "### pixel score" in card and "| samples, heun | 0.988 | 360 |" in card and "| noise | inf |  |" in card
         assert "* score: 360 held-out digits" in card and "* heun: 360 samples" in card and "None measured" not in card
         (folder / "pixel_score.json").write_text('{"scores"')
-        assert "pixel_score.json cannot be read" in refusal(export_run._results, run)
+        assert "pixel_score.json cannot be read" in refusal(export_run._results, run, "")
     finally:
         shutil.rmtree(folder)
         if kept:
@@ -248,6 +253,16 @@ def test_the_gate_refuses_copies(run, tmp_path, monkeypatch, command):
 def test_without_a_gate_force_is_needed(run, command):
     code, _, err = command("--mode=export", f"--workdir={run}", *ARGUMENTS, "--config.export.samples=0")
     assert code == 2 and "the gate was left out" in err
+
+
+def test_held_out_images_that_are_training_images_are_a_reason(run, tmp_path, monkeypatch):
+    made = pfgm_jax.load(run).with_overrides(FEW)
+    own = data.load(made.config.data)
+    copied = data.Split(own.train.images[:60], own.train.labels[:60])
+    alike = data.Dataset(**{**vars(own), "val": copied, "test": copied})
+    monkeypatch.setattr(protocol, "real_images", lambda generator: alike)
+    reasons = release_gate.examine(made, tmp_path).reasons
+    assert reasons == ("of digits, 0 held-out images that equal no training image are fewer than 50",)
 
 
 @pytest.mark.slow

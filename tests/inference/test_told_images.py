@@ -13,6 +13,7 @@ from pfgm_jax import config as config_lib
 from pfgm_jax import config_rules, data
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
+from pfgm_jax.evaluation import protocol, restoration
 from pfgm_jax.flow import process
 from pfgm_jax.generator import Generator
 from pfgm_jax.inference.restoration import condition, operators
@@ -186,6 +187,22 @@ def test_points_have_none():
     config_lib.override(config, "train.large_batch", 0)
     with pytest.raises(UserError, match="takes no image beside"):
         dry_run.prepare(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"restore.factor": 2}, "told superres:4, and factor=2 is something else"),  # though 2 is the default
+        ({"restore.sweeps": 3}, "the method told has no option 'sweeps'"),
+        ({"restore.mask": "right"}, "restore.mask=right is for restore.task=inpaint, not for superres"),
+    ],
+)
+def test_given_settings_that_contradict_what_is_told(settings, words, tmp_path, monkeypatch):
+    settings = {"restore.task": "superres"} | settings
+    made = untrained("superres:4")[0].with_overrides(settings)
+    monkeypatch.setattr(protocol, "open_run", lambda workdir, overrides, told: made)
+    with pytest.raises(UserError, match=words):
+        restoration.restore(tmp_path, "nowhere", settings)
 
 
 @pytest.mark.slow

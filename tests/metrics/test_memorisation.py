@@ -121,7 +121,7 @@ def test_many_are_drawn_and_known_features_used(digits, monkeypatch):
     assert "50 of 180, drawn at random, samples and 50 of 180, drawn" in found.protocol and "in mine" in found.protocol
     np.testing.assert_array_equal(found.distances, known.distances)
     assert len(found.distances) == 50
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(module.TooFew, match="0 held-out images that equal no training image are fewer than 2"):
         module.memorisation(digits.val.images, digits.train.images, digits.train.images[:9])
 
 

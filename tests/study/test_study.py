@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 
 from configs import digits, study_bloodmnist, study_digits
 from pfgm_jax import config as config_lib
-from pfgm_jax import config_rules, run_record
+from pfgm_jax import config_rules, run_record, stored_run
 from pfgm_jax.errors import UserError
 from pfgm_jax.study import Study, course, plan, report, stages, tables, verdict
 from pfgm_jax.study import figures as figures_lib
@@ -242,6 +243,8 @@ def test_a_file_makes_runs(file, tmp_path):
     assert [stages.admits(each, "ancestral") for each in made] == [False, True, False]
     with pytest.raises(UserError, match="unknown config key 'train.bach'; did you mean 'train.batch'"):
         plan.entries(study, path, tmp_path, {"train.bach": "1"})
+    with pytest.raises(UserError, match=r"seed=5 does nothing in a study: .* Variant\(seeds=\(5,\)\)"):
+        plan.entries(study, path, tmp_path, {"seed": "5"})
 
 
 def test_mistakes_in_a_study(file, tmp_path, command):
@@ -338,6 +341,18 @@ def test_a_variant_that_was_changed_is_refused(tmp_path):
     changed.model.channels = 64
     with pytest.raises(UserError, match="holds a run with another model.channels; rename the variant"):
         course._require_same(dataclasses.replace(made, config=changed))
+
+
+def test_sampling_that_was_changed_is_measured_anew(tmp_path):
+    folder = shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "digits")
+    config, _ = run_record.load(folder)
+    first = plan.Entry("A", "A", config, folder)
+    config = run_record.with_overrides(config, {"sample.batch": 8, "sample.S_churn": 5.0})
+    second = dataclasses.replace(first, config=config)
+    assert stages.sampling_of(first) == {} == stages.sampling_of(dataclasses.replace(second, trained_here=False))
+    settings = stages.Place(Study("t", "b", {}, {}, ("heun", 18)), second, tmp_path, None).generator().settings
+    assert settings.batch == 8 and settings.options["S_churn"] == 5
+    assert paths([first], tmp_path)["A", "headline"] != paths([second], tmp_path)["A", "headline"]
 
 
 def test_few_steps_against_many_on_part_of_a_curve():

@@ -20,8 +20,8 @@ def travelled(subject, room):
     Returns:
       sigmas [T]; norms [T, n] of the states; walk [T − 1], the rms over samples and values of dE[y | x, σ]/d ln σ
       between two levels, by the network; length and chord [n] of a trajectory; mean_length and mean_chord [n] of the
-      posterior mean's way. Where the data set is not too large also error [T], the rms distance of the network's
-      posterior mean to the exact one at the states, and exact_walk [T − 1], the walk of the exact flow's own
+      posterior mean's way. Where the exact posterior mean is to be had also error [T], the rms distance of the
+      network's to it at the states, and exact_walk [T − 1], the walk of the exact flow's own
       trajectories from the same noise.
     """
     n, T = subject.settings.n, levels(subject.settings)

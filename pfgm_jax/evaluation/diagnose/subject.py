@@ -63,12 +63,20 @@ class Subject:
         """E[y | x, σ] [n, *S] by the network, or by the same network with other weights."""
         return self._in_batches(self._network, self.generator.params if params is None else params, x, sigma, labels)
 
+    @property
+    def no_truth(self):
+        """Why there is no exact posterior mean to compare with, "" where there is one."""
+        if self.generator.config.train.order == "balanced" and not self.generator.classes:
+            return "this network, which is told no class, saw every class as often: its images are weighed by class"
+        too_many = math.prod(self.dataset.train.images.shape) > TRUTH_LIMIT
+        return "the training set is too large for it" if too_many else ""
+
     @functools.cached_property
     def points(self):
-        """(images, labels) that the exact posterior mean is of: what the network was trained on; None if too many."""
-        train = self.dataset.train
-        if math.prod(train.images.shape) > TRUTH_LIMIT:
+        """(images, labels) that the exact posterior mean is of, those trained on; None for `no_truth`."""
+        if self.no_truth:
             return None
+        train = self.dataset.train
         images, labels = np.asarray(train.images), np.asarray(train.labels)
         if self.generator.config.train.flip:
             images, labels = np.concatenate([images, images[:, :, ::-1]]), np.tile(labels, 2)

@@ -13,11 +13,11 @@ def study(subjects, room):
     """A Result: rms error against σ, around training images and at the states that sampling visits.
 
     Raises:
-      UserError: a training set that is too large.
+      UserError: a network whose exact posterior mean is not to be had.
     """
-    if any(subject.points is None for subject in subjects):
+    if reason := next((subject.no_truth for subject in subjects if subject.no_truth), ""):
         raise UserError(
-            "diagnose.studies=truth needs the exact posterior mean, and the training set is too large for it"
+            f"diagnose.studies=truth needs the exact posterior mean, and {reason}; leave truth out of diagnose.studies"
         )
     drawing, (panels,) = figure(2, sharey=True, width=5.2)
     colour, rows, numbers = colours(subjects), [], {}
