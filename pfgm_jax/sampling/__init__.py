@@ -151,5 +151,6 @@ def check(name: str, process: Process, options: dict[str, Any]) -> None:
     """
     check_options(name, {option: value for option, value in options.items() if option not in _PLUMBING})
     solver = SOLVERS[name]
-    x, keys = jnp.zeros((1, 1)), jax.random.split(jax.random.key(0), 1)
+    # Three values: noise at finite D needs N + D > 2, which images have at every D.
+    x, keys = jnp.zeros((1, 3)), jax.random.split(jax.random.key(0), 1)
     jax.eval_shape(lambda x, keys: solver(process, lambda x, sigma: x, x, keys=keys, **options), x, keys)
