@@ -2,7 +2,7 @@
 
 import inspect
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ __all__ = [
     "SOLVERS",
     "SolveStats",
     "check",
+    "check_effect",
     "check_options",
     "choice",
     "concrete",
@@ -102,6 +103,19 @@ def check_options(name: str, options: dict[str, Any]) -> None:
             _check_kind(f"{name} takes {option} as", value, kinds[option])
     if (options.get("frames") or 0) < 0:
         raise UserError(f"frames must be 0, for none, or more, got {options['frames']}")
+
+
+def check_effect(name: str, options: dict[str, Any], given: Iterable[str]) -> None:
+    """Raises UserError for one of the `given` options of a solver that does nothing beside its other `options`."""
+    taken = find(name)[1] | options
+    for option in given:
+        if option == "rho" and taken["grid"] not in (None, "edm"):
+            raise UserError(f"sample.rho shapes grid=edm alone, and the grid is {taken['grid']}: leave it out")
+        if option in ("S_min", "S_max", "S_noise") and not taken["S_churn"]:
+            raise UserError(f"sample.{option} is of the noise of churn, and there is none: set sample.S_churn too")
+        if option in ("rtol", "atol", "max_steps") and taken["fixed_steps"]:
+            fixed = taken["fixed_steps"]
+            raise UserError(f"sample.{option} does nothing beside sample.fixed_steps={fixed}: leave one of them out")
 
 
 def _check_kind(asks, value, kind):
