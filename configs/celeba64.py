@@ -27,7 +27,7 @@ PUBLISHED = [("pfgm", "ddpmpp"), ("ve", "ncsnpp"), ("ve", "ncsnv2")]
 
 
 def get_config(arg=None):
-    args = parse_arg(arg, process="pfgm", network="ddpmpp", D=128.0, ode=False)
+    args = parse_arg(arg, process="pfgm", network="ddpmpp", D=float, ode=False)
     config = recipes.start("celeba64", 64, args, PUBLISHED)
     config.model.update(**preset(args.network if args.network == "ncsnv2" else f"{args.network}_song"))
     if args.process == "pfgm":

@@ -52,7 +52,7 @@ PUBLISHED = [
 
 
 def get_config(arg=None):
-    args = parse_arg(arg, process="pfgmpp", network="ncsnpp", D=128.0, conditional=False, ode=False)
+    args = parse_arg(arg, process="pfgmpp", network="ncsnpp", D=float, conditional=False, ode=False)
     config = recipes.start("cifar10", 32, args, PUBLISHED)
     config.model.update(network(args.process, args.network) | dict(conditional=args.conditional))
     name = args.process

@@ -29,7 +29,7 @@ PUBLISHED = [("pfgm", "ddpmpp"), ("ve", "ncsnpp")]
 
 
 def get_config(arg=None):
-    args = parse_arg(arg, process="pfgm", network="ddpmpp", D=128.0, ode=False)
+    args = parse_arg(arg, process="pfgm", network="ddpmpp", D=float, ode=False)
     config = recipes.start("lsun_bedroom256", 256, args, PUBLISHED)
     config.model.update(preset(args.network) | dict(blocks=2, dropout=0.0))
     if args.process == "pfgm":

@@ -55,10 +55,23 @@ def _path(workdir, step):
     return pathlib.Path(workdir, "averages", f"{step}.safetensors")
 
 
+def load(workdir, step, like):
+    """The averages of a step as `keep` wrote them, each a tree like `like`; UserError for none, or damaged ones."""
+    return safetensors.load(_path(workdir, step), start(like))
+
+
 def kept(workdir, last):
     """The steps up to `last` of which averages were kept, in ascending order."""
     names = (re.fullmatch(r"([0-9]+)\.safetensors", path.name) for path in pathlib.Path(workdir, "averages").glob("*"))
     return sorted(step for name in names if name and (step := int(name[1])) <= last)
+
+
+def required(workdir, last):
+    """`kept`; UserError where there are none of `last` itself."""
+    steps = kept(workdir, last)
+    if not steps or steps[-1] != last:
+        raise UserError(f"{workdir} holds no averages of step {last:,}: sample.ema_width needs them")
+    return steps
 
 
 def coefficients(steps, width):
@@ -91,9 +104,7 @@ def of_width(workdir, width, last, like):
     Raises:
       UserError: no averages of that step, damaged ones, or too few for this width: which widths there are.
     """
-    steps = kept(workdir, last)
-    if not steps or steps[-1] != last:
-        raise UserError(f"{workdir} holds no averages of step {last:,}: sample.ema_width needs them")
+    steps = required(workdir, last)
     parts, error = coefficients(steps, width)
     if error > NEAR:
         least, most = possible(steps)
@@ -105,7 +116,7 @@ def of_width(workdir, width, last, like):
     for step, row in zip(steps, parts, strict=True):
         if not np.any(row):
             continue
-        tree = safetensors.load(_path(workdir, step), start(like))
+        tree = load(workdir, step, like)
         for name, share in zip(start(like), row, strict=True):
             scaled = jax.tree.map(lambda a, share=share: share * np.asarray(a, np.float64), tree[name])
             total = scaled if total is None else jax.tree.map(np.add, total, scaled)

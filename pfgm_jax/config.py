@@ -238,10 +238,22 @@ def D_of(name, D=128.0):
     return {"pfgmpp": D, "pfgm": 1.0}.get(name, math.inf)
 
 
+def asked_D(name, D):
+    """`D_of` for the D of a config's arguments, None where nothing was said; UserError for one that is not possible."""
+    if D is None:
+        return D_of(name)
+    if D_of(name, D) != D:
+        raise UserError(
+            f"D={D:g} is for process=pfgmpp, and process={name} is D = {D_of(name):g}: leave one of them out"
+        )
+    return D
+
+
 def parse_arg(arg, **defaults):
     """Reads a config's argument string: "D=128,quick" with typed defaults -> ConfigDict.
 
-    A key without a value is True; a value takes its default's type (a default of None takes a string).
+    A key without a value is True; a value takes its default's type (a default of None takes a string). A type in the
+    place of a default leaves None where nothing is said.
 
     >>> args = parse_arg("D=64,quick", process="pfgmpp", D=128.0, quick=False)
     >>> args.process, args.D, args.quick
@@ -250,13 +262,14 @@ def parse_arg(arg, **defaults):
     Raises:
       UserError: an unknown key, or a value of another type.
     """
-    values = dict(defaults)
+    values = {key: None if isinstance(value, type) else value for key, value in defaults.items()}
     for item in filter(None, (arg or "").split(",")):
         key, has_value, text = item.partition("=")
         if key not in defaults:
             options = ", ".join(defaults)
             raise UserError(f"unknown config argument {quoted(key)}; there are {options}{nearest(key, defaults)}")
-        kind = str if defaults[key] is None else type(defaults[key])
+        default = defaults[key]
+        kind = default if isinstance(default, type) else str if default is None else type(default)
         try:
             if kind is bool:
                 values[key] = {"": True, "true": True, "false": False}[text.lower()]
@@ -265,7 +278,8 @@ def parse_arg(arg, **defaults):
             else:
                 values[key] = kind(text)
         except (KeyError, ValueError):
-            got = f"got {quoted(text)}" if has_value else f"such as {key}={defaults[key] or 'NAME'}"
+            example = 128 if isinstance(default, type) else default or "NAME"
+            got = f"got {quoted(text)}" if has_value else f"such as {key}={example}"
             raise UserError(f"config argument {key!r} takes {_KINDS[kind]}, {got}") from None
     return ConfigDict(values)
 

@@ -102,6 +102,31 @@ def check(config):
         section(config, require)
 
 
+# Fields of config.process that some processes alone have, and those that have them. P_mean and P_std are not among
+# them: config files set them whatever the process.
+_OF_PROCESSES = {
+    **dict.fromkeys(("M", "max_norm", "restrict_M", "gamma", "near"), ("pfgm",)),
+    **dict.fromkeys(("beta_min", "beta_max"), ("vp", "subvp")),
+    **dict.fromkeys(("T", "betas"), ("ddpm",)),
+}
+
+
+def check_new(config):
+    """Raises UserError for a setting that a new run has no use for; runs of older versions may hold such."""
+    from pfgm_jax import data, run
+
+    c, usual = config.process, default()
+    for key, processes in _OF_PROCESSES.items():
+        # A tuned run has the process of its source.
+        if c.name not in processes and c[key] != usual.process[key] and not run.is_tuned(config):
+            value = printable(to_text(c[key]))
+            raise UserError(f"process.{key}={value} is for process.name={' or '.join(processes)}: leave it out")
+    for key in data.unused(config.data.name):
+        if config.data[key] != usual.data[key]:
+            value = printable(to_text(config.data[key]))
+            raise UserError(f"data.{key}={value} does nothing for data.name={config.data.name}: leave it out")
+
+
 def _check_process(config, require):
     """D, and the fields that a process has no use for."""
     from pfgm_jax.flow.process import SMALLEST_D as least
@@ -111,9 +136,9 @@ def _check_process(config, require):
     own = D_of(name, c.D)
     require(c.D == own, "process.D", f"process={name} is D = {own:g}; process=pfgmpp takes any D")
     require(0 < c.beta_min < c.beta_max, "process.beta_min", "0 < beta_min < beta_max")
+    source = {"vp": "beta_min, beta_max", "subvp": "beta_min, beta_max", "ddpm": "T, betas"}.get(name)
     for key in ("sigma_min", "sigma_max"):
-        good = c[key] is None or name not in ("vp", "subvp", "ddpm")
-        require(good, f"process.{key}", f"process={name} has it from beta_min, beta_max, T")
+        require(c[key] is None or not source, f"process.{key}", f"process={name} has it from {source}")
     require(c.max_norm is None or name == "pfgm", "process.max_norm", f"process={name} clips no prior")
     require(D is None or D >= least, "sample.D", f"D is a number from {least} on, inf, or None")
 

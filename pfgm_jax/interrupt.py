@@ -117,7 +117,7 @@ class Interrupt:
 
     def _end(self, heard, number):
         """Ends the process where its block does not end by itself."""
-        seconds = self._grace if heard == 1 else AT_ONCE
+        seconds = min(self._grace if heard == 1 else AT_ONCE, threading.TIMEOUT_MAX)  # infinite: as long as it takes
         if not self._over.wait(seconds) and not _interactive():
             if heard == 1:
                 print(f"\n{seconds:g} s are over, stopping as it is; {self._stands()}", file=sys.stderr, flush=True)

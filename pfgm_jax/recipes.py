@@ -8,7 +8,7 @@ are made here, so that a recipe's updates are the published ones.
 
 import math
 
-from pfgm_jax.config import D_of, default
+from pfgm_jax.config import asked_D, default
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.presets import attend_alike, preset
 
@@ -30,7 +30,7 @@ def start(data, size, args, published):
         )
     config = default()
     config.data.update(name=data, size=size)
-    config.process.update(name=args.process, D=D_of(args.process, args.D))
+    config.process.update(name=args.process, D=asked_D(args.process, args.D))
     return config
 
 

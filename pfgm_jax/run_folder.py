@@ -62,6 +62,14 @@ def _same_run(workdir, config, derived):
             f"{config.train.images:,}",
             file=sys.stderr,
         )
+    stages = config.tune.stages if config.train.objective == "consistency" else 1
+    if stages > 1 and recorded.train.images != config.train.images:
+        where = "an earlier" if config.train.images > recorded.train.images else "a later"
+        print(
+            f"the {stages} stages of tuning, which ended at {recorded.train.images:,} images, now end at "
+            f"{config.train.images:,}: the run may go on in {where} one",
+            file=sys.stderr,
+        )
     return recorded
 
 

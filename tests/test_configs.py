@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
 
-from configs import digits, folder, medmnist
+from configs import celeba64, cifar10, digits, folder, lsun_bedroom256, medmnist, toy
 from pfgm_jax import config as config_lib
 from pfgm_jax import config_file, config_rules, data, generator, models, run_record, sampling
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import parametrization
 from pfgm_jax.sampling.settings import SampleSettings
+from pfgm_jax.training import loop
 
 PROCESSES = ["pfgmpp", "pfgm", "edm", "ve", "vp", "subvp", "ddpm"]
 DIGITS = ["", "process=pfgm", "process=edm", "D=2048", "quick", "process=pfgm,quick"]
@@ -191,6 +192,57 @@ def test_impossible_processes_and_solvers(arg, changes, words):
         config_rules.check(config)
     assert "\n" not in str(caught.value)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("config", [digits, medmnist, toy, folder], ids=lambda module: module.__name__)
+def test_D_of_a_process_that_has_its_own(config):
+    for arg, D in (("", 128), ("D=64", 64), ("process=pfgm,D=1", 1), ("process=edm,D=inf", math.inf)):
+        assert config.get_config(arg).process.D == D
+    for arg, own in (("process=edm,D=64", "inf"), ("process=pfgm,D=128", "1")):
+        with pytest.raises(UserError, match=f"is for process=pfgmpp, and process=.* is D = {own}: leave one of them"):
+            config.get_config(arg)
+    with pytest.raises(UserError, match="'D' takes a number, such as D=128"):
+        config.get_config("D")
+
+
+def test_D_of_a_published_process_that_has_its_own():
+    with pytest.raises(UserError, match="D=64 is for process=pfgmpp, and process=pfgm is D = 1"):
+        celeba64.get_config("D=64")
+
+
+@pytest.mark.parametrize(
+    "arg, changes, words",
+    [
+        ("process=ddpm", {"process.beta_max": "15"}, "process.beta_max=15.0 is for process.name=vp or subvp"),
+        ("process=vp", {"process.T": "50"}, "process.T=50 is for process.name=ddpm"),
+        ("process=vp", {"process.gamma": "1"}, "process.gamma=1.0 is for process.name=pfgm: leave it out"),
+        ("", {"process.M": "300"}, "process.M=300 is for process.name=pfgm"),
+        ("", {"data.val": "0.4"}, "data.val=0.4 does nothing for data.name=digits"),
+        ("", {"data.dir": "/nonexistent"}, "data.dir=/nonexistent does nothing for data.name=digits"),
+        ("", {"data.name": "npz", "data.channels": "1"}, "data.channels=1 does nothing for data.name=npz"),
+    ],
+)
+def test_what_a_new_run_has_no_use_for_is_refused_before_it_begins(tmp_path, arg, changes, words):
+    config = digits.get_config(arg)
+    for key, text in changes.items():
+        config_lib.override(config, key, text)
+    config_rules.check(config)  # runs of older versions hold such, and open
+    with pytest.raises(UserError, match=words):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_what_configs_set_is_of_use(name):
+    for config in (digits, medmnist, toy, folder):
+        config_rules.check_new(config.get_config(f"process={name}"))
+    for module in (cifar10, celeba64, lsun_bedroom256):
+        for network in [network for process, network in module.PUBLISHED if process == name]:
+            config_rules.check_new(module.get_config(f"process={name},network={network}"))
+    config = folder.get_config("")
+    for key, text in {"data.val": "0.2", "data.channels": "1", "data.dir": "x", "data.split_seed": "1"}.items():
+        config_lib.override(config, key, text)
+    config_rules.check_new(config)
 
 
 # ---- what a solver takes

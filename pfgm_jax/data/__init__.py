@@ -25,6 +25,7 @@ __all__ = [
     "take",
     "to_uint8",
     "to_unit",
+    "unused",
 ]
 
 PUBLISHED = {name: source for source in (cifar10, celeba, lsun) for name in source.SETS}
@@ -38,6 +39,17 @@ SOURCES = {
 }
 # Settings of the source "folder" alone, and what they are when nothing is asked.
 FOLDER_ONLY = {"pages": "first", "window": "", "group": ""}
+# Settings of some sources that mean nothing to others, and those that have them; tfds:NAME has all of them.
+_SOME = {"channels": ("folder",), "val": ("folder", "npz"), "test": ("folder", "npz")}
+_SOME |= {"split_seed": ("folder", "npz", *lsun.SETS)}
+_WITHOUT_FILES = ("digits", *toys.TOYS)
+
+
+def unused(name: str) -> list[str]:
+    """Names of the fields of config.data that mean nothing to the set called `name`."""
+    if name.startswith(tfds.PREFIX):
+        return []
+    return [field for field, names in _SOME.items() if name not in names] + ["dir"] * (name in _WITHOUT_FILES)
 
 
 def load(data_config, stand_in=False) -> Dataset:

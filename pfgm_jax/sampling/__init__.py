@@ -2,7 +2,7 @@
 
 import inspect
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -48,6 +48,7 @@ __all__ = [
     "SOLVERS",
     "SolveStats",
     "check",
+    "check_effect",
     "check_options",
     "choice",
     "concrete",
@@ -104,6 +105,19 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         raise UserError(f"frames must be 0, for none, or more, got {options['frames']}")
 
 
+def check_effect(name: str, options: dict[str, Any], given: Iterable[str]) -> None:
+    """Raises UserError for one of the `given` options of a solver that does nothing beside its other `options`."""
+    taken = find(name)[1] | options
+    for option in given:
+        if option == "rho" and taken["grid"] not in (None, "edm"):
+            raise UserError(f"sample.rho shapes grid=edm alone, and the grid is {taken['grid']}: leave it out")
+        if option in ("S_min", "S_max", "S_noise") and not taken["S_churn"]:
+            raise UserError(f"sample.{option} is of the noise of churn, and there is none: set sample.S_churn too")
+        if option in ("rtol", "atol", "max_steps") and taken["fixed_steps"]:
+            fixed = taken["fixed_steps"]
+            raise UserError(f"sample.{option} does nothing beside sample.fixed_steps={fixed}: leave one of them out")
+
+
 def _check_kind(asks, value, kind):
     """Raises UserError unless an option's value is of its kind, NumPy's numbers included."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -151,5 +165,6 @@ def check(name: str, process: Process, options: dict[str, Any]) -> None:
     """
     check_options(name, {option: value for option, value in options.items() if option not in _PLUMBING})
     solver = SOLVERS[name]
-    x, keys = jnp.zeros((1, 1)), jax.random.split(jax.random.key(0), 1)
+    # Three values: noise at finite D needs N + D > 2, which images have at every D.
+    x, keys = jnp.zeros((1, 3)), jax.random.split(jax.random.key(0), 1)
     jax.eval_shape(lambda x, keys: solver(process, lambda x, sigma: x, x, keys=keys, **options), x, keys)

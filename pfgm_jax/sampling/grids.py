@@ -9,6 +9,9 @@ from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.flow.process import Process
 from pfgm_jax.flow.schedule import Identity
 
+# Beyond these the powers of the EDM grid lose its levels to rounding, or overflow.
+RHO = (0.5, 1e6)
+
 
 def edm_grid(process: Process, steps: int, rho: float = 7.0) -> Float[np.ndarray, "n"]:
     """σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ for i < n = `steps` (EDM eq. 5), [n].
@@ -17,8 +20,8 @@ def edm_grid(process: Process, steps: int, rho: float = 7.0) -> Float[np.ndarray
     >>> print(", ".join(f"{sigma:.3g}" for sigma in edm_grid(edm(sigma_max=80.0), 5)))
     80, 17.5, 2.52, 0.17, 0.002
     """
-    if not rho > 0:
-        raise UserError(f"the EDM grid needs rho > 0, got {rho}")
+    if not RHO[0] <= rho <= RHO[1]:
+        raise UserError(f"the EDM grid needs rho from {RHO[0]:g} to {RHO[1]:g}, such as 7, got {rho:g}")
     high, low = process.sigma_max ** (1 / rho), process.sigma_min ** (1 / rho)
     return (high + np.arange(steps) / (steps - 1) * (low - high)) ** rho
 

@@ -72,10 +72,10 @@ class SampleSettings:
     def changed(self, n=None, labels=None, solver=None, D=None, guidance=None, guide=None, **options):
         """These settings with those arguments that are not None; options are the solver's.
 
-        An explicit guidance of 1 leaves out the guide, which would do nothing.
+        An explicit guidance of 1 leaves out the guide, which would do nothing; a guide of "" is none.
 
         Raises:
-          UserError: an unknown solver or option, or a value of another type.
+          UserError: an unknown solver or option, a value of another type, or an option without effect.
         """
         changes = {
             "n": None if n is None else arguments.whole("n", n, 1),
@@ -83,11 +83,12 @@ class SampleSettings:
             "solver": solver or None,
             "D": None if D is None else arguments.number("D", D),
             "guidance": None if guidance is None else arguments.number("guidance", guidance),
-            "guide": "" if guidance == 1 else guide or None,
+            "guide": "" if guidance == 1 else guide,
         }
         changes = {name: value for name, value in changes.items() if value is not None}
         options = {name: value for name, value in options.items() if value is not None}
         sampling.check_options(solver or self.solver, options)
+        sampling.check_effect(solver or self.solver, self.options | options, options)
         return dataclasses.replace(self, options=self.options | options, **changes)
 
 

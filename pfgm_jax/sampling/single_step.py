@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys, SecondMoment
+from pfgm_jax.errors import UserError
 from pfgm_jax.flow import diffusion
 from pfgm_jax.flow.process import Process
 from pfgm_jax.sampling.fixed_grid import march
@@ -104,8 +105,13 @@ def heun(
       (samples [B, *S], SolveStats).
 
     Raises:
-      UserError: an unknown grid, fewer than 2 steps, or churn at finite D without a second moment.
+      UserError: an unknown grid, fewer than 2 steps, a churn or noise below 0 or not finite, or churn at finite D
+        without a second moment.
     """
+    if not (0 <= S_churn < math.inf and 0 <= S_noise < math.inf):
+        raise UserError(f"heun needs S_churn >= 0 and S_noise >= 0, both finite, got {S_churn} and {S_noise}")
+    if not S_min <= S_max:
+        raise UserError(f"heun needs S_min <= S_max, got {S_min} and {S_max}")
     if S_churn:
         require_keys(keys, "heun with S_churn > 0")
         if not process.is_gaussian:

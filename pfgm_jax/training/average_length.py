@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from tqdm.auto import tqdm
 
-from pfgm_jax import averages, data, parallel, plots
+from pfgm_jax import averages, data, parallel, plots, stored_run
 from pfgm_jax import generator as generator_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics.tables import aligned
@@ -21,7 +21,8 @@ def compare(workdir, overrides):
     """Losses of validation images by relative width, at the newest checkpoint: a table, a picture, a JSON file.
 
     Raises:
-      UserError: a run that tracked no averages, or a data set without validation images.
+      UserError: a run that tracked no averages or has none of its newest checkpoint, or a data set without validation
+        images.
     """
     generator = generator_lib.load(workdir).with_overrides(overrides)
     if not generator.config.train.power_ema:
@@ -30,7 +31,7 @@ def compare(workdir, overrides):
     if not len(val):
         raise UserError("the data set has no validation images: data.val=0.1 sets some aside")
     folder = atomic.writable(pathlib.Path(workdir, "results"))
-    least, most = averages.possible(averages.kept(workdir, generator.step))
+    least, most = averages.possible(averages.required(stored_run.folder(workdir), generator.step))
     loss = _loss(generator, val)
     rows = {"the run's own": loss(generator.with_overrides({"sample.ema_width": 0.0}).params)}
     for width in tqdm([w for w in LENGTHS if least <= w <= most], desc="averages"):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import job, parallel, plots, run_folder, run_record
+from pfgm_jax import config_rules, job, parallel, plots, run_folder, run_record
 from pfgm_jax.data import pipeline
 from pfgm_jax.errors import UserError
 from pfgm_jax.interrupt import Interrupt, Interrupted
@@ -49,6 +49,8 @@ def train(config, workdir):
     workdir = atomic.expanded(workdir)
     stands = functools.partial(run_folder.last_checkpoint, workdir)
     with Interrupt("stopping before the first step: there is nothing to save", config.train.grace, stands) as interrupt:
+        if parallel.is_first() and not (workdir / "config.json").exists():
+            config_rules.check_new(config)
         plan = prepare(config)
         training = Training(config, plan, workdir)
         _require_agreement(config, plan.derived)

@@ -54,6 +54,9 @@ class Milestones:
         if step == 0:
             return
         seen = step * self._batch
+        if resumed and state.averages is not None and parallel.is_first():
+            # They are written after their checkpoint, and what stopped the run may have come in between.
+            averages.keep(workdir, step, jax.tree.map(np.asarray, parallel.unreplicate(state.averages)))
         done = resumed and parallel.from_first(lambda: seen in evaluated(workdir))
         if cadence.due(cadence.evaluate, step) and not done and not asked(self._interrupt):
             log.doing("evaluating")

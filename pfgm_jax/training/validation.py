@@ -95,7 +95,8 @@ def choose(seed, n, limit):
 
 
 def make_batches(n, batch):
-    """Indices [k, B] of n examples in order, −1 for padding."""
+    """Indices [k, B] of n examples in order, −1 for padding; B is the batch, made a multiple of the devices."""
+    batch = math.ceil(batch / parallel.device_count()) * parallel.device_count()
     padded = np.full(math.ceil(n / batch) * batch, -1)
     padded[:n] = np.arange(n)
     return padded.reshape(-1, batch)

@@ -1,13 +1,15 @@
 """A run directory checked, file by file: what is sound, what is damaged, and what can still be done with the run."""
 
+import math
 import os
 import pathlib
 
 import jax
 import numpy as np
 
-from pfgm_jax import generator, run_folder, run_record, stored_run
+from pfgm_jax import averages, generator, models, run_folder, run_record, stored_run
 from pfgm_jax.errors import UserError, counted
+from pfgm_jax.sampling import schedules
 from pfgm_jax.storage import checkpoint, safetensors
 from pfgm_jax.storage.metrics_file import read_metrics
 from pfgm_jax.training.cadence import make_cadence
@@ -17,8 +19,8 @@ from pfgm_jax.training.step import OPTIONAL, items, make_task, state_shapes
 def verify(workdir):
     """Prints a line for each part of a run as it is checked, and returns what the run can still do, in lines.
 
-    Every byte of the checkpoints and of exported weights is read; nothing is written. The settings of a run's use
-    (`run_record.MUTABLE`) are not part of the digests: they are there to be changed.
+    Every byte of the checkpoints, of the averages beside them and of exported weights is read; nothing is written. The
+    settings of a run's use (`run_record.MUTABLE`) are not part of the digests: they are there to be changed.
 
     Raises:
       UserError: no run, or one that is damaged: what is, and what it can still do.
@@ -34,7 +36,7 @@ def verify(workdir):
             raise UserError(f"{workdir} is damaged: {problems[0]}")
         return f"can be opened: pfgm_jax.load({str(workdir)!r})"
     sound, damaged = _check_checkpoints(workdir, run)
-    damaged += _check_metrics(workdir)
+    damaged += _check_averages(workdir, run, sound) + _check_schedule(workdir) + _check_metrics(workdir)
     if (workdir / "export" / safetensors.EXPORTED).exists():
         damaged += [f"export ({problem})" for problem in _check_exported(workdir / "export")]
     can = _possible(workdir, run, sound)
@@ -61,6 +63,34 @@ def _check_checkpoints(workdir, run):
         sound += [step] if usable else []
         damaged += [f"checkpoint {step} ({wrong[0]})"] if wrong else []
     return sound, damaged
+
+
+def _check_averages(workdir, run, sound):
+    """What is wrong with the averages of train.power_ema, of which there must be some with every sound step."""
+    if not run.config.train.power_ema:
+        return []
+    like = jax.eval_shape(lambda: models.init(run.model, run.derived["shape"]))
+    steps, damaged = sorted({*averages.kept(workdir, math.inf), *sound}), []
+    for step in steps:
+        try:
+            tree = averages.load(workdir, step, like)
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)):
+                raise UserError("they hold values that are not finite")
+        except UserError as error:
+            again = "; the training command writes them again" if step == max(sound, default=None) else ""
+            damaged.append(f"averages of step {step} ({error}{again})")
+    _say("averages", f"{len(steps) - len(damaged)} of {counted(len(steps), 'step')} sound")
+    return damaged
+
+
+def _check_schedule(workdir):
+    try:
+        schedule = schedules.load(workdir)
+    except UserError as error:
+        return [str(error)]
+    if schedule is not None:
+        _say(schedules.NAME, f"grids of {counted(len(schedule.grids), 'length')}, found at step {schedule.step:,}")
+    return []
 
 
 def _check_metrics(workdir):

@@ -1,5 +1,7 @@
 """Training that starts from other weights (fine-tuning): `train.init`."""
 
+import sys
+
 import jax
 import numpy as np
 
@@ -12,7 +14,7 @@ from pfgm_jax.errors import UserError, printable
 def start_from(config, derived, task, state):
     """The state before the first step with the weights that train.init names, as parameters and as their average.
 
-    The optimiser starts anew.
+    The optimiser starts anew. Weights that were trained on another scale are taken, with a line that says so.
 
     Raises:
       UserError: no such weights, or those of another network (it names the differences).
@@ -30,6 +32,9 @@ def start_from(config, derived, task, state):
         if loaded.get(path) != expected.get(path):
             there, here = (shapes.get(path, "absent") for shapes in (loaded, expected))
             raise UserError(f"{name} has another network: {path} is {there} there and {here} here")
+    there, here = (_scales(run) for run in (other.run, run_lib.make_run(config, derived)))
+    if there != here:
+        print(f"{name} was trained with {there}, and this run has {here}: it learns another scale", file=sys.stderr)
     params = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), params, state.params)
     return state.replace(params=params, ema=params, opt_state=jax.device_get(jax.jit(task.optimizer.init)(params)))
 
@@ -51,6 +56,13 @@ def _differences(config, derived, other):
     kinds = (other.parametrization, run_lib.make_parametrization(config, derived))
     pairs.append(("parametrisation", *(type(kind).__name__ for kind in kinds)))
     return [f"{what} is {old} there and {new} here" for what, old, new in pairs if old != new]
+
+
+def _scales(run):
+    """The noise levels of a run, and what its network's inputs and outputs are measured in, in words."""
+    levels = f"σ from {run.process.sigma_max:.3g} to {run.process.sigma_min:.3g}"
+    sigma_data = getattr(run.parametrization, "sigma_data", None)
+    return levels if sigma_data is None else f"{levels}, σ_data = {sigma_data:.3g}"
 
 
 def _shapes(tree):

@@ -1,5 +1,6 @@
 """What all solvers share: names, refusals, counting, stopping at NaN, frames, devices."""
 
+import dataclasses
 import functools
 import math
 
@@ -11,8 +12,11 @@ import pytest
 from oracles import counted, draw, keys, solve
 
 from pfgm_jax import parallel, sampling
+from pfgm_jax.config import default
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow.process import ddpm, edm, pfgmpp, subvp, ve, vp
+from pfgm_jax.sampling import grids, posterior_trace
+from pfgm_jax.sampling.settings import SampleSettings
 
 # (solver, options, evaluations of 7 levels) of every solver with fixed steps.
 FIXED = [
@@ -241,8 +245,14 @@ REFUSALS = [
     ("euler_maruyama", vp(), dict(steps=1), "steps >= 2, got 1"),
     ("ddim", vp(), dict(steps=500_000), "out of reach: at most 100,000"),
     ("ancestral", ddpm(100), dict(steps=101), "ddpm has 100 noise levels, fewer than 101 steps"),
-    ("heun", edm(), dict(rho=0.0), "rho > 0, got 0"),
-    ("heun", edm(), dict(rho=math.nan), "rho > 0, got nan"),
+    ("heun", edm(), dict(rho=0.0), "rho from 0.5 to 1e\\+06, such as 7, got 0"),
+    ("heun", edm(), dict(rho=0.001), "rho from 0.5 to .*, got 0.001"),
+    ("heun", edm(), dict(rho=math.nan), "rho from .*, got nan"),
+    ("euler", edm(), dict(rho=math.inf), "rho from .*, got inf"),
+    ("heun", edm(), dict(S_churn=-1.0), "S_churn >= 0 and S_noise >= 0, both finite, got -1.0 and 1.0"),
+    ("heun", edm(), dict(S_churn=math.nan), "both finite, got nan and 1.0"),
+    ("heun", edm(), dict(S_churn=1.0, S_noise=math.nan), "both finite, got 1.0 and nan"),
+    ("heun", edm(), dict(S_churn=1.0, S_min=2.0, S_max=1.0), "S_min <= S_max, got 2.0 and 1.0"),
     ("ddim", edm(), dict(eta=1.5), "eta from 0 to 1, got 1.5"),
     ("ddim", edm(), dict(eta=-0.1), "eta from 0 to 1, got -0.1"),
     ("ancestral", vp(), dict(clip=0.0), "clip > 0, got 0"),
@@ -287,3 +297,46 @@ def test_check_passes_what_can_be_run(process):
         refused = (gaussian and not process.is_gaussian) or (solver == "euler_maruyama" and process.name == "ddpm")
         if not refused:
             sampling.check(solver, process, {})
+
+
+@pytest.mark.parametrize("solver, options", [("sde", {}), ("heun", dict(S_churn=5.0))])
+@pytest.mark.parametrize("D", [0.5, 1])
+def test_check_passes_noise_at_small_D(solver, options, D):
+    trace = posterior_trace.TraceCurve(float(D), (0.0, 1.0), (0.0, 1.0))
+    sampling.check(solver, pfgmpp(D), options | {"second_moment": trace})
+
+
+@pytest.mark.parametrize("rho", grids.RHO)
+@pytest.mark.parametrize("process", [edm(), ve(sigma_max=400.0), pfgmpp(1)], ids=lambda p: p.name)
+def test_extreme_edm_grids_fall_from_end_to_end(process, rho):
+    sigmas = grids.edm_grid(process, 18, rho)
+    assert (np.diff(sigmas) < 0).all()
+    np.testing.assert_allclose(sigmas[[0, -1]], [process.sigma_max, process.sigma_min], rtol=1e-5)
+
+
+@pytest.mark.parametrize("own, solver, given, message", [
+    ({}, "dpmpp_2m", dict(rho=5.0), "sample.rho shapes grid=edm alone, and the grid is log"),
+    ({}, "heun", dict(rho=5.0, steps=3, grid="80,1,0.002"), "and the grid is 80,1,0.002"),
+    ({}, "heun", dict(S_noise=1.1), "sample.S_noise is of the noise of churn, and there is none: set sample.S_churn"),
+    (dict(fixed_steps=9), "rk45", dict(rtol=1e-3), "sample.rtol does nothing beside sample.fixed_steps=9"),
+])  # fmt: skip
+def test_an_argument_without_effect_is_refused(own, solver, given, message):
+    settings = SampleSettings.of(default().sample)
+    settings = dataclasses.replace(settings, options=own)
+    with pytest.raises(UserError, match=message):
+        settings.changed(solver=solver, **given)
+    # A run's own options may be of another solver.
+    assert dataclasses.replace(settings, options=own | given).changed(solver=solver).solver == solver
+
+
+def test_arguments_with_an_effect_are_taken():
+    settings = dataclasses.replace(SampleSettings.of(default().sample), options={"grid": "edm", "S_churn": 2.0})
+    settings.changed(solver="dpmpp_2m", rho=5.0)
+    settings.changed(solver="heun", S_noise=1.1)
+    settings.changed(solver="ddim", rho=5.0, grid="edm")
+    settings.changed(solver="rk45", rtol=1e-3, fixed_steps=0)
+
+
+def test_an_empty_guide_undoes_the_run_s_own():
+    settings = dataclasses.replace(SampleSettings.of(default().sample), guidance=2.0, guide="runs/weak")
+    assert settings.changed(guide="").guide == "" and settings.changed().guide == "runs/weak"

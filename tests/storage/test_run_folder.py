@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from configs import digits
+from pfgm_jax import config as config_lib
 from pfgm_jax import data, run_folder
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
@@ -47,6 +48,30 @@ def test_a_second_training_is_refused_and_a_dead_one_forgotten(tmp_path, facts):
         other.communicate()
     with run_folder.opened(tmp_path, *facts) as recorded:  # what the file says of the dead one does not matter
         assert recorded.seed == 0
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"optim.decay": "cosine"}, "cosine, which ended at 2,048 images, now ends at 4,096"),
+        (
+            {"train.objective": "consistency", "train.init": "x"},
+            "4 stages of tuning, which ended at 2,048 images, now end at 4,096: the run may go on in an earlier one",
+        ),
+        ({"train.objective": "consistency", "train.init": "x", "tune.stages": 1}, ""),
+    ],
+    ids=["cosine", "tuning", "one stage"],
+)
+def test_what_another_length_of_a_run_changes_is_said(tmp_path, facts, capsys, changes, words):
+    config = facts[0].copy_and_resolve_references()
+    for key, value in ({"optim.decay": "constant"} | changes).items():
+        config_lib.override(config, key, value)
+    with run_folder.opened(tmp_path, config, facts[1]):
+        pass
+    config.train.images *= 2
+    with run_folder.opened(tmp_path, config, facts[1]):
+        said = capsys.readouterr().err
+    assert words in said and bool(said) == bool(words)
 
 
 def metrics(folder, *lines):

@@ -11,7 +11,7 @@ import pytest
 
 from configs import digits, medmnist
 from pfgm_jax import config as config_lib
-from pfgm_jax import config_file, data, main
+from pfgm_jax import config_file, config_rules, data, main
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
 from pfgm_jax.training import advise as advise_lib
@@ -88,6 +88,22 @@ def test_batch_1_is_raised_where_more_fits():
     assert said.changes == {"train.batch": 32} and "luck" in said.CHANGE
     said = marks(findings(overridden(train__batch=1), largest=2))
     assert said.changes == {} and "no more than 2 fits" in said.note
+
+
+@pytest.mark.parametrize(
+    "planned, changes",
+    [
+        (dict(train__batch=8, train__large_batch=8), {"train.batch": 32, "train.large_batch": 32}),
+        (dict(train__batch=12, train__microbatch=6), {"train.batch": 32, "train.microbatch": 4}),
+        (dict(train__batch=8, train__large_batch=64, train__microbatch=4), {"train.batch": 32}),
+    ],
+)
+def test_another_batch_is_one_that_training_takes(planned, changes):
+    config = overridden(**{"optim__lr": 1e-4} | planned)
+    assert marks(findings(config)).changes == changes
+    for key, value in changes.items():
+        config_lib.override(config, key, value)
+    config_rules.check(config)
 
 
 def test_batch_that_does_not_fit_is_lowered():

@@ -1,14 +1,19 @@
 """Averages whose length is chosen after training, against direct sums over every step in NumPy float64."""
 
+import shutil
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from training_steps import tiny
 
-from pfgm_jax import averages, generator
+from pfgm_jax import averages, data, generator
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError
-from pfgm_jax.training import loop, monitor
+from pfgm_jax.training import average_length, loop, monitor
+from pfgm_jax.training.step import init_state, make_task
 
 MLP = {"model.name": "mlp", "model.channels": 8, "model.blocks": 1, "train.batch": 32, "train.images": 1024,
        "train.steps_per_call": 1, "train.save_every": 128, "train.power_ema": True, "train.keep": 1}  # fmt: skip
@@ -111,3 +116,44 @@ def test_what_cannot_be_made_is_said_in_one_line(run, tmp_path):
         averages.of_width(tmp_path, 0.05, 16, g.params)
     with pytest.raises(UserError, match="train.power_ema=True"):
         generator.load("pretrained:digits").with_overrides({"sample.ema_width": 0.05})
+
+
+def test_what_a_stop_left_undone_or_a_disk_spoilt_is_named_and_written_again(run, tmp_path, command, monkeypatch):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    last, earlier = (workdir / "averages" / f"{step}.safetensors" for step in (32, 28))
+    shapes = generator.load(workdir).params
+    before = leaves(averages.load(workdir, 32, shapes))
+    last.unlink()  # a kill between the checkpoint and its averages
+    code, _, err = command("--mode=verify", f"--workdir={workdir}")
+    assert code == 2 and "averages of step 32" in err and "the training command writes them again" in err
+    monkeypatch.setattr(monitor, "evaluation", lambda *_: lambda ema, seen: {})
+    monkeypatch.setattr(monitor, "picture", lambda *_: lambda ema, step: None)
+    loop.train(tiny(**MLP), workdir)
+    np.testing.assert_array_equal(leaves(averages.load(workdir, 32, shapes)), before)
+    code, out, _ = command("--mode=verify", f"--workdir={workdir}")
+    assert code == 0 and "8 of 8 steps sound" in out
+    spoilt = bytearray(earlier.read_bytes())
+    spoilt[-100] ^= 1
+    earlier.write_bytes(spoilt)
+    code, out, err = command("--mode=verify", f"--workdir={workdir}")
+    assert code == 2 and "7 of 8 steps sound" in out and "28.safetensors is damaged" in err
+
+
+@pytest.mark.parametrize("missing", ["all", "last"])
+def test_lengths_of_a_run_without_averages_are_refused_in_a_line(run, tmp_path, command, missing):
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    for path in (workdir / "averages").glob("*" if missing == "all" else "32.*"):
+        path.unlink()
+    code, _, err = command("--mode=average", f"--workdir={workdir}")
+    assert code == 2 and err.count("\n") == 1 and "holds no averages of step 32" in err
+
+
+def test_every_image_is_measured_on_devices_that_do_not_divide_the_batch():
+    losses = []
+    for batch in (12, 16):  # eight devices
+        config = tiny(**MLP | {"train.batch": batch})
+        dataset = data.load(config.data)
+        run = types.SimpleNamespace(config=config, derived=run_lib.derive(config, dataset))
+        params = init_state(make_task(run.config, run.derived), dataset.shape).ema
+        losses.append(average_length._loss(run, dataset.val)(params))
+    np.testing.assert_allclose(*losses, rtol=1e-6)

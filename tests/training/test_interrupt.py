@@ -1,9 +1,11 @@
 """SIGTERM and Ctrl-C are answered at once, and obeyed where nothing is lost."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -66,6 +68,16 @@ def test_what_may_be_abandoned_is_left_at_the_first_signal_and_the_second_raises
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(5)
+
+
+def test_a_stop_may_take_as_long_as_it_takes(monkeypatch):
+    raised = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: raised.append(args.exc_value))
+    with Interrupt(grace=math.inf) as interrupt:
+        interrupt.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    assert interrupt.asked == signal.SIGTERM and not raised
 
 
 class _Trap:

@@ -346,6 +346,16 @@ def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
     loop.train(config, tmp_path)
 
 
+def test_weights_of_another_scale_are_said_to_be(uninterrupted, capsys):
+    for override in ({}, {"process.sigma_data": 0.3, "process.sigma_max": 40.0}):
+        config = tiny(**MLP | {"train.init": str(uninterrupted[1])} | override)
+        dataset, derived, task, _ = dry_run.prepare(config)
+        state = warm_start.start_from(config, derived, task, step_lib.init_state(task, dataset.shape))
+        said = capsys.readouterr().err
+        assert int(state.step) == 0 and bool(said) == bool(override)
+    assert said.count("\n") == 1 and "σ from 40 to 0.002, σ_data = 0.3: it learns another scale" in said
+
+
 @pytest.mark.parametrize(
     "override, words",
     [

@@ -116,6 +116,12 @@ def test_a_damaged_export_and_lines_that_are_no_records(run, command):
     assert "metrics.jsonl (1 line without a record)" in err and "continues from step 8" in err
 
 
+def test_a_schedule_that_is_none_is_damage(run, command):
+    (run / "schedule.json").write_text("{")
+    code, _, err = command("--mode=verify", f"--workdir={run}")
+    assert code == 2 and "schedule.json is no schedule" in err and "continues from step 8" in err
+
+
 def test_an_emptied_run(run, command):
     shutil.rmtree(run / "checkpoints")
     code, out, _ = command("--mode=verify", f"--workdir={run}")

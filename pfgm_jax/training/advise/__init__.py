@@ -62,10 +62,11 @@ def possible_batch(config, images, devices):
     if planned < 1 or images < devices or (planned % devices == 0 and planned <= images):
         return []  # it is possible, or no other is
     batch = max(devices, planned // devices * devices) if planned <= images else trial.power_of_two(images, devices)
-    config.train.batch = batch
+    change = rules.batch_changes(config, batch, devices)
+    config.train.update({key.removeprefix("train."): value for key, value in change.items()})
     there = f"{counted(devices, 'device')} and {counted(images, 'training image')}"
     why = f"batch {planned} is not possible with {there}; {batch} is"
-    return [Line("CHANGE", why, {"train.batch": batch})]
+    return [Line("CHANGE", why, change)]
 
 
 def find(config, dataset, derived, state, machine, result, say):

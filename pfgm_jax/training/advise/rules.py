@@ -104,14 +104,15 @@ def batch_lines(facts):
         return [Line("STOP", why, _lighter(facts))], 0
     if tried.memory[planned] > limit:
         batch = tried.largest
-        lines = [Line("CHANGE", f"batch {planned} does not fit; {batch} does", {"train.batch": batch})]
+        change = batch_changes(facts.config, batch, facts.machine.devices)
+        lines = [Line("CHANGE", f"batch {planned} does not fit; {batch} does", change)]
     elif planned < SMALLEST_BATCH <= tried.largest:
         batch = min(tried.largest, GOOD_BATCH)
         why = (
             f"batch {planned}: a step sees {planned} of all noise levels, so its gradient is mostly luck and the loss "
             f"jumps. At least {SMALLEST_BATCH} (rule of thumb); {batch} fits"
         )
-        lines = [Line("CHANGE", why, {"train.batch": batch})]
+        lines = [Line("CHANGE", why, batch_changes(facts.config, batch, facts.machine.devices))]
     else:
         batch, lines = planned, []
     if batch < SMALLEST_BATCH:
@@ -243,7 +244,18 @@ def images_changes(facts, images):
         change["optim.warmup"] = images // 20
     if images < FEW_STEPS * config.train.batch:
         batch = trial.power_of_two(max(images / FEW_STEPS, GOOD_BATCH, devices), devices)
-        change |= {"train.batch": batch} if batch < config.train.batch else {}
+        change |= batch_changes(config, batch, devices) if batch < config.train.batch else {}
+    return change
+
+
+def batch_changes(config, batch, devices):
+    """{key: value} that give a plan another batch: with a large batch that it is part of, and parts that divide it."""
+    change, (part, large) = {"train.batch": batch}, (config.train.microbatch, config.train.large_batch)
+    if 0 < large < batch:
+        change["train.large_batch"] = batch
+    if part and batch % part:
+        fitting = range(devices, min(part, batch) + 1, devices)  # what the devices can share
+        change["train.microbatch"] = max((size for size in fitting if batch % size == 0), default=0)
     return change
 
 
