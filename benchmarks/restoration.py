@@ -14,8 +14,8 @@ draws. `off` is the share of draws that end further than a tenth of the noise-fr
 
 `network`: PSNR and SSIM of the mean, the Fréchet distance of single draws to the truth in pixels, and the share of
 hidden values within the range of 5 draws (67 % if calibrated), at 1, 35 and 300 evaluations; noise 0.6 for denoising,
-0.1 for the blur of 1 pixel, none for inpainting the centre and for superres, ×2. A RUN that is told an image
-(data.condition denoise:0.6, inpaint:centre, superres:2 or deblur:1:0.1) restores what it is told.
+0.1 for the blur of 1 pixel, none for inpainting the centre and for superres, ×2. An image-conditional RUN
+(data.condition denoise:0.6, inpaint:centre, superres:2 or deblur:1:0.1) restores its own measurement.
 
 `robust`: the PSNR of E[y | x, σ], one evaluation, where the noise is not σ: on the exact fields of the training digits,
 and by the runs, which are of digits too.
@@ -36,7 +36,7 @@ from pfgm_jax.data import to_unit
 from pfgm_jax.evaluation.restoration import in_range, mask_of
 from pfgm_jax.flow import process
 from pfgm_jax.inference.restoration import METHODS, Problem, exact, noise, operators
-from pfgm_jax.inference.restoration.methods import TOLD
+from pfgm_jax.inference.restoration.methods import CONDITIONAL
 from pfgm_jax.metrics.frechet import fid
 from pfgm_jax.metrics.image_quality import psnr, ssim
 
@@ -104,7 +104,11 @@ def on_exact_fields(flags):
         begun = time.perf_counter()
         say("exact conditional flow", _figures(posterior.draws(flow, jax.random.key(2), DRAWS), posterior), begun=begun)
         for name, method in METHODS.items():
-            if name == TOLD or (method.tasks and task not in method.tasks) or (method.gaussian and math.isfinite(D)):
+            if (
+                name == CONDITIONAL
+                or (method.tasks and task not in method.tasks)
+                or (method.gaussian and math.isfinite(D))
+            ):
                 continue
             if flags.methods and name not in flags.methods.split(","):
                 continue
@@ -167,11 +171,11 @@ def _tasks(clean):
 
 
 def _ways(task, generator):
-    """(method, options, evaluations) at 1 and at 35 evaluations; of a network that is told an image its own task's."""
+    """(method, options, evaluations) at 1 and at 35 evaluations; of an image-conditional network its own task's."""
     condition, flow = generator.run.condition, generator.process
     if condition:
         if task == condition.task:
-            yield from ((TOLD, {"steps": steps}, 2 * steps - 1) for steps in (1, 18))
+            yield from ((CONDITIONAL, {"steps": steps}, 2 * steps - 1) for steps in (1, 18))
         return
     if task == "denoise":
         yield from (("matched", {"steps": steps}, steps) for steps in (1, 35))

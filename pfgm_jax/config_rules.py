@@ -188,23 +188,23 @@ def _check_train(config, require):
 
 
 def _check_data(config, require):
-    """The shares of the splits, and an image that the network is told."""
+    """The shares of the splits, and the image that the network is conditioned on."""
     from pfgm_jax import models, run
     from pfgm_jax.inference.restoration import condition
 
     c = config.data
     require(c.val + c.test < 1, "data.test", "with data.val it leaves nothing to train on")
     try:
-        told = condition.parse(c.condition)
+        asked = condition.parse(c.condition)
     except UserError as error:
         require(False, "data.condition", str(error))
-    if told is None:
+    if asked is None:
         return
-    able = "told_channels" in models.options(config.model.name)
+    able = "condition_channels" in models.options(config.model.name)
     require(able, "data.condition", f"the network {config.model.name} takes no image beside the noisy one")
-    rule = "a network that is told an image learns from the clean image alone: use train.large_batch=0"
+    rule = "an image-conditional network learns from the clean image alone: use train.large_batch=0"
     require(not config.train.large_batch, "train.large_batch", rule)
-    rule = "a network that is told an image is not tuned"
+    rule = "an image-conditional network is not tuned"
     require(not run.is_tuned(config), "data.condition", rule)
 
 

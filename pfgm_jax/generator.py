@@ -76,7 +76,7 @@ class Generator:
         fixed = [key for key in overrides if not key.startswith(run_record.USES)]
         own = config.data.name == self.trained_on and not self.derived.get("imported")
         before, after = flatten(self.config), flatten(config)
-        kept = run_record.TOLD + run_record.SPLIT if own else run_record.TOLD
+        kept = run_record.CONDITION + run_record.SPLIT if own else run_record.CONDITION
         if fixed := fixed + [key for key in kept if after[key] != before[key]]:
             raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
         params, width = self.params, config.sample.ema_width
@@ -105,9 +105,9 @@ class Generator:
         return len(self.derived["classes"]) if self.config.model.conditional else 0
 
     def __repr__(self):
-        conditional = f"told one of {self.classes} classes" if self.classes else "unconditional"
+        conditional = f"class-conditional, {self.classes} classes" if self.classes else "unconditional"
         if self.run.condition:
-            conditional += f", told {self.run.condition}"
+            conditional += f", conditioned on {self.run.condition}"
         card = self._card()
         return (
             f"Generator of {card['images']}, {conditional}: {card['process']}\n"
@@ -178,7 +178,7 @@ class Generator:
             sigma, own = arguments.noise_levels(sigma, x), self._state_labels(labels, len(x))
             if guide is None:
                 return self.network.denoiser(self.params, own)(x, sigma)
-            guide_labels = own if guide.told else None
+            guide_labels = own if guide.uses_labels else None
             return batches.guided_denoiser(
                 self.network, guide.network, self.params, own, guide.params, guide_labels, guide.weight
             )(x, sigma)
@@ -210,21 +210,24 @@ class Generator:
         own = self._state_labels(labels, len(x))
         return self.network.denoiser(self.params, own)(x, arguments.noise_levels(sigma, x))
 
-    def _require_mean(self, what, told=False):
-        """Raises UserError for a tuned network, which is no posterior mean, and unless `told` for one told an image."""
-        if not told:
-            self.require_untold(what)
+    def _require_mean(self, what, conditioned=False):
+        """Raises UserError for a tuned network, which is no posterior mean.
+
+        And for an image-conditional one, unless `conditioned`.
+        """
+        if not conditioned:
+            self.require_unconditioned(what)
         if self.run.tuned:
             raise UserError(
                 f"{what} needs a posterior mean, and this network is tuned to the end of the flow: use the run it was "
                 f"tuned from, {printable(self.config.train.init)}"
             )
 
-    def require_untold(self, what: str) -> None:
-        """Raises UserError, in which `what` is the subject, for a network that is told an image."""
+    def require_unconditioned(self, what: str) -> None:
+        """Raises UserError, in which `what` is the subject, for an image-conditional network."""
         if self.run.condition:
             raise UserError(
-                f"{what} needs a network that is told nothing beside the noisy image, and this one is told "
+                f"{what} needs an image-unconditional network, and this one is conditioned on "
                 f"{self.run.condition}: use restore"
             )
 
@@ -246,7 +249,7 @@ class Generator:
         if weak.run.tuned:
             raise UserError("a tuned network is no posterior mean and guides none: give the run it was tuned from")
         if weak.run.condition:
-            raise UserError("a network that is told an image guides none: give another guide")
+            raise UserError("an image-conditional network guides none: give another guide")
         flow, guide_flow = self.process, weak.process
         if weak.shape != self.shape:
             shapes = ["×".join(map(str, shape)) for shape in (weak.shape, self.shape)]
@@ -258,7 +261,7 @@ class Generator:
             raise UserError(f"the guide is for {ranges[0]}, this network for {ranges[1]}, which a guide must cover")
         if weak.classes and (not self.classes or weak.derived["classes"] != self.derived["classes"]):
             names = ", ".join(weak.derived["classes"][:20])
-            raise UserError(f"the guide is told classes that this network does not know: {names}")
+            raise UserError(f"the guide is conditioned on classes that this network does not know: {names}")
         return batches.Guide(weak.network, weak.params, weak.classes > 0, settings.guidance)
 
     @functools.cached_property
@@ -339,7 +342,7 @@ class Generator:
         **others,
     ) -> tuple[Float[np.ndarray, "n H W C"], SolveStats]:
         """As `sample`, with the same arguments, but float images in the unit scale [-1, 1], not clipped."""
-        self.require_untold("sample")
+        self.require_unconditioned("sample")
         if key is None and settings is None and not self._seed_said:
             self._seed_said = True
             print(f"no key: sampling from seed {self.config.sample.seed}, the run's own", file=sys.stderr)
@@ -378,7 +381,7 @@ class Generator:
         """The network with its weights, as the functions of `inference` take it.
 
         Raises:
-          UserError: a tuned network, or one that is told an image.
+          UserError: a tuned network, or an image-conditional one.
         """
         self._require_mean("the way along the flow")
         return self._weighted
@@ -473,7 +476,7 @@ class Generator:
         return inference.log_likelihood(self.weighted, x, labels, key, sigma_min, progress, **options)
 
     def measured(self, images: Any, key: Any = None) -> tuple[Float[np.ndarray, "B *M"], dict[str, Any]]:
-        """What a network that is told an image (data.condition) was trained to be told of such clean images.
+        """What an image-conditional network (data.condition) is given of such clean images.
 
         Args:
           images: uint8 [B, H, W, C], or floats in the unit scale [-1, 1].
@@ -484,11 +487,11 @@ class Generator:
           (measurements, arguments of `restore`): `m, how = g.measured(images)`, `g.restore(m, n=8, **how)`.
 
         Raises:
-          UserError: a network that is told nothing beside the noisy image, or images of another shape or type.
+          UserError: an image-unconditional network, or images of another shape or type.
         """
         condition = self.run.condition
         if not condition:
-            raise UserError("this network is told nothing beside the noisy image: measure images yourself")
+            raise UserError("this network has no image condition: measure images yourself")
         y = arguments.images(images, self.shape)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(self._key(key, self.settings), np.arange(len(y)))
         measurement, mask = condition.measure(keys, y)
@@ -508,13 +511,14 @@ class Generator:
           how: mask (inpaint; booleans [H, W] or [B, H, W, 1 or C], True where observed), factor (superres; 2), width
             (deblur; standard deviation in pixels, 1), noise (gaussian, poisson, heavy: `restoration.noise`), level (of
             the noise, in the unit scale; None: estimated for denoise, else 0), method (matched, repaint, pigdm,
-            split_gibbs; None: by the task) and its options (`restoration.METHODS`). A network that is told an image
-            (data.condition) restores what it is told: its values are the defaults, and its method is `told`.
+            split_gibbs; None: by the task) and its options (`restoration.METHODS`). An image-conditional network
+            (data.condition) restores its own measurement: those values are the defaults, the method is
+            `conditional`.
 
         Raises:
           UserError: as `encode` and `restoration.task`.
         """
-        self._require_mean("restore", told=True)
+        self._require_mean("restore", conditioned=True)
         asked = restoration.task(task, self.shape, self.process, condition=self.run.condition, **how)
         x = restoration.measurements(measurement, asked)
         n, key, labels = arguments.whole("n", n, 1), self._key(key, self.settings), self._labels_of(labels, len(x))

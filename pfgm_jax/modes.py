@@ -32,7 +32,7 @@ def _how_to_sample(workdir):
 
 
 def _how_to_restore(workdir, config):
-    """The exact command that uses a run whose network is told an image."""
+    """The exact command that uses an image-conditional run."""
     return (
         f"\nRestore with it:\n  {os.path.basename(sys.executable)} -m pfgm_jax.main --mode=restore "
         f"--workdir={shlex.quote(workdir)} --source=FOLDER --config.restore.task={config.data.condition.split(':')[0]}"

@@ -37,7 +37,7 @@ class Run:
 
     @property
     def condition(self):
-        """The image that the network is told, a `restoration.condition.Condition`; None for none."""
+        """The image that the network is conditioned on, a `restoration.condition.Condition`; None for none."""
         return condition.parse(self.config.data.condition)
 
     @property
@@ -135,8 +135,8 @@ def derive(config, dataset):
     # The others have a σ_max of their own, which may depend on M.
     derived["sigma_max"] = make_process(config, derived).sigma_max
     make_model(config, derived).check_size(dataset.shape[:2])
-    if told := condition.parse(config.data.condition):
-        told.operator(dataset.shape)
+    if asked := condition.parse(config.data.condition):
+        asked.operator(dataset.shape)
     return derived
 
 
@@ -220,6 +220,6 @@ def make_model(config, derived):
         decided["num_labels"] = len(derived["classes"])
     if config.train.augment:
         decided["augment_channels"] = augment.CHANNELS
-    if told := condition.parse(config.data.condition):
-        decided["told_channels"] = told.channels(derived["shape"][-1])
+    if asked := condition.parse(config.data.condition):
+        decided["condition_channels"] = asked.channels(derived["shape"][-1])
     return models.make(config.model, **decided)

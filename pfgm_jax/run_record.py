@@ -22,8 +22,8 @@ MUTABLE = (
 )  # fmt: skip
 # Settings of what is done with a trained run.
 USES = ("sample.", *_MEASURES, "data.")
-# Of these, what no use changes: what the network is told, and which of the run's own images it was not trained on.
-TOLD = ("data.condition",)
+# Of these, what no use changes: the condition, and which of the run's own images the network was not trained on.
+CONDITION = ("data.condition",)
 SPLIT = ("data.val", "data.test", "data.split_seed", "data.group")
 
 

@@ -198,7 +198,8 @@ RUNS = {  # what makes the runs that commands open
     "bloodmnist": "--config=configs/medmnist.py:dataset=bloodmnist,conditional,quick --workdir=runs/bloodmnist "
     "--config.train.power_ema=True",
     "digits_tuned": "--mode=tune --source=runs/digits --workdir=runs/digits_tuned",
-    "told": "--config=digits:quick --workdir=runs/told --config.data.condition=superres:2 --config.train.large_batch=0",
+    "superres": "--config=digits:quick --workdir=runs/superres --config.data.condition=superres:2 "
+    "--config.train.large_batch=0",
 }
 SCHEDULE = "--mode=schedule --workdir=runs/digits --config.schedule.steps=4,5,6,8,10 --config.schedule.draws=8"
 
@@ -247,7 +248,7 @@ def run_main(command, place, stage):
     opened += (flags.source or "").split(",") if mode.runs or (flags.source or "").startswith("runs/") else []
     for path in filter(None, opened):
         shutil.copytree(run(stage, template(path, flags.workdir)), place / path)
-    if "told" in str(flags.workdir) and flags.source:  # measurements of its own size
+    if "superres" in str(flags.workdir) and flags.source:  # measurements of its own size
         (place / "FOLDER").unlink()
         (place / "FOLDER").symlink_to(place / "SMALL")
     main.run([*argv, *settings(argv)])

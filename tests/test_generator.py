@@ -327,7 +327,9 @@ def test_guidance_that_is_not_to_be_had(told):
             told, dict(guidance=2.0, guide=other_range),
         ),
         "the guide is for D = 1,": (told, dict(guidance=2.0, guide=make(process="pfgm"))),
-        "the guide is told classes that this network does not know: 0, 1": (plain, dict(guidance=2.0, guide=told)),
+        "the guide is conditioned on classes that this network does not know: 0, 1": (
+            plain, dict(guidance=2.0, guide=told),
+        ),
         "holds no run": (told, dict(guidance=2.0, guide="no/such/run")),
         "no pretrained weights are called": (told, dict(guidance=2.0, guide="pretrained:none")),
     }  # fmt: skip
@@ -461,7 +463,7 @@ def test_what_it_says_of_itself(generator, told):
     text = repr(generator)
     for words in ("8×8×1 digits", "unconditional", "pfgmpp, D = 128", "network unet", "parameters", "images"):
         assert words in text
-    assert "told one of 10 classes" in repr(told) and text.count("\n") == 1
+    assert "class-conditional, 10 classes" in repr(told) and text.count("\n") == 1
 
 
 # ---- programs

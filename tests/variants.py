@@ -17,7 +17,7 @@ SLOW = {
     "evaluation/test_searched_schedule.py": {"test_a_run_is_scored_on_its_searched_grid"},
     "exchange/test_export.py": {
         "test_a_guide_stays_behind",
-        "test_a_network_that_is_told_an_image",
+        "test_an_image_conditional_network",
         "test_imported_weights_are_exported_as_imported",
         "test_sampling_from_the_exported_folder",
     },
@@ -39,7 +39,7 @@ SLOW = {
         "test_hutchinson_is_unbiased_and_says_its_error",
         "test_point_charges",
     },
-    "inference/test_told_images.py": {"test_training_tells_it"},
+    "inference/test_image_conditional.py": {"test_training_tells_it"},
     "lessons/test_lessons.py": {
         "test_lines_end_at_their_charges",
         "test_without_z_the_disk_collapses_and_with_z_it_does_not",

@@ -16,15 +16,15 @@ from pfgm_jax.storage import atomic
 MEASURED = 10_000  # samples at most, unless more are asked for
 
 
-def open_run(workdir, overrides, told=False):
+def open_run(workdir, overrides, conditioned=False):
     """The run's Generator with `overrides` of sample.*, evaluate.* and data.*.
 
     Raises:
-      UserError: unless `told`, a network that is told an image, before anything is computed or written.
+      UserError: unless `conditioned`, an image-conditional network, before anything is computed or written.
     """
     generator = generator_lib.load(workdir).with_overrides(overrides)
-    if not told:
-        generator.require_untold("this mode")
+    if not conditioned:
+        generator.require_unconditioned("this mode")
     return generator
 
 

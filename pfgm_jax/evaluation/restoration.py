@@ -42,7 +42,7 @@ def restore(workdir, source, overrides):
     Raises:
       UserError: no images, others than the task measures, or settings that do not fit the run.
     """
-    generator = protocol.open_run(workdir, overrides, told=True)
+    generator = protocol.open_run(workdir, overrides, conditioned=True)
     settings = generator.config.restore
     if generator.derived.get("dtype", "uint8") != "uint8":
         raise UserError("this run is of points in the plane, and restoration is of images")
@@ -66,7 +66,7 @@ _TASK_OF = {"mask": "inpaint", "factor": "superres", "width": "deblur"}
 def _how(generator, overrides):
     """The arguments of `restoration.task` that the restore section says.
 
-    A network that is told an image has values of its own, which only a setting that is given can contradict.
+    An image-conditional network has values of its own, which only a setting that is given can contradict.
 
     Raises:
       UserError: a setting of another task, or a mask that is none.

@@ -35,7 +35,7 @@ def export(workdir, overrides):
       UserError: no run or checkpoint in workdir, a folder that cannot be written, or weights that the release gate
         refuses.
     """
-    generator = protocol.open_run(workdir, overrides, told=True)
+    generator = protocol.open_run(workdir, overrides, conditioned=True)
     force, results = generator.config.export.force, _results(workdir, generator.weights_digest)
     generator = generator.with_params(_rounded(generator.params, generator.config.export.dtype))
     generator.labels()  # those that the network does not know are refused before anything is written
@@ -59,7 +59,7 @@ def _shown(generator):
         name = next(name for name in ("val", "test", "train") if len(getattr(dataset, name)))
         split, key = getattr(dataset, name), jax.random.key(generator.config.sample.seed)
         shown = min(len(split), monitor.RESTORED)
-        how = f"Restorations of the first {shown} images of {name}, told {generator.run.condition}"
+        how = f"Restorations of the first {shown} images of {name}, conditioned on {generator.run.condition}"
         return monitor.restored(generator, split, key), how
     settings = dataclasses.replace(generator.settings, guide=protocol.guide_of(generator))
     images, stats = generator.sample(settings=settings)
@@ -178,7 +178,7 @@ def _release(gate):
 
 _SAMPLE = "images, stats = g.sample(jax.random.key(0), 16)"
 _MEASURE = "evaluate the run before it is exported"
-_MEASURE_TOLD = "`--mode=restore` with `restore.simulate=True` measures restorations of images that are known"
+_MEASURE_CONDITIONED = "`--mode=restore` with `restore.simulate=True` measures restorations of images that are known"
 _RESTORE = """measurements, how = g.measured(clean_images)  # or measurements of your own
 result = g.restore(measurements, n=8, **how)  # draws, mean, std"""
 
@@ -193,8 +193,8 @@ def model_card(generator, sampled, results, gate=release_gate.Gate()):  # noqa: 
     figures = "\n\n".join(_figures(name, record) for name, record in results.items())
     network = f"{config.model.name}, {parameters:,} parameters"
     network += ", class-conditional" if config.model.conditional else ""
-    network += f", told {generator.run.condition}" if generator.run.condition else ""
-    use, how = (_RESTORE, _MEASURE_TOLD) if generator.run.condition else (_SAMPLE, _MEASURE)
+    network += f", conditioned on {generator.run.condition}" if generator.run.condition else ""
+    use, how = (_RESTORE, _MEASURE_CONDITIONED) if generator.run.condition else (_SAMPLE, _MEASURE)
     return f"""# {title}
 
 ![samples](samples.png)

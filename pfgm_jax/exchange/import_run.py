@@ -107,7 +107,7 @@ def import_run(source, workdir, config=None, overrides=()):
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {error.strerror or error}") from None
     flow, counts = run.process, sum(leaf.size for leaf in jax.tree.leaves(params))
-    classes = f", told one of {counted(len(derived['classes']), 'class')}" if config.model.conditional else ""
+    classes = f", class-conditional: {counted(len(derived['classes']), 'class')}" if config.model.conditional else ""
     return (
         f"imported   {source} into {workdir}\n"
         f"process    {flow.name}: D = {flow.D:g}, σ from {flow.sigma_max:.4g} to {flow.sigma_min:.4g}\n"
@@ -260,7 +260,7 @@ def _kind(state, source):
 
 
 def _classes(config, state, kind):
-    """Names of the classes that a network without a wrapper is told."""
+    """Names of the classes that a network without a wrapper is conditioned on."""
     if not config.model.conditional:
         return ["images"]
     label = state.get("map_label.weight")

@@ -11,7 +11,7 @@ Two questions, each with its limit:
   arXiv 1709.01604; for diffusion models: Matsumoto et al., arXiv 2302.03262). Refused where its interval lies above
   AREA. Held-out images that are harder for another reason, such as other patients, raise it too.
 
-A network that is told an image draws no samples. In their place stand its restorations of held-out images, one of each,
+An image-conditional network draws no samples. In their place stand its restorations of held-out images, one of each,
 measured as in its training; and the attacker of the second question measures the image too.
 
 Both look at pixels and average errors. Passing is no proof of privacy: stronger attacks exist (arXiv 2301.13188), and
@@ -90,9 +90,13 @@ def examine(generator, workdir):
                        f"(p = {near.chance:.1g})")  # fmt: skip
     if area.low > AREA:
         reasons.append(f"its error tells training images from held-out ones: area {area}, above {AREA}")
-    told = generator.run.condition
+    condition = generator.run.condition
     lines = (
-        *([f"samples are here restorations of held-out images, one of each, told {told}"] if told else []),
+        *(
+            [f"samples are here restorations of held-out images, one of each, conditioned on {condition}"]
+            if condition
+            else []
+        ),
         *memorisation.text(copies).split("\n"),
         f"near copies: {near.count} samples where {near.expected:.3g} are expected, p = {near.chance:.2g} (refused "
         f"below {CHANCE:g}); exact copies are caught in 19 of 20 draws from {near.caught:.2%} of the samples on",
@@ -107,8 +111,8 @@ def _copies(generator, dataset, held_out, folder):
     images, labels = (np.concatenate([getattr(split, name)[:] for split in held_out]) for name in ("images", "labels"))
     mirror = bool(generator.config.train.flip or generator.config.train.augment)
     with atomic.writing_to(folder):
-        told = generator.run.condition
-        key, samples = _restorations(generator, images, labels) if told else _samples(generator, folder)
+        condition = generator.run.condition
+        key, samples = _restorations(generator, images, labels) if condition else _samples(generator, folder)
         copies = memorisation.memorisation(samples, dataset.train.images, images, mirror=mirror, least=HELD_OUT)
         panel = f"{folder}/gate-{naming.key_of([key, len(samples)])}-{PANEL}"
         memorisation.plot(copies, panel)
@@ -141,14 +145,14 @@ def membership(generator, dataset, held_out) -> Area:
     An image's score is its squared error at each of SIGMAS over the mean of all images there, averaged over the levels,
     with the same noise for every image. Images that are on both sides are left out.
     """
-    told = generator.classes and tuple(generator.derived["classes"]) == tuple(dataset.classes)
+    same = generator.classes and tuple(generator.derived["classes"]) == tuple(dataset.classes)
     train, held_out = _chosen([dataset.train]), _chosen(held_out)
     images, step = dataset.train.images, 4096
     in_train = {digest for i in range(0, len(images), step) for digest in of_images(images[i : i + step])}
     fresh = np.array([digest not in in_train for digest in of_images(held_out[0])], bool)
     sides = [train, (held_out[0][fresh], held_out[1][fresh])]
     images, labels = (np.concatenate(parts) for parts in zip(*sides, strict=True))
-    errors = denoising_errors(generator, images, labels if told else None)
+    errors = denoising_errors(generator, images, labels if same else None)
     scores = (errors / errors.mean(axis=0)).mean(axis=1)
     members = len(train[0])
     return auc(-scores[members:], -scores[:members])
@@ -166,8 +170,8 @@ def denoising_errors(generator, images, labels=None):
         keys = jnp.broadcast_to(jax.random.fold_in(key, level), (batch,))
         sigma = jnp.full(batch, sigma)
         x = perturb(flow, keys, y, sigma)
-        told = condition and condition.draw(keys, y)
-        error = generator.network.denoiser(params, labels, told)(x, sigma) - y
+        channels = condition and condition.draw(keys, y)
+        error = generator.network.denoiser(params, labels, channels)(x, sigma) - y
         return jnp.mean(jnp.square(error).reshape(batch, -1), axis=1)
 
     found = np.empty((len(images), len(levels)))

@@ -48,8 +48,8 @@ def make(settings, **decided):
     """The network that `settings` (config.model) describe.
 
     Args:
-      decided: fields that are no settings: out_channels, and num_labels, augment_channels and told_channels where they
-        are not 0.
+      decided: fields that are no settings: out_channels, and num_labels, augment_channels and condition_channels where
+        they are not 0.
     """
     taken = options(settings.name) - {"name", "dtype"}
     own = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items() if key in taken}
@@ -57,9 +57,9 @@ def make(settings, **decided):
     return NETWORKS[settings.name](dtype=dtype, **own, **decided)
 
 
-def beside(x, told):
-    """The input of a network that is told an image: x [B, H, W, C] and behind it `told` [B, H, W, K]; x for None."""
-    return x if told is None else jnp.concatenate([x, told.astype(x.dtype)], axis=-1)
+def concat_condition(x, condition):
+    """The input of an image-conditional network: x [B, H, W, C] and behind it `condition` [B, H, W, K]; x for None."""
+    return x if condition is None else jnp.concatenate([x, condition.astype(x.dtype)], axis=-1)
 
 
 def init(model, shape, key=None):
@@ -67,5 +67,5 @@ def init(model, shape, key=None):
     key = jax.random.key(0) if key is None else key
     dtype = jnp.result_type(float)
     H, W, C = shape
-    x = jnp.zeros((1, H, W, C + getattr(model, "told_channels", 0)), dtype)
+    x = jnp.zeros((1, H, W, C + getattr(model, "condition_channels", 0)), dtype)
     return model.init(key, x, jnp.zeros(1, dtype))["params"]

@@ -69,7 +69,7 @@ class ADM(nn.Module):
       head_channels: channels of an attention head; fewer than that make one head.
       noise_channels: positional features of the noise level, 0 for `channels`.
       embedding_channels: width of the embedding, 4 × channels as published.
-      num_labels, augment_channels, told_channels: 0 for none; a label of −1 stands for none.
+      num_labels, augment_channels, condition_channels: 0 for none; a label of −1 stands for none.
     """
 
     out_channels: int
@@ -82,7 +82,7 @@ class ADM(nn.Module):
     embedding_channels: int = 768
     num_labels: int = 0
     augment_channels: int = 0
-    told_channels: int = 0
+    condition_channels: int = 0
     dropout: float = 0.1
     remat: bool = False
     canonical_conv: bool = False

@@ -53,8 +53,8 @@ class DiT(nn.Module):
       blocks: their number.
       patch: side of a patch in pixels; an image whose side is no multiple is continued with zeros, and cut again.
       head_channels: width of an attention head.
-      embedding, log_noise, noise_channels, embedding_channels, num_labels, augment_channels, told_channels, dropout,
-        remat, dtype: as in `unet.UNet`.
+      embedding, log_noise, noise_channels, embedding_channels, num_labels, augment_channels, condition_channels,
+        dropout, remat, dtype: as in `unet.UNet`.
     """
 
     out_channels: int
@@ -68,7 +68,7 @@ class DiT(nn.Module):
     embedding_channels: int = 256
     num_labels: int = 0
     augment_channels: int = 0
-    told_channels: int = 0
+    condition_channels: int = 0
     dropout: float = 0.0
     remat: bool = False
     dtype: jnp.dtype = jnp.float32

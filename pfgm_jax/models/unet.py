@@ -74,7 +74,7 @@ class UNet(nn.Module):
       embedding_channels: width of the embedding's two layers.
       num_labels: classes, 0 for an unconditional network; a label of −1 stands for none.
       augment_channels: numbers that describe an image's augmentation (9 in EDM, appendix F.2), 0 for none.
-      told_channels: of x, its last ones, an image that the network is told (`models.beside`); 0 for none.
+      condition_channels: of x, its last ones, those of an image condition (`models.concat_condition`); 0 for none.
       dropout: rate in [0, 1).
       remat: recompute blocks in the backward pass instead of keeping what is inside them.
       canonical_conv: use `layers.canonical_conv`, for training on a CPU.
@@ -96,7 +96,7 @@ class UNet(nn.Module):
     embedding_channels: int = 512
     num_labels: int = 0
     augment_channels: int = 0
-    told_channels: int = 0
+    condition_channels: int = 0
     dropout: float = 0.13
     remat: bool = False
     canonical_conv: bool = False

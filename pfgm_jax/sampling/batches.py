@@ -28,9 +28,11 @@ class Network(NamedTuple):
     parametrization: Any
     model: nn.Module
 
-    def denoiser(self, params, labels, told=None):
-        """`denoise(x, sigma)` with these weights, told labels [B], −1 or None for none, and images [B, H, W, K]."""
-        network = lambda x, noise: self.model.apply({"params": params}, models.beside(x, told), noise, labels)
+    def denoiser(self, params, labels, condition=None):
+        """`denoise(x, sigma)` for labels [B], −1 or None for none, and an image condition [B, H, W, K]."""
+        network = lambda x, noise: self.model.apply(
+            {"params": params}, models.concat_condition(x, condition), noise, labels
+        )
         return parametrization.denoiser(self.parametrization, self.process, network)
 
 
@@ -39,7 +41,7 @@ class Guide(NamedTuple):
 
     network: Network
     params: dict
-    told: bool  # whether it is told the labels
+    uses_labels: bool  # whether it is conditioned on the labels
     weight: float
 
 
@@ -61,7 +63,7 @@ class Program(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which samples: n of them, sample i from (key, first + i), told labels [n], −1 for none.
+    """Which samples: n of them, sample i from (key, first + i), labels [n], −1 for none.
 
     framed: how many of the first have their states kept, if the solver keeps frames; None for all.
     """
@@ -158,7 +160,7 @@ def _batch(run, wanted, start, size, params, guide):
     indices = np.arange(start, start + size)  # the last batch is filled up, so that one program serves all
     keys = jax.vmap(jax.random.fold_in, (None, 0))(wanted.key, wanted.first + indices)
     labels = parallel.shard(wanted.labels[np.minimum(indices, wanted.n - 1)])
-    guide_labels = labels if guide and guide.told else np.full_like(labels, -1)
+    guide_labels = labels if guide and guide.uses_labels else np.full_like(labels, -1)
     weights = (guide.params, guide.weight) if guide else ((), 1.0)
     try:
         x, trajectory, stats = run(parallel.shard(keys), labels, guide_labels, params, *weights)

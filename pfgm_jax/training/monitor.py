@@ -28,7 +28,7 @@ from pfgm_jax.training.validation import (
 TRUTH_LIMIT = 2e8
 # A loss above so many times the median of the last logged ones has left their range.
 RANGE, REMEMBERED = 10, 20
-RESTORED = 12  # images of the picture of a network that is told one
+RESTORED = 12  # images of the picture of an image-conditional network
 
 
 def evaluation(config, task, dataset, source, log):
@@ -116,14 +116,16 @@ def picture(config, derived, workdir, split, log):
 
 
 def restored(trained, split, key):
-    """A picture of what a network that is told an image makes of measurements of the first images of a Split."""
+    """A picture of what an image-conditional network makes of measurements of the first images of a Split."""
     images = np.asarray(split.images[:RESTORED])
     labels = split.labels[:RESTORED] if trained.classes else None
     measurement, how = trained.measured(images, key)
     result = trained.restore(measurement, n=2, key=key, labels=labels, progress=False, **how)
-    seen = to_uint8(np.asarray(trained.run.condition.told(measurement, how.get("mask")))[..., : images.shape[-1]])
+    seen = to_uint8(
+        np.asarray(trained.run.condition.as_channels(measurement, how.get("mask")))[..., : images.shape[-1]]
+    )
     draws = to_uint8(result.draws)
-    return plots.labelled_rows([("told", seen), ("draw 1", draws[0]), ("draw 2", draws[1]), ("truth", images)])
+    return plots.labelled_rows([("given", seen), ("draw 1", draws[0]), ("draw 2", draws[1]), ("truth", images)])
 
 
 class LossWatch:

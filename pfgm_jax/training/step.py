@@ -195,10 +195,10 @@ def example_losses(task, params, examples, keys, train, step=None):
         allowed = None if labels is None else (labels[:, None] < 0) | (labels[:, None] == reference_labels)
         mean = losses.posterior_target(task.process, x, sigma, y, references, allowed)
 
-    told = task.condition and task.condition.draw(keys, y)
+    channels = task.condition and task.condition.draw(keys, y)
 
     def network(x, noise, params=params):
-        x = models.beside(x, told)
+        x = models.concat_condition(x, channels)
         return task.model.apply({"params": params}, x, noise, labels, dropout_keys if train else None, augmentation)
 
     if task.tuning:

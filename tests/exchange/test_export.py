@@ -99,12 +99,12 @@ def test_the_exported_folder_is_the_run(run, folder):
     np.testing.assert_array_equal(sample(back), sample(there))
 
 
-def test_a_network_that_is_told_an_image(command, tmp_path):
+def test_an_image_conditional_network(command, tmp_path):
     run = untrained(tmp_path, *tiny("inpaint:random"))
     code, out, err = command("--mode=export", f"--workdir={run}", *ARGUMENTS)
     assert code == 0 and "gate       passed" in out and "64 restorations of held-out images" in err
     card, back = (run / "export/README.md").read_text(), pfgm_jax.load(run / "export")
-    assert "told inpaint:random" in card and "g.restore(measurements" in card and "g.sample" not in card
+    assert "conditioned on inpaint:random" in card and "g.restore(measurements" in card and "g.sample" not in card
     assert (
         "restore.simulate=True" in card and "samples are here restorations" in card and "evaluate the run" not in card
     )
@@ -114,11 +114,11 @@ def test_a_network_that_is_told_an_image(command, tmp_path):
     measured, how = back.measured(images, jax.random.key(0))
     restored = back.restore(measured, n=2, key=jax.random.key(1), steps=2, **how).draws
     same(restored, pfgm_jax.load(run).restore(measured, n=2, key=jax.random.key(1), steps=2, **how).draws)
-    with pytest.raises(UserError, match="told nothing beside the noisy image"):
+    with pytest.raises(UserError, match="has no image condition"):
         pfgm_jax.load("pretrained:digits").measured(images)
 
 
-def test_the_attacker_of_a_told_network_measures_too(tmp_path, monkeypatch):
+def test_the_attacker_of_an_image_conditional_network_measures_too(tmp_path, monkeypatch):
     g = pfgm_jax.load(untrained(tmp_path, *tiny("superres:2")))
     images = data.load(g.config.data).test.images[:4]
     told = release_gate.denoising_errors(g, images)

@@ -245,7 +245,7 @@ def test_presets_make_networks(name):
     free = {
         "out_channels",
         "num_labels",
-        "told_channels",
+        "condition_channels",
         "augment_channels",
         "remat",
         "canonical_conv",

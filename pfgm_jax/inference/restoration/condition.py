@@ -1,8 +1,8 @@
-"""Images that a network is told: a measurement of the clean image beside the noisy one, as further input channels.
+"""Image-conditional networks: a measurement of the clean image as further input channels beside the noisy one.
 
 With x = y + σ n and a measurement m of y that is drawn apart from n, the loss of every process has its minimum at
 E[y | x, σ, m], at any D: its flow, from the prior down, ends in a draw of the posterior p(y | m). So a network that is
-told m restores by sampling (supervised restoration), where the other methods make a network that was told nothing do
+conditioned on m restores by sampling (supervised restoration), where the other methods make an unconditional network do
 it; a cascade's super-resolution network is one of them.
 
 A condition is a text, TASK:VALUE, or TASK:VALUE:LEVEL with Gaussian noise of that level in the unit scale:
@@ -32,7 +32,7 @@ _FORMS = "inpaint:centre, superres:2, deblur:1 or denoise:0.4, the first three w
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """What a network is told; hashable.
+    """What a network is conditioned on; hashable.
 
     Attributes:
       task: denoise, inpaint, superres or deblur.
@@ -55,7 +55,7 @@ class Condition:
         return {"level": self.level} | ({name: self.value} if name else {})
 
     def channels(self, C: int) -> int:
-        """Input channels of what is told, for images of C channels; a mask takes one more."""
+        """Input channels of the condition, for images of C channels; a mask takes one more."""
         return C + (self.task == "inpaint")
 
     def operator(self, shape: tuple[int, ...]) -> operators.Operator:
@@ -90,10 +90,10 @@ class Condition:
         return m, self.mask(pairs[:, 1], y.shape[1:])
 
     def draw(self, keys: PRNGKeys, y: Float[Arrays, "B H W C"]) -> Float[Array, "B H W K"]:
-        """What is told of clean images y, one key an image."""
-        return self.told(*self.measure(keys, y))
+        """The condition's channels for clean images y, one key an image."""
+        return self.as_channels(*self.measure(keys, y))
 
-    def told(
+    def as_channels(
         self, measurement: Float[Arrays, "B *M"], mask: Bool[Arrays, "B #H #W _"] | None
     ) -> Float[Array, "B H W K"]:
         """A measurement as channels of the image's size: means repeated, unobserved pixels 0 and the mask behind."""

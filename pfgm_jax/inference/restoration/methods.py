@@ -163,8 +163,10 @@ def split_gibbs(
     return _consistent(problem, y)
 
 
-def told(problem: Problem, denoise: Denoiser, process: Process, keys: PRNGKeys, steps: int) -> Float[Arrays, "B H W C"]:
-    """A network that is told the measurement (`condition`): Heun's method down its flow, which ends in the posterior.
+def conditional(
+    problem: Problem, denoise: Denoiser, process: Process, keys: PRNGKeys, steps: int
+) -> Float[Arrays, "B H W C"]:
+    """A network conditioned on the measurement (`condition`): Heun's method down its flow, which ends in the posterior.
 
     `steps` levels take 2 · steps − 1 evaluations; one step is the denoiser at σ_max, nearly the posterior's mean.
     """
@@ -214,11 +216,11 @@ class Method:
     gaussian: bool = False
 
 
-TOLD = "told"  # the method of networks that are told the measurement, and of no others
+CONDITIONAL = "conditional"  # the method of networks conditioned on the measurement, and of no others
 METHODS = {
     "matched": Method(matched, {"steps": 35}, ("denoise",)),
     "repaint": Method(repaint, {"steps": 35, "resample": 4}, ("inpaint",)),
     "pigdm": Method(pigdm, {"steps": 35}, gaussian=True),
     "split_gibbs": Method(split_gibbs, {"sweeps": 60, "steps": 5, "lowest": 0.3}),
-    TOLD: Method(told, {"steps": 18}),
+    CONDITIONAL: Method(conditional, {"steps": 18}),
 }

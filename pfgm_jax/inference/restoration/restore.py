@@ -93,7 +93,7 @@ def compiled(network, way, noiseless, spread):
     def per_device(measurement, mask, level, keys, labels, params):
         operator = operators.masked(mask) if way.operator is None else way.operator
         problem = Problem(measurement, operator, way.kind, level, noiseless, mask, spread)
-        denoise = network.denoiser(params, labels, way.condition and way.condition.told(measurement, mask))
+        denoise = network.denoiser(params, labels, way.condition and way.condition.as_channels(measurement, mask))
         keys = jax.random.wrap_key_data(keys)
         return METHODS[way.method].run(problem, denoise, network.process, keys, **dict(way.options))
 

@@ -12,7 +12,7 @@ from pfgm_jax.flow.process import Process
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration import operators
 from pfgm_jax.inference.restoration.condition import Condition
-from pfgm_jax.inference.restoration.methods import METHODS, TOLD
+from pfgm_jax.inference.restoration.methods import CONDITIONAL, METHODS
 from pfgm_jax.inference.restoration.operators import Operator
 from pfgm_jax.sampling import arguments
 
@@ -31,7 +31,7 @@ class Task:
       method: a name in METHODS.
       options: of the method, all of them, as sorted pairs.
       measured: the shape of one measurement.
-      condition: what the network is told, None for nothing.
+      condition: what the network is conditioned on, None for nothing.
     """
 
     name: str
@@ -61,20 +61,22 @@ def task(
 ) -> Task:
     """The Task of a person's words; `Generator.restore` has the arguments.
 
-    A network that is told an image, `condition`, restores what it is told: its values are the defaults.
+    An image-conditional network, `condition`, restores its own measurement: its values are the defaults.
 
     Raises:
       UserError: an unknown task, noise, method or option, a mask of another shape or type, an operator without an
         adjoint, a level outside the process's range, a method that does not serve the task or D, or other values than
-        the network is told.
+        the network is conditioned on.
     """
     if condition is not None:
         asked = {"factor": factor, "width": width, "noise": noise, "level": level, "method": method}
         own = _of_condition(condition, name, asked)
         factor, width, level, method = own.get("factor"), own.get("width"), own["level"], own["method"]
-        mask = _told_mask(condition, mask, shape)
-    elif method == TOLD:
-        raise UserError("the method told needs a network that is told the measurement: data.condition trains one")
+        mask = _trained_mask(condition, mask, shape)
+    elif method == CONDITIONAL:
+        raise UserError(
+            "the method conditional needs a network conditioned on the measurement: data.condition trains one"
+        )
     noise, factor, width = noise or "gaussian", 2 if factor is None else factor, 1.0 if width is None else width
     operator, name = (name, "linear") if isinstance(name, Operator) else (None, name)
     if operator is None:
@@ -110,23 +112,27 @@ def task(
 
 
 def _of_condition(condition, name, asked):
-    """The arguments that a network that is told `condition` has; UserError for a task or values that are others."""
-    own = condition.how | {"noise": "gaussian", "method": TOLD}
+    """The arguments that a network conditioned on `condition` has; UserError for a task or values that are others."""
+    own = condition.how | {"noise": "gaussian", "method": CONDITIONAL}
     if name != condition.task:
-        raise UserError(f"this network is told {condition} and restores nothing else: the task is {condition.task!r}")
+        raise UserError(
+            f"this network is conditioned on {condition} and restores nothing else: the task is {condition.task!r}"
+        )
     for key, value in asked.items():
         if value is not None and value != own.get(key):
-            raise UserError(f"this network is told {condition}, and {key}={value} is something else: leave it out")
+            raise UserError(
+                f"this network is conditioned on {condition}, and {key}={value} is something else: leave it out"
+            )
     return own
 
 
-def _told_mask(condition, mask, shape):
-    """The mask of a network that is told one, which is the trained one unless that was drawn at random."""
+def _trained_mask(condition, mask, shape):
+    """The mask of an image-conditional network, which is the trained one unless that was drawn at random."""
     if condition.task != "inpaint" or condition.value == "random":
         return mask
     own = np.asarray(condition.mask(jax.random.split(jax.random.key(0), 1), shape))[0]
     if mask is not None and (_checked_mask(mask, shape) != own).any():
-        raise UserError(f"this network is told images with the mask {condition.value} alone: leave mask out")
+        raise UserError(f"this network was trained with the mask {condition.value} alone: leave mask out")
     return own
 
 

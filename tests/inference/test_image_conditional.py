@@ -1,4 +1,4 @@
-"""Networks that are told an image: what they are told, that the loss teaches the posterior, and what is refused."""
+"""Image-conditional networks: their condition, that the loss teaches the posterior, and what is refused."""
 
 import functools
 
@@ -38,7 +38,7 @@ def moved(plan, scale):
 
 @functools.cache
 def untrained(text):
-    """A Generator of digits that is told `text`, with the weights that it begins with, moved away from 0."""
+    """A Generator of digits conditioned on `text`, with the weights that it begins with, moved away from 0."""
     plan = dry_run.prepare(told_config(text))
     params = moved(plan, 0.05)
     run = run_lib.make_run(told_config(text), plan.derived)
@@ -106,20 +106,20 @@ def test_the_flow_of_the_conditional_mean_ends_in_the_posterior(D):
 
 
 def test_training_tells_it(monkeypatch):
-    """The loss of an image changes with what is told of it, and a told run's first steps are those of its config."""
+    """The loss of an image changes with its condition, and such a run's first steps are those of its config."""
     config = told_config("superres:2")
     plan = dry_run.prepare(config)
     params = moved(plan, 0.1)
-    assert params["conv_in"]["kernel"].shape[2] == 2 and plan.task.model.told_channels == 1
+    assert params["conv_in"]["kernel"].shape[2] == 2 and plan.task.model.condition_channels == 1
     images, labels = (jnp.asarray(a[:4]) for a in (plan.dataset.train.images, plan.dataset.train.labels))
     examples, keys = data.Examples(images, labels, None, None), jax.random.split(jax.random.key(5), 4)
     loss = lambda: np.asarray(jax.jit(lambda: step_lib.example_losses(plan.task, params, examples, keys, train=True))())
     told = loss()
-    monkeypatch.setattr(condition.Condition, "told", lambda self, m, mask: jnp.zeros((len(m), 8, 8, 1)))
+    monkeypatch.setattr(condition.Condition, "as_channels", lambda self, m, mask: jnp.zeros((len(m), 8, 8, 1)))
     assert (told != loss()).all()
 
 
-def test_restoration_is_told_the_measurement():
+def test_restoration_is_conditioned_on_the_measurement():
     g, plan = untrained("inpaint:centre")
     images = plan.dataset.test.images[:3]
     result = g.restore(images, "inpaint", 2, jax.random.key(0), steps=2, progress=False)
@@ -132,11 +132,11 @@ def test_restoration_is_told_the_measurement():
     np.testing.assert_array_equal(result.draws, g.restore(hidden, "inpaint", 2, jax.random.key(0), steps=2).draws)
     other = g.restore(np.where(mask[..., None], 255 - images, images), "inpaint", 2, jax.random.key(0), steps=2)
     assert (other.draws[:, :, ~mask] != result.draws[:, :, ~mask]).mean() > 0.9
-    assert "told inpaint:centre" in repr(g)
+    assert "conditioned on inpaint:centre" in repr(g)
 
 
 @pytest.mark.parametrize("ask, words", [
-    (lambda g: g.sample(jax.random.key(0), 2), "this one is told superres:2: use restore"),
+    (lambda g: g.sample(jax.random.key(0), 2), "this one is conditioned on superres:2: use restore"),
     (lambda g: g.denoise(np.zeros((1, 8, 8, 1), np.float32), 1.0), "use restore"),
     (lambda g: g.encode(np.zeros((1, 8, 8, 1), np.uint8)), "use restore"),
     (lambda g: g.restore(np.zeros((1, 8, 8, 1)), "denoise", level=0.4), "the task is 'superres'"),
@@ -144,7 +144,7 @@ def test_restoration_is_told_the_measurement():
     (lambda g: g.restore(np.zeros((1, 4, 4, 1)), "superres", level=0.1), "level=0.1 is something else"),
     (lambda g: g.restore(np.zeros((1, 4, 4, 1)), "superres", method="split_gibbs"), "method=split_gibbs"),
 ])  # fmt: skip
-def test_what_a_told_network_does_not_do(ask, words):
+def test_what_an_image_conditional_network_does_not_do(ask, words):
     with pytest.raises(UserError, match=words) as error:
         ask(untrained("superres:2")[0])
     assert "\n" not in str(error.value)
@@ -152,7 +152,7 @@ def test_what_a_told_network_does_not_do(ask, words):
 
 def test_others_are_told_nothing():
     with pytest.raises(UserError, match="data.condition trains one"):
-        pfgm_jax.load("pretrained:digits").restore(np.zeros((1, 4, 4, 1)), "superres", method="told")
+        pfgm_jax.load("pretrained:digits").restore(np.zeros((1, 4, 4, 1)), "superres", method="conditional")
 
 
 @pytest.mark.parametrize("text", ["inpant:centre", "inpaint", "inpaint:left", "superres:x", "denoise", "denoise:0",
@@ -192,15 +192,15 @@ def test_points_have_none():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"restore.factor": 2}, "told superres:4, and factor=2 is something else"),  # though 2 is the default
-        ({"restore.sweeps": 3}, "the method told has no option 'sweeps'"),
+        ({"restore.factor": 2}, "conditioned on superres:4, and factor=2 is something else"),  # though 2 is the default
+        ({"restore.sweeps": 3}, "the method conditional has no option 'sweeps'"),
         ({"restore.mask": "right"}, "restore.mask=right is for restore.task=inpaint, not for superres"),
     ],
 )
-def test_given_settings_that_contradict_what_is_told(settings, words, tmp_path, monkeypatch):
+def test_given_settings_that_contradict_the_condition(settings, words, tmp_path, monkeypatch):
     settings = {"restore.task": "superres"} | settings
     made = untrained("superres:4")[0].with_overrides(settings)
-    monkeypatch.setattr(protocol, "open_run", lambda workdir, overrides, told: made)
+    monkeypatch.setattr(protocol, "open_run", lambda workdir, overrides, conditioned: made)
     with pytest.raises(UserError, match=words):
         restoration.restore(tmp_path, "nowhere", settings)
 
@@ -219,8 +219,8 @@ def test_a_run_from_end_to_end(text, command, tmp_path):
         "--mode=restore", f"--workdir={run}", f"--source={tmp_path / 'images.npz'}", f"--config.restore.task={task}",
         "--config.restore.simulate=True", "--config.restore.n=2", "--config.restore.steps=2",
     )  # fmt: skip
-    assert code == 0 and "by told (steps 2)" in out, err
+    assert code == 0 and "by conditional (steps 2)" in out, err
     assert list(run.glob("restored/*/sheet.png"))
     for mode in ("sample", "evaluate"):
         code, _, err = command(f"--mode={mode}", f"--workdir={run}")
-        assert code == 2 and f"told {text}: use restore" in err and len(err.strip().splitlines()) == 1
+        assert code == 2 and f"conditioned on {text}: use restore" in err and len(err.strip().splitlines()) == 1
