@@ -71,7 +71,7 @@ def test_a_space_serves_for_the_equals_sign():
     [
         ("size", "takes a whole number, such as size=28"),
         ("size=big", "takes a whole number, got 'big'"),
-        ("D", "takes a number, such as D=128.0"),
+        ("D", "takes a number, such as D=128"),
         ("cpu=3", "takes True or False, got '3'"),
         ("network", "takes a word, such as network=NAME"),
         ("size=32", "MedMNIST comes at 28, 64, 128 or 224 px"),
