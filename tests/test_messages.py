@@ -144,7 +144,7 @@ def test_help_names_every_mode(capsys):
     with pytest.raises(SystemExit):
         main.parse(["--help"])
     text = capsys.readouterr().out
-    assert all(f"\n  {mode}" in text for mode in main.MODES) and text.count("python -m pfgm_jax.main --") == 3
+    assert all(f"\n  {mode}" in text for mode in main.MODES) and text.count("\n  pfgm-jax --") == 3
 
 
 # ---- paths
