@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 
 def _train(flags, config, overrides):
+    from pfgm_jax import config_rules
     from pfgm_jax.training import dry_run, loop
 
     if flags.dry_run:
+        config_rules.check_new(config)
         return dry_run.dry_run(config)
     loop.train(config, flags.workdir)
     return _how_to_restore(flags.workdir, config) if config.data.condition else _how_to_sample(flags.workdir)

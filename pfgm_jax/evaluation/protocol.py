@@ -131,7 +131,9 @@ def check_options(generator, overrides, solvers=None):
     settings = generator.settings
     solvers = solvers or (settings.solver,)
     check_taken(generator, overrides, solvers)
+    given = {key.removeprefix("sample.") for key in overrides}
     for solver in solvers:
+        sampling.check_effect(solver, settings.options, given & set(sampling.find(solver)[1]))
         prepared = generator.prepared(settings.changed(solver=solver))
         prepared.check(generator.process, frames=generator.config.sample.frames)
 
