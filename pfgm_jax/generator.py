@@ -536,8 +536,8 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
       step: another checkpoint than the newest: its step, or "best" for the one with the lowest validation loss.
 
     Raises:
-      UserError: no run there, a config.json that is none, no checkpoint yet or none of that step, damaged weights or
-        those of another network, or an unknown NAME.
+      UserError: no run in the folder, an invalid config.json, no checkpoint or not that step's, damaged weights or
+        those of a different network, or an unknown NAME.
     """
     source, folder = str(workdir), stored_run.folder(workdir)
     run = stored_run.read(folder)

@@ -28,9 +28,9 @@ os.environ["PFGM_JAX_CACHE"] = os.path.join(os.path.dirname(__file__), "../.pyte
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "../.pytest_cache/xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
-# Rooms whose annotations, shapes among them, are checked at every call: before anything of the package is imported.
+# Packages whose annotations, shapes among them, are checked at every call: before anything of the package is imported.
 CHECKED = ["flow", "sampling", "inference", "metrics", "generator"]
-jaxtyping.install_import_hook([f"pfgm_jax.{room}" for room in CHECKED], "checked.types")
+jaxtyping.install_import_hook([f"pfgm_jax.{package}" for package in CHECKED], "checked.types")
 
 
 def pytest_collection_modifyitems(config, items):

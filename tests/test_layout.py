@@ -45,20 +45,20 @@ def imported(path):
 
 
 def test_imports_go_downwards():
-    level = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
+    level = {package: i for i, packages in enumerate(LAYERS) for package in packages}
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room == "__init__":
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if package == "__init__":
             continue
         for other in imported(path):
-            if other in level and other != room:
-                assert level[other] < level[room], f"{path.name} imports {other}, which is not below {room}"
+            if other in level and other != package:
+                assert level[other] < level[package], f"{path.name} imports {other}, which is not below {package}"
 
 
 def test_every_room_has_a_level():
     files = [p for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]  # not the weights
-    rooms = {p.stem for p in files if not p.name.startswith("__")}
-    assert rooms == set().union(*LAYERS)
+    packages = {p.stem for p in files if not p.name.startswith("__")}
+    assert packages == set().union(*LAYERS)
 
 
 def test_shapes_are_checked_in_tests():

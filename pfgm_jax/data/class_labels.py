@@ -41,7 +41,7 @@ def class_labels(labels, n, key, classes, counts):
 
 
 def _named_classes(text, classes, counts):
-    """The classes that a text means, to be taken in turn; −1 for what is none. A name comes before a number."""
+    """The classes that a text means, to be taken in turn; −1 for what is no class. A name comes before a number."""
     if text == "balanced":
         return np.flatnonzero(counts)  # those that the network was trained on
     if text in classes:  # names may have commas

@@ -70,7 +70,7 @@ def find(root: Path, group="") -> Listing:
     The patient is what the first parenthesis of `group` matches, or all of it.
 
     Raises:
-      UserError: a folder that is none, a table that does not fit its files, or a `group` that finds none.
+      UserError: a path that is no folder, a table that does not fit its files, or a `group` that finds none.
     """
     finding = _Finding(Skipped(), [], set(), set())
     root = _descend(_check(root), finding)

@@ -62,7 +62,7 @@ def rk45(
       max_steps: limit on steps, accepted and rejected, of the error control.
       last_denoise: end with E[y | x, σ_min], one Euler step from σ_min to 0.
       frames: number of states to keep from σ_max to σ_min, evenly spaced in ln σ.
-      framed: of so many first samples; None for all.
+      framed: frames of the first `framed` samples alone; None: of all.
       axis_name: mapped axis over whose devices the batch is spread: with a shared step size all devices then take the
         same steps, so that samples do not depend on the number of devices.
 

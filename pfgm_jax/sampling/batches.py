@@ -88,7 +88,7 @@ def compiled(program, size):
     `(keys, labels, guide_labels, params, guide_params, weight) -> (x [b, *S], trajectory [framed, T, *S], the other
     SolveStats)`.
     """
-    del size  # a function of each size's own, so that those that are compiled are known
+    del size  # a key of the cache alone: one compiled function a batch size, so that those that exist can be counted
     network, guide, flow, solver, options, shape, framed, reporting = program
     levels = sampling.levels_of(solver, flow, dict(options)) if "grid" in sampling.find(solver)[1] else None
 

@@ -68,7 +68,7 @@ def save(folder: str | os.PathLike, schedule: Schedule) -> str:
 
 
 def load(folder: str | os.PathLike) -> Schedule | None:
-    """The Schedule of a folder, None where there is none; UserError for a file that is none."""
+    """The Schedule of a folder, None where there is none; UserError for a file that does not hold one."""
     path = pathlib.Path(folder, NAME)
     if not path.is_file():
         return None

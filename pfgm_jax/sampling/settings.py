@@ -114,7 +114,9 @@ def check_network(run, settings):
         other = "consistency needs a tuned network, and this one is a posterior mean: --mode=tune makes one of it"
         raise UserError(tuned if run.tuned else other)
     if run.tuned and weight != 1:
-        raise UserError("a tuned network has its flow's end by heart, and guidance bends the flow: leave it out")
+        raise UserError(
+            "a tuned network cannot be guided, as guidance changes the flow whose end it has learnt: leave it out"
+        )
     if not math.isfinite(weight):
         raise UserError(f"guidance must be a number, 1 for none, got {weight:g}")
     if guide and weight == 1:

@@ -40,7 +40,7 @@ def euler(
       grid, rho: see `grids.levels`.
       last_denoise: end with E[y | x, σ_min], one step from σ_min to 0; without it, n − 1 evaluations.
       frames: number of states to keep, evenly spread over the steps.
-      framed: of so many first samples; None for all.
+      framed: frames of the first `framed` samples alone; None: of all.
       axis_name: mapped axis whose devices share the batch.
 
     Returns:

@@ -13,7 +13,7 @@ from pfgm_jax.training.cadence import make_cadence
 def learning_rate(config, derived):
     """Schedule step -> learning rate: linear warm-up over optim.warmup images, then constant or a cosine to lr_end.
 
-    Of a step on the host it is computed there: on a device it would wait for the training steps that are under way.
+    Of a step on the host it is computed by NumPy: on a device it would wait behind the training steps that are queued.
     """
     batch, c = config.train.batch, config.optim
     # Steps are int32 inside a compiled program.

@@ -35,8 +35,8 @@ class Bar:
 
 
 @pytest.fixture
-def room(tmp_path):
-    return diagnose.Room(tmp_path, "", Bar())
+def store(tmp_path):
+    return diagnose.Store(tmp_path, "", Bar())
 
 
 def settings(**changes):
@@ -122,24 +122,24 @@ def test_a_subject_samples_as_its_generator_does():
     )
 
 
-def test_images_weighed_by_class_have_another_truth(room, monkeypatch):
+def test_images_weighed_by_class_have_another_truth(store, monkeypatch):
     run = studied()
     balanced = config_lib.default()
     balanced.train.order = "balanced"
     run.generator = types.SimpleNamespace(config=balanced, classes=0)
     assert run.points is None
     with pytest.raises(UserError, match="saw every class as often: .*; leave truth out of diagnose.studies"):
-        truth.study([run], room)
+        truth.study([run], store)
     run.generator.classes = 10
     assert not run.no_truth
     monkeypatch.setattr(subject, "TRUTH_LIMIT", 0)
     with pytest.raises(UserError, match="the training set is too large"):
-        truth.study([run], room)
+        truth.study([run], store)
 
 
-def test_one_image_is_reached_on_straight_lines(room):
+def test_one_image_is_reached_on_straight_lines(store):
     image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 1), np.uint8)
-    way = journey.travelled(studied(image), room)
+    way = journey.travelled(studied(image), store)
     assert way["walk"].max() < 1e-5 and way["error"].max() < 1e-6  # the posterior mean is the image at every state
     np.testing.assert_allclose(way["length"] / way["chord"], 1, atol=1e-4)
     # x = y + σ/σ_max (x_max − y) on the way to it.
@@ -150,16 +150,16 @@ def test_one_image_is_reached_on_straight_lines(room):
     np.testing.assert_allclose(way["norms"][4], np.linalg.norm(y + middle * (start - y), axis=1), rtol=1e-3)
 
 
-def test_the_exact_field_has_no_error_and_bends_as_itself(room):
+def test_the_exact_field_has_no_error_and_bends_as_itself(store):
     digits = data.load(config_lib.default().data).train.images[:40]
     run = studied(digits)
-    way = journey.travelled(run, room)
+    way = journey.travelled(run, store)
     assert way["error"].max() < 1e-6
     np.testing.assert_allclose(way["walk"], way["exact_walk"], rtol=1e-5)
     assert (way["mean_length"] >= way["mean_chord"] - 1e-4).all()
     np.testing.assert_allclose(truth.errors(run, [0.1, 2.0]), 0, atol=1e-6)
     run.solve = None  # kept: it is not solved again
-    np.testing.assert_array_equal(journey.travelled(run, room)["walk"], way["walk"])
+    np.testing.assert_array_equal(journey.travelled(run, store)["walk"], way["walk"])
 
 
 def test_norms_of_pairs_follow_their_laws():

@@ -16,11 +16,11 @@ from pfgm_jax import run_record
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.evaluation import naming, protocol
 from pfgm_jax.evaluation.diagnose import norms, paths, quality, robustness, solvers, truth
-from pfgm_jax.evaluation.diagnose.study import STYLE, Room
+from pfgm_jax.evaluation.diagnose.study import STYLE, Store
 from pfgm_jax.evaluation.diagnose.subject import Subject, title
 from pfgm_jax.storage import atomic
 
-# Studies of (subjects, room), and those of quality, of (subjects, bench), which are of images alone.
+# Studies of (subjects, store), and those of quality, of (subjects, bench), which are of images alone.
 FLOWS = {"norms": norms.study, "truth": truth.study, "paths": paths.study, "solvers": solvers.study}
 QUALITY = {"noise": robustness.noise, "steps": robustness.steps, "weights": robustness.weights}
 STUDIES = (*FLOWS, *QUALITY)
@@ -53,14 +53,14 @@ def diagnose(workdir, sources, overrides):
     suffix = _suffix(workdir, sources, config)
     lines = []
     with atomic.writing_to(folder), tqdm(unit="part", desc="diagnose", total=_parts(chosen, subjects)) as bar:
-        room, bench = Room(folder, suffix, bar), None
+        store, bench = Store(folder, suffix, bar), None
         for name in chosen:
             if name in QUALITY:
-                bench = bench or quality.bench(subjects, room, config)
+                bench = bench or quality.bench(subjects, store, config)
                 result = _drawn(QUALITY[name], subjects, bench)
             else:
-                result = _drawn(FLOWS[name], subjects, room)
-            path = room.write(name, result)
+                result = _drawn(FLOWS[name], subjects, store)
+            path = store.write(name, result)
             lines += [result.markdown(f"{pathlib.Path(path).stem}.png"), f"  {path}\n"]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ def levels(settings):
     return QUICK_LEVELS if settings.quick else LEVELS
 
 
-def travelled(subject, room):
+def travelled(subject, store):
     """Figures of settings.n samples on their way, as arrays.
 
     Returns:
@@ -27,7 +27,7 @@ def travelled(subject, room):
     n, T = subject.settings.n, levels(subject.settings)
     exact = subject.points is not None
     facts = [subject.identity, n, T, exact and subject.content]
-    return room.kept("journey", facts, lambda: _travel(subject, n, T, exact))
+    return store.kept("journey", facts, lambda: _travel(subject, n, T, exact))
 
 
 def _travel(subject, n, T, exact):

@@ -18,15 +18,15 @@ SHOWN = 3  # levels with a histogram
 REPEATS = 8  # training pairs for every sample
 
 
-def study(subjects, room):
+def study(subjects, store):
     """A Result: norms against σ, and their histograms at some σ."""
     colour, found = colours(subjects), {}
     for subject in subjects:
-        arrays = journey.travelled(subject, room)
+        arrays = journey.travelled(subject, store)
         n = REPEATS * subject.settings.n
         facts = [subject.identity, subject.content, n, arrays["sigmas"].tolist()]
         make = lambda subject=subject, arrays=arrays, n=n: {"norms": pair_norms(subject, arrays["sigmas"], n)}
-        found[subject.name] = (arrays["sigmas"], arrays["norms"], room.kept("pairs", facts, make)["norms"])
+        found[subject.name] = (arrays["sigmas"], arrays["norms"], store.kept("pairs", facts, make)["norms"])
     columns = max(len(subjects), SHOWN)
     drawing, panels = figure(columns, 2)
     for axes, (name, (sigmas, way, pairs)) in zip(panels[0], found.items(), strict=False):

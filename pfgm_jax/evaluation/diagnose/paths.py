@@ -13,13 +13,13 @@ from pfgm_jax.evaluation.diagnose import journey
 from pfgm_jax.evaluation.diagnose.study import MARKERS, Result, colours, figure, legend_below
 
 
-def study(subjects, room):
+def study(subjects, store):
     """A Result: the bend of trajectories against σ, by the network and by the exact field."""
     exact = all(subject.points is not None for subject in subjects)
     drawing, (panels,) = figure(1 + exact, sharey=True, width=5.2)
     colour, rows, numbers = colours(subjects), [], {}
     for marker, subject in zip(MARKERS * 9, subjects, strict=False):
-        way = journey.travelled(subject, room)
+        way = journey.travelled(subject, store)
         middle = np.sqrt(way["sigmas"][1:] * way["sigmas"][:-1])
         look = {"color": colour[subject.name], "marker": marker, "markersize": 4, "label": subject.name}
         panels[0].plot(middle, way["walk"], **look)

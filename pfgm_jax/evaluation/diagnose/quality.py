@@ -47,11 +47,11 @@ def heun_with_noise(process, denoise, x, *, keys, alpha, steps=STEPS):
 
 
 class Bench(NamedTuple):
-    """What figures are measured with: n samples each, against a `score.Measure`, kept in a Room."""
+    """What figures are measured with: n samples each, against a `score.Measure`, kept in a Store."""
 
     n: int
     measure: object
-    room: object
+    store: object
 
     @property
     def figure(self):
@@ -94,20 +94,20 @@ class Bench(NamedTuple):
             return {"images": np.asarray(to_uint8(x)), "nfe": np.float64(stats.nfe)}
 
         facts = [subject.identity, self.n, alpha, steps, how]
-        samples = self.room.kept("samples", facts, draw)
+        samples = self.store.kept("samples", facts, draw)
         features = self.measure.features(samples["images"])
         distance = frechet.against(self.measure.reference.statistics)
         found = metrics.estimate(distance, features)["fid"]
         return {"value": found.value, "low": found.low, "high": found.high, "nfe": float(samples["nfe"])}
 
 
-def bench(subjects, room, config):
+def bench(subjects, store, config):
     """The Bench that evaluate.features, split and inception ask for; UserError where there is no figure."""
     first, settings = subjects[0], subjects[0].settings
     dataset = first.dataset
     measure = measure_against(dataset, config.evaluate.split, protocol.features_of(config), config.evaluate.inception)
     n = settings.num_samples or min(protocol.count(config, dataset), 1000)
-    return Bench(min(n, 24) if settings.quick else n, measure, room)
+    return Bench(min(n, 24) if settings.quick else n, measure, store)
 
 
 def draw(panels_of, subjects, bench, xlabel, **axis):

@@ -35,7 +35,7 @@ def looks(names):
     return {name: (plots.PALETTE[i % count], MARKERS[(i + i // count) % count]) for i, name in enumerate(names)}
 
 
-def study(subjects, room):
+def study(subjects, store):
     """A Result: rms distance of every solver's samples to the flow's own ends, against evaluations."""
     points = settings_of(subjects[0].settings)
     drawing, (panels,) = figure(len(subjects), sharey=True)
@@ -45,7 +45,7 @@ def study(subjects, room):
         n, many = subject.settings.n, 16 if subject.settings.quick else REFERENCE
         facts = [subject.identity, n]
         solved = lambda solver, options, s=subject, n=n: _ends(*s.solve(solver, n, **options))
-        end = lambda steps, f=facts, go=solved: room.kept(
+        end = lambda steps, f=facts, go=solved: store.kept(
             "flow", [*f, "heun", steps], lambda: go("heun", {"steps": steps})
         )["x"]
         reference, half = end(many), end(many // 2)
@@ -56,7 +56,7 @@ def study(subjects, room):
             for solver, options in points:
                 if solver != name:
                     continue
-                found = room.kept(
+                found = store.kept(
                     "solver", [*facts, solver, options, many],
                     lambda go=solved, solver=solver, options=options, to=reference: _against(go(solver, options), to),
                 )  # fmt: skip

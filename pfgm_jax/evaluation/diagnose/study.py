@@ -38,7 +38,7 @@ class Result(NamedTuple):
         return f"## {self.title}\n\n{self.protocol}\n\n{table}\n\n![{self.title}]({picture})\n"
 
 
-class Room:
+class Store:
     """Where a diagnosis keeps and writes: RUN/diagnose.
 
     Attributes:

@@ -9,7 +9,7 @@ from pfgm_jax.evaluation.diagnose.study import MARKERS, Result, colours, figure,
 LEVELS, LOW, HIGH = 13, 0.02, 20.0  # beyond them a posterior mean is the image itself, or the data's mean
 
 
-def study(subjects, room):
+def study(subjects, store):
     """A Result: rms error against σ, around training images and at the states that sampling visits.
 
     Raises:
@@ -22,11 +22,11 @@ def study(subjects, room):
     drawing, (panels,) = figure(2, sharey=True, width=5.2)
     colour, rows, numbers = colours(subjects), [], {}
     for marker, subject in zip(MARKERS * 9, subjects, strict=False):
-        way = journey.travelled(subject, room)
+        way = journey.travelled(subject, store)
         count = 4 if subject.settings.quick else LEVELS
         levels = np.geomspace(max(LOW, subject.flow.sigma_min), min(HIGH, subject.flow.sigma_max), count)
         facts = [subject.identity, subject.content, subject.settings.n, levels.tolist()]
-        error = room.kept("truth", facts, lambda s=subject, at=levels: {"error": errors(s, at)})["error"]
+        error = store.kept("truth", facts, lambda s=subject, at=levels: {"error": errors(s, at)})["error"]
         look = {"color": colour[subject.name], "marker": marker, "markersize": 5, "label": subject.name}
         panels[0].plot(levels, error, **look)
         inside = (way["sigmas"] > 0.99 * levels[0]) & (way["sigmas"] < 1.01 * levels[-1])
