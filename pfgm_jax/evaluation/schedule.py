@@ -64,7 +64,7 @@ def schedule(workdir, overrides):
         f"is the mean distance to where {FINE} levels of Heun's method end, as rms over the values of an image; step "
         f"{generator.step:,}, seed {settings.seed}, {time.perf_counter() - begun:.0f} s"
     )
-    uses = "sample.grid=searched takes its grids, sample.solver=auto too; sample.solver=sde its curve at finite D"
+    uses = "sample.grid=searched takes its grids; sample.solver=sde its curve at finite D"
     return "\n".join([aligned(rows), "", said, f"  schedule   {path}", f"  picture    {folder}/schedule.png", uses])
 
 

@@ -1,4 +1,8 @@
-"""A solver by the number of evaluations: the one that did best at so many on digits (docs/solvers.md)."""
+"""A solver by the number of evaluations: the one that did best at so many on digits and blood cells (docs/solvers.md).
+
+Not on a searched grid, which is asked for: its samples lie nearer to the flow's end, and of blood cells farther from
+the data.
+"""
 
 from typing import Any
 
@@ -50,7 +54,7 @@ def auto(
     Args:
       process, denoise, x, keys, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
       steps: evaluations, and levels of the grid.
-      grid: another grid than the solver's own; a Generator gives the one found for its weights, if there is one.
+      grid: another grid than the solver's own, such as a searched one.
 
     Returns:
       (samples [B, *S], SolveStats).

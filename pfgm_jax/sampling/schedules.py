@@ -93,8 +93,6 @@ def prepared(
 ) -> SampleSettings:
     """Settings with what a schedule gives to them: the levels of grid=searched, and a second moment for noise.
 
-    `auto` takes the searched grid of as many levels, where there is one for these weights and it takes `ipndm`.
-
     Args:
       trained: the process of the network. schedule: that of its run, None for none.
       own: () -> (digest of the weights, their step), asked for only where it matters.
@@ -113,9 +111,6 @@ def prepared(
     steps = (sampling.find(settings.solver)[1] | options).get("steps", 0)
     if options.get("grid") == SEARCHED:
         settings = settings.changed(grid=required("grid=searched").grid(steps))
-    elif settings.solver == "auto" and "grid" not in options and sampling.choice(steps)[0] == "ipndm":
-        if schedule is not None and schedule.weights == own()[0]:
-            settings = settings.changed(grid=schedule.grids.get(steps))
     if settings.draws_noise and not flow.is_gaussian and settings.second_moment is None:
         trace = required(f"{settings.solver} with noise at D = {flow.D:g}").trace
         settings = dataclasses.replace(settings, second_moment=trace._replace(D=flow.D))

@@ -14,7 +14,6 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import evaluate, schedule
 from pfgm_jax.exchange import export_run
 from pfgm_jax.sampling import levels, schedules
-from pfgm_jax.sampling.auto import FEW
 from pfgm_jax.storage import safetensors
 
 SMALL = ("--config.schedule.steps=5,8", "--config.schedule.draws=16")
@@ -63,7 +62,7 @@ def test_a_conditional_network_with_guidance(tmp_path):
     folder = write(tmp_path / "run", conditional=True)
     schedule.schedule(str(folder), {"schedule.steps": "4", "schedule.draws": "8"})
     g = generator.load(folder)
-    for ask in (dict(solver="auto", steps=4), dict(solver="sde", steps=4)):
+    for ask in (dict(solver="auto", grid="searched", steps=4), dict(solver="sde", steps=4)):
         plain, guided = (g.sample(jax.random.key(0), 8, labels=3, guidance=w, **ask)[0] for w in (1, 3))
         assert np.abs(plain.astype(int) - guided).max() > 0
 
@@ -74,14 +73,11 @@ def test_samples_take_it(kept):
     ask = dict(solver="ipndm", equal_weights=False, steps=8)
     images, stats = g.sample(jax.random.key(0), 4, grid="searched", **ask)
     np.testing.assert_array_equal(images, g.sample(jax.random.key(0), 4, grid=searched, **ask)[0])
-    np.testing.assert_array_equal(images, g.sample(jax.random.key(0), 4, solver="auto", steps=8)[0])
+    np.testing.assert_array_equal(images, g.sample(jax.random.key(0), 4, solver="auto", grid="searched", steps=8)[0])
     assert stats.nfe == 8
     with pytest.raises(UserError, match="no grid of 7 levels was searched for this run, those there have 5, 8"):
         g.sample(jax.random.key(0), 4, solver="ipndm", grid="searched", steps=7)
-    # auto goes on without: its own grid, or another solver.
-    with_own = g.prepared(g.settings.changed(solver="auto", steps=7))
-    assert "grid" not in with_own.options
-    assert "grid" not in g.prepared(g.settings.changed(solver="auto", steps=FEW + 1)).options
+    assert "grid" not in g.prepared(g.settings.changed(solver="auto", steps=8)).options  # unless it is asked for
 
 
 @pytest.mark.slow
@@ -100,7 +96,7 @@ def test_noise_at_finite_D_takes_its_curve(kept):
 def test_the_protocol_names_what_auto_took(kept, command):
     code, out, _ = command(
         "--mode=sample", f"--workdir={kept[0]}", "--config.sample.solver=auto", "--config.sample.steps=5",
-        "--config.sample.n=4", "--config.sample.frames=0",
+        "--config.sample.grid=searched", "--config.sample.n=4", "--config.sample.frames=0",
     )  # fmt: skip
     grid = generator.load(kept[0]).schedule.grids[5]
     assert code == 0 and f"auto: ipndm (steps 5, grid {grid}, rho 7.0, equal_weights False)" in out
@@ -112,7 +108,6 @@ def test_weights_of_another_step_have_none(kept):
     for ask, what in (dict(solver="ipndm", grid="searched", steps=8), "step"), (dict(solver="sde"), "step"):
         with pytest.raises(UserError, match=f"schedule.json was made for other weights .{what}.*mode=schedule"):
             other.sample(jax.random.key(0), 2, **ask)
-    assert "grid" not in other.prepared(other.settings.changed(solver="auto", steps=8)).options
 
 
 @pytest.mark.parametrize("options, words", [
