@@ -51,9 +51,7 @@ def default():
     config.data.val = 0.1  # shares of images without splits of their own (a folder, an npz file) that are held out
     config.data.test = 0.1
     config.data.split_seed = 0  # seed of that split
-    config.data.condition = (
-        ""  # a measurement of each image that the network is conditioned on, such as inpaint:centre,
-    )
+    config.data.condition = ""  # condition the network on a measurement of each image, such as inpaint:centre,
     # superres:2, deblur:1, denoise:0.4 (docs/restoration.md); "": none
     config.data.resident = placeholder(bool)  # keep the images on the devices; None: where they fit
 

@@ -391,9 +391,12 @@ class Generator:
         return inference.Weighted(self.network, self.params, self.weights_digest, self.settings.batch)
 
     def _state_labels(self, labels, n):
-        """`arguments.state_labels`; UserError for none where the network was never trained without."""
+        """`arguments.state_labels`; UserError for none where the network was never trained without.
+
+        Imported weights do not say whether they were.
+        """
         labels = arguments.state_labels(labels, n, self.classes)
-        if self.classes and not self.config.train.label_dropout:
+        if self.classes and not self.config.train.label_dropout and not self.derived.get("imported"):
             traced = isinstance(labels, jax.core.Tracer)
             if labels is None or not traced and (np.asarray(labels) < 0).any():
                 raise UserError(
