@@ -22,7 +22,7 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.evaluation import copies_and_usefulness, interpolation, likelihood, nfe_curve, protocol, sample_cache
 from pfgm_jax.evaluation.diagnose import quality
 from pfgm_jax.evaluation.diagnose import robustness as diagnosed
-from pfgm_jax.evaluation.diagnose.study import Room
+from pfgm_jax.evaluation.diagnose.study import Store
 from pfgm_jax.evaluation.diagnose.subject import Subject
 from pfgm_jax.storage import atomic
 from pfgm_jax.storage.metrics_file import read_metrics
@@ -224,7 +224,7 @@ def robustness(place):
     results = atomic.writable(place.entry.folder / "diagnose")
     subject = Subject(place.entry.name, generator, protocol.real_images(generator), generator.config.diagnose)
     with tqdm(unit="part", desc="robustness", delay=5) as bar:
-        bench = quality.Bench(n, place.measure(generator), Room(results, "", bar))
+        bench = quality.Bench(n, place.measure(generator), Store(results, "", bar))
         studies = {"noise": diagnosed.noise, "weights": diagnosed.weights}
         points = {name: study([subject], bench).numbers["points"] for name, study in studies.items()}
     return {"n": n, "points": points, "floor": bench.floor(), "protocol": bench.protocol}
