@@ -129,7 +129,7 @@ def check_new(config):
 
 def _check_process(config, require):
     """D, and the fields that a process has no use for."""
-    from pfgm_jax.flow.process import SMALLEST_D as least
+    from pfgm_jax.flow.kernel import SMALLEST_D as least
 
     c, name, D = config.process, config.process.name, config.sample.D
     require(c.D >= least, "process.D", f"D is a number from {least} on, or inf")

@@ -30,7 +30,7 @@ from jaxtyping import Array, Float
 
 from pfgm_jax.array_types import Arrays, Levels, PRNGKeys, per_example
 from pfgm_jax.errors import UserError
-from pfgm_jax.flow.process import GAUSSIAN_D, require_D
+from pfgm_jax.flow.kernel import GAUSSIAN_D, require_D
 
 
 def tau(second_moment: Float[Arrays, "B"], sigma: Levels, N: int, D: float) -> Float[Array, "B"]:

@@ -26,7 +26,7 @@ from pfgm_jax import parallel
 from pfgm_jax.array_types import Arrays, Denoiser, Levels, PRNGKeys, SecondMoment
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import diffusion, kernel_sums
-from pfgm_jax.flow.process import GAUSSIAN_D, require_D
+from pfgm_jax.flow.kernel import GAUSSIAN_D, require_D
 
 # Bytes that points may take at a time where nobody says how many, and floats for each pair of a point and a query
 # (measured: 4.5).
@@ -63,7 +63,7 @@ def posterior_mean(
       [B, *S]; NaN for a query whose x or σ is not finite.
 
     Raises:
-      UserError: shapes that do not match, chunk < 1, or a D that float32 does not hold (`process.require_D`).
+      UserError: shapes that do not match, chunk < 1, or a D that float32 does not hold (`kernel.require_D`).
     """
     # Not x − displacement, which would round at the size of x: far from the data that is more than the mean itself.
     sums = _total(x, sigma, kernel_sums.Data(points, allowed, prepare, chunk), D, axis_name)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float
 
 from pfgm_jax.array_types import Arrays
 from pfgm_jax.errors import UserError
-from pfgm_jax.flow.process import GAUSSIAN_D
+from pfgm_jax.flow.kernel import GAUSSIAN_D
 
 # How many of the nearest points always get exact differences; in float32 only points within about σ of each other need
 # them. It is also the size of the blocks in which more points get them.

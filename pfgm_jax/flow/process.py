@@ -1,17 +1,8 @@
 """Perturbation processes: how data turns into noise.
 
-One kernel serves every model (PFGM++, arXiv 2302.04265, eq. 4). Data y in R^N are charges on the r = 0 hyperplane of a
-space with D more dimensions, r being the norm of the extra coordinates:
-
-    p_r(x | y)  ∝  (‖x − y‖² + r²)^(−(N + D)/2),        r = σ √D.                                            (1)
-
-(1) is the joint Student-t law with D degrees of freedom and scale σ,
-
-    x = y + σ g √(D / χ²_D),        g ~ N(0, I_N), one χ²_D draw per sample,                                  (2)
-
-so D = 1 is PFGM (arXiv 2209.11178, where σ is called z), D → ∞ is the Gaussian of diffusion models (EDM,
-arXiv 2206.00364), and any real D > 0 lies between. With a schedule (`schedule.py`), x_t = s(t) (y + σ(t) n);
-everything below works in σ and the unscaled variable x = x_t / s(t). Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
+One kernel (`kernel.py`) serves every model: D = 1 is PFGM (arXiv 2209.11178), D → ∞ the Gaussian of diffusion models,
+any real D between is PFGM++ (arXiv 2302.04265). With a schedule (`schedule.py`), x_t = s(t) (y + σ(t) n); everything
+below works in σ and the unscaled variable x = x_t / s(t). Along a field line, dx/dσ = (x − E[y | x, σ]) / σ.
 """
 
 import dataclasses
@@ -27,12 +18,7 @@ from scipy.special import betaln, gammaln
 from pfgm_jax.array_types import Arrays, Levels, Numbers, PRNGKey, PRNGKeys
 from pfgm_jax.errors import UserError
 from pfgm_jax.flow import schedule
-
-# From this D on the kernel is taken for the Gaussian: √(D/χ²_D) is 1 to 1/√(2D) = 7e-9, less than float32's rounding.
-GAUSSIAN_D = 1e16
-# The smallest D. About t^(−D) of the kernel's draws are longer than t σ√N, and a length above 1.8e19 has an infinite
-# square in float32: of draws at σ = 80, N = 3072 one in 1e8 at D = 0.5, one in 60 000 at 0.3, one in 40 at 0.1.
-SMALLEST_D = 0.5
+from pfgm_jax.flow.kernel import GAUSSIAN_D, kernel_draw, kernel_noise, require_D, require_key_of_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +40,7 @@ class LogNormal:
         sigma = jnp.exp(self.P_mean + self.P_std * jax.random.normal(key_sigma, (), y.dtype))
         if self.clipped:
             sigma = jnp.clip(sigma, process.sigma_min, process.sigma_max)
-        return kernel_draw(process, key_noise, y, sigma), sigma
+        return kernel_draw(process.D, key_noise, y, sigma), sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +49,7 @@ class GeometricShell:
 
         x = y + ‖ε_x‖ (1 + τ)^m u,    z = |ε_z| (1 + τ)^m,    ε ~ N(0, σ² I_(N+1)),  u uniform on the sphere.
 
-    These pairs are points at which to regress the *field*: at a given z the radius does not follow the kernel (1), so
+    These pairs are points at which to regress the *field*: at a given z the radius does not follow the kernel, so
     the clean image is not a valid target for them. With `restrict_M`, samples with |ε_z| < σ/2 draw m from
     [0, 0.7 M].
     """
@@ -106,7 +92,7 @@ class UniformTime:
         else:
             t = jax.random.uniform(key_t, (), y.dtype, self.low, self.high)
         sigma = jnp.asarray(process.sigma(t), y.dtype)
-        return kernel_draw(process, key_noise, y, sigma), sigma
+        return kernel_draw(process.D, key_noise, y, sigma), sigma
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,12 +156,6 @@ class Process:
     @property
     def is_gaussian(self) -> bool:
         return self.D >= GAUSSIAN_D
-
-
-def require_D(D: float) -> None:
-    """Refuses a D that is no number, not positive, or so small that float32 does not hold the kernel's draws."""
-    if not D >= SMALLEST_D:
-        raise UserError(f"D must be a number from {SMALLEST_D} on or inf (float32 does not hold less), got {D}")
 
 
 def with_D(process: Process, D: float) -> Process:
@@ -266,27 +246,6 @@ def pfgm_M(data_norm: float, N: int, sigma: float = 0.01, tau: float = 0.03) -> 
     return math.floor(0.75 * math.log(data_norm**2 / (2 * math.sqrt(N) * sigma**2)) / math.log1p(tau)) + 1
 
 
-def kernel_noise(key: PRNGKey, shape: tuple[int, ...], D: float, dtype=None) -> Float[Array, "*S"]:
-    """One draw of the kernel at σ = 1, y = 0: equation (2).
-
-    The radius factor √(D/χ²_D) is shared by all pixels; it is computed from a log-gamma draw, which neither
-    underflows at small D nor cancels at large D.
-    """
-    key_direction, key_radius = jax.random.split(key)
-    noise = jax.random.normal(key_direction, shape, dtype)
-    if D >= GAUSSIAN_D:
-        return noise
-    log_half_chi2 = jax.random.loggamma(key_radius, jnp.asarray(D / 2, noise.dtype), (), noise.dtype)
-    return noise * jnp.exp(0.5 * (math.log(D / 2) - log_half_chi2))
-
-
-def kernel_draw(
-    process: Process, key: PRNGKey, y: Float[Arrays, "*S"], sigma: float | Float[Arrays, ""]
-) -> Float[Array, "*S"]:
-    """One draw x ~ p(x | y, σ) around one image y [*S], sigma []."""
-    return jnp.asarray(y) + sigma * kernel_noise(key, y.shape, process.D, y.dtype)
-
-
 def perturb(process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"], sigma: Levels) -> Float[Array, "B *S"]:
     """Draws x ~ p(x | y, σ), the kernel around each image.
 
@@ -301,18 +260,10 @@ def perturb(process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"], sigma: L
     Raises:
       UserError: keys that are not B.
     """
-    require_keys(keys, len(y))
+    require_key_of_each(keys, len(y))
     return jax.vmap(kernel_draw, (None, 0, 0, 0))(
-        process, keys, y, jnp.broadcast_to(sigma, y.shape[:1]).astype(y.dtype)
+        process.D, keys, y, jnp.broadcast_to(sigma, y.shape[:1]).astype(y.dtype)
     )
-
-
-def require_keys(keys: Any, B: int | None = None) -> None:
-    """Raises UserError unless `keys` are one PRNG key per example, B of them where B is given."""
-    shape = jnp.shape(keys)[: None if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else -1]
-    if len(shape) != 1 or shape[0] != (shape[0] if B is None else B):
-        number = "n" if B is None else B
-        raise UserError(f"keys must be one PRNG key per example, such as jax.random.split(key, {number})")
 
 
 def training_pairs(
@@ -335,7 +286,7 @@ def prior(process: Process, keys: PRNGKeys, shape: tuple[int, ...], dtype=None) 
     Raises:
       UserError: a single key.
     """
-    require_keys(keys)
+    require_key_of_each(keys)
 
     def one_example(key):
         x = process.sigma_max * kernel_noise(key, shape, process.D, dtype)

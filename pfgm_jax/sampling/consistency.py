@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys
 from pfgm_jax.errors import UserError
-from pfgm_jax.flow.process import Process, kernel_noise, pfgmpp
+from pfgm_jax.flow.kernel import kernel_noise
+from pfgm_jax.flow.process import Process, pfgmpp
 from pfgm_jax.sampling.adaptive import rk45
 from pfgm_jax.sampling.fixed_grid import march
 from pfgm_jax.sampling.noise import require_keys

@@ -25,7 +25,8 @@ from jaxtyping import Array, Float
 from pfgm_jax.array_types import Arrays, Denoiser, PRNGKey
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.errors import UserError
-from pfgm_jax.flow.process import GAUSSIAN_D, Process, perturb
+from pfgm_jax.flow.kernel import GAUSSIAN_D
+from pfgm_jax.flow.process import Process, perturb
 
 
 class TraceCurve(NamedTuple):

@@ -11,13 +11,14 @@ from scipy import stats
 from scipy.special import polygamma
 
 from pfgm_jax.errors import UserError
+from pfgm_jax.flow import kernel
 from pfgm_jax.flow import process as processes
+from pfgm_jax.flow.kernel import kernel_noise
 from pfgm_jax.flow.process import (  # fmt: skip
     GeometricShell,
     Process,
     ddpm,
     edm,
-    kernel_noise,
     pfgm,
     pfgm_M,
     pfgmpp,
@@ -79,20 +80,20 @@ def test_kernel_tends_to_the_gaussian():
         deviation = np.abs(draw(D) / draw(math.inf) - 1).max()
         assert deviation < 5 / math.sqrt(2 * D) + 4e-6
         assert D > 1e6 or deviation > 3 / math.sqrt(2 * D)
-    np.testing.assert_array_equal(draw(processes.GAUSSIAN_D), draw(math.inf))
+    np.testing.assert_array_equal(draw(kernel.GAUSSIAN_D), draw(math.inf))
 
 
 @pytest.mark.parametrize("N, sigma", [(2, 80), (64, 80), (3072, 80), (196_608, 300)])
 def test_the_smallest_D_is_the_least_that_float32_holds(N, sigma):
     # ‖x‖² must be finite: F = ‖x‖²/(N σ²) follows an F law with N and D degrees of freedom.
     largest = float(np.finfo(np.float32).max) / (N * sigma**2)
-    lost = stats.f(N, [0.1, 0.4, processes.SMALLEST_D]).sf(largest)
+    lost = stats.f(N, [0.1, 0.4, kernel.SMALLEST_D]).sf(largest)
     assert lost[0] > 0.01 and lost[2] < 1e-7
     assert N < 64 or lost[1] > 1e-7
 
 
 def test_draws_and_densities_are_finite_at_the_smallest_D():
-    process = pfgmpp(processes.SMALLEST_D)
+    process = pfgmpp(kernel.SMALLEST_D)
     x = prior(process, jax.random.split(jax.random.key(9), 100_000), (64,))
     assert np.isfinite(x).all() and np.abs(x).max() > 1e10
     assert np.isfinite(processes.log_prior(process, x)).all()
@@ -210,10 +211,10 @@ def test_one_level_serves_for_all_and_one_key_does_not():
         )
         for few in (key, keys[:3]):
             with pytest.raises(UserError, match=r"one PRNG key per example, such as jax.random.split\(key, 4\)"):
-                processes.require_keys(few, 4)
-        processes.require_keys(keys)
+                kernel.require_key_of_each(few, 4)
+        kernel.require_key_of_each(keys)
         with pytest.raises(UserError, match="one PRNG key per example"):
-            processes.require_keys(key)
+            kernel.require_key_of_each(key)
 
 
 def test_prior_radius_of_pfgm_is_clipped():

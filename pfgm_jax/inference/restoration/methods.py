@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys, per_example
-from pfgm_jax.flow.process import GAUSSIAN_D, Process, kernel_noise, prior
+from pfgm_jax.flow.kernel import GAUSSIAN_D, kernel_noise
+from pfgm_jax.flow.process import Process, prior
 from pfgm_jax.inference.restoration import noise as noises
 from pfgm_jax.inference.restoration.operators import Operator, conditioned, weighted_inverse
 from pfgm_jax.inference.restoration.reverse import ancestral, grid, posterior_draw, posterior_moments

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from pfgm_jax.array_types import Arrays, Denoiser, PRNGKeys, per_example
-from pfgm_jax.flow.process import GAUSSIAN_D
+from pfgm_jax.flow.kernel import GAUSSIAN_D
 from pfgm_jax.sampling.noise import standard_normal
 
 RHO = 7.0  # of the grids, EDM's
