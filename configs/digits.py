@@ -13,14 +13,14 @@ smoke test of seconds).
 """
 
 from pfgm_jax import recipes
-from pfgm_jax.config import asked_D, default, parse_arg
+from pfgm_jax.config import default, parse_arg
 
 
 def get_config(arg=None):
     args = parse_arg(arg, process="pfgmpp", D=float, conditional=False, quick=False)
     config = default()
     config.data.update(name="digits", size=8)
-    config.process.update(name=args.process, D=asked_D(args.process, args.D), P_mean=-0.8)
+    config.process.update(name=args.process, D=recipes.asked_D(args.process, args.D), P_mean=-0.8)
     config.model.update(
         channels=16, multipliers=(1, 2), blocks=1, attention=(), noise_channels=64, embedding_channels=64, dropout=0.0
     )
@@ -36,7 +36,7 @@ def get_config(arg=None):
         save_every=80_000,
     )
     if args.conditional:
-        recipes.tell_class(config)
+        recipes.class_conditional(config)
     if args.quick:
         config.model.channels = 8
         config.train.update(

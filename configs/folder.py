@@ -32,7 +32,7 @@ heart long before: watch eval/gap, the loss on validation images less that on tr
 """
 
 from pfgm_jax import recipes
-from pfgm_jax.config import asked_D, default, parse_arg
+from pfgm_jax.config import default, parse_arg
 from pfgm_jax.presets import attend_alike, level_sizes, preset
 
 
@@ -53,7 +53,7 @@ def get_config(arg=None):
     )
     config = default()
     config.data.update(name="npz" if args.dir.endswith(".npz") else "folder", size=args.size, dir=args.dir)
-    config.process.update(name=args.process, D=asked_D(args.process, args.D))
+    config.process.update(name=args.process, D=recipes.asked_D(args.process, args.D))
     kind = "cpu" if args.cpu or args.quick else "medical"
     fields = recipes.published_network(args.network, args.size) if args.network else network(kind, args.size)
     config.model.update(fields | dict(remat=args.remat))

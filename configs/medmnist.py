@@ -17,7 +17,7 @@ that, so the ramp here is its twentieth, as 10 is of 200.
 """
 
 from pfgm_jax import recipes
-from pfgm_jax.config import asked_D, default, parse_arg
+from pfgm_jax.config import default, parse_arg
 from pfgm_jax.errors import UserError
 from pfgm_jax.presets import preset
 
@@ -44,7 +44,7 @@ def get_config(arg=None):
         raise UserError(f"size={args.size} is not possible: MedMNIST comes at {there} px")
     config = default()
     config.data.update(name=args.dataset, size=args.size)
-    config.process.update(name=args.process, D=asked_D(args.process, args.D))
+    config.process.update(name=args.process, D=recipes.asked_D(args.process, args.D))
     kind = "cpu" if args.cpu or args.quick else "medical"
     fields = recipes.published_network(args.network, args.size) if args.network else preset(f"{kind}_{args.size}")
     config.model.update(fields | dict(remat=args.remat))

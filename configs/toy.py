@@ -20,7 +20,8 @@ Arguments: dataset=swissroll|moons|rings|checkerboard|gaussians, process=pfgmpp|
 only), quick (a smoke test of seconds).
 """
 
-from pfgm_jax.config import asked_D, default, parse_arg
+from pfgm_jax import recipes
+from pfgm_jax.config import default, parse_arg
 from pfgm_jax.presets import preset
 
 
@@ -28,7 +29,7 @@ def get_config(arg=None):
     args = parse_arg(arg, dataset="swissroll", process="pfgmpp", D=float, quick=False)
     config = default()
     config.data.update(name=args.dataset, size=1)
-    config.process.update(name=args.process, D=asked_D(args.process, args.D))
+    config.process.update(name=args.process, D=recipes.asked_D(args.process, args.D))
     config.model.update(preset("mlp"))
     config.optim.update(lr=2e-3, lr_batch=256, warmup=25_600, decay="cosine", beta2=0.99, clip=1.0)
     config.train.update(

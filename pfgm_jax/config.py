@@ -238,17 +238,6 @@ def D_of(name, D=128.0):
     return {"pfgmpp": D, "pfgm": 1.0}.get(name, math.inf)
 
 
-def asked_D(name, D):
-    """`D_of` for the D of a config's arguments, None where nothing was said; UserError for one that is not possible."""
-    if D is None:
-        return D_of(name)
-    if D_of(name, D) != D:
-        raise UserError(
-            f"D={D:g} is for process=pfgmpp, and process={name} is D = {D_of(name):g}: leave one of them out"
-        )
-    return D
-
-
 def parse_arg(arg, **defaults):
     """Reads a config's argument string: "D=128,quick" with typed defaults -> ConfigDict.
 

@@ -104,6 +104,11 @@ class Generator:
         """Number of classes, 0 for an unconditional network."""
         return len(self.derived["classes"]) if self.config.model.conditional else 0
 
+    @property
+    def needs_label(self):
+        """Whether it is class-conditional and was never trained without a label; imported weights do not say so."""
+        return bool(self.classes and not self.config.train.label_dropout and not self.derived.get("imported"))
+
     def __repr__(self):
         conditional = f"class-conditional, {self.classes} classes" if self.classes else "unconditional"
         if self.run.condition:
@@ -160,7 +165,7 @@ class Generator:
         Args:
           x: [B, H, W, C] floats, unscaled: data in [-1, 1] plus noise of scale σ.
           sigma: a number, or [B].
-          labels: for a conditional network: a class's number or [B] of them, −1 for none; None tells it none.
+          labels: for a class-conditional network: a class's number or [B] of them; −1, or None for all, is no class.
 
         Raises:
           UserError: another shape or type, a sigma that is not above 0, labels that the network does not know, or none
@@ -391,12 +396,9 @@ class Generator:
         return inference.Weighted(self.network, self.params, self.weights_digest, self.settings.batch)
 
     def _state_labels(self, labels, n):
-        """`arguments.state_labels`; UserError for none where the network was never trained without.
-
-        Imported weights do not say whether they were.
-        """
+        """`arguments.state_labels`; UserError for none where the network `needs_label`."""
         labels = arguments.state_labels(labels, n, self.classes)
-        if self.classes and not self.config.train.label_dropout and not self.derived.get("imported"):
+        if self.needs_label:
             traced = isinstance(labels, jax.core.Tracer)
             if labels is None or not traced and (np.asarray(labels) < 0).any():
                 raise UserError(

@@ -8,9 +8,20 @@ are made here, so that a recipe's updates are the published ones.
 
 import math
 
-from pfgm_jax.config import asked_D, default
+from pfgm_jax.config import D_of, default
 from pfgm_jax.errors import UserError, nearest
 from pfgm_jax.presets import attend_alike, preset
+
+
+def asked_D(name, D):
+    """`D_of` for the D of a config's arguments, None where nothing was said; UserError for one that is not possible."""
+    if D is None:
+        return D_of(name)
+    if D_of(name, D) != D:
+        raise UserError(
+            f"D={D:g} is for process=pfgmpp, and process={name} is D = {D_of(name):g}: leave one of them out"
+        )
+    return D
 
 
 def start(data, size, args, published):
@@ -105,7 +116,7 @@ def published_network(name, size):
     return attend_alike(preset(name), 2 ** math.ceil(math.log2(max(size, 1))), size)
 
 
-def tell_class(config):
+def class_conditional(config):
     """A class-conditional network with 10 % label dropout, which can be sampled by class and guided."""
     config.model.conditional, config.train.label_dropout = True, 0.1
 
@@ -113,7 +124,7 @@ def tell_class(config):
 def variations(config, args):
     """The arguments conditional, balanced and augment (as EDM does)."""
     if args.conditional:
-        tell_class(config)
+        class_conditional(config)
     if args.balanced:
         config.train.order = "balanced"
     if args.augment:

@@ -62,6 +62,14 @@ def is_tuned(config):
     return config.train.objective == "consistency"
 
 
+def weighs_by_class(order, num_labels):
+    """Whether what a network learns weighs the images by class: it saw every class as often, and is given none.
+
+    Its exact posterior mean is then not that of the training set.
+    """
+    return order == "balanced" and not num_labels
+
+
 def prior_mismatch(mean_square_norm, sigma_max):
     """Bound, in nats, on the mismatch at σ_max of data with this E‖y‖² and a prior centred at 0: E‖y‖²/(2σ_max²)."""
     return mean_square_norm / (2 * sigma_max**2)

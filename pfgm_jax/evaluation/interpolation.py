@@ -64,8 +64,7 @@ def interpolate(workdir, overrides):
                   f"  in motion    {path('interpolation', 'gif')}", f"  latents      {path('interpolation', 'npz')}",
                   f"  temperature  {path('temperature', 'png')}: norms × {', '.join(map(str, TEMPERATURES))}",
                  ]  # fmt: skip
-        without_label = not generator.classes or generator.config.train.label_dropout > 0
-        if len(dataset.classes) > 1 and without_label:  # the network is given no class there
+        if len(dataset.classes) > 1 and not generator.needs_label:  # the network is given no class there
             _say("directions from class to class")
             plots.save(_class_rows(generator, dataset, settings, options), path("classes", "png"))
             lines.append(

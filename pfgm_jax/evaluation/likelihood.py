@@ -34,9 +34,9 @@ def likelihood(workdir, overrides):
       UserError: no real images that fit the run, or settings that do not.
     """
     generator = protocol.open_run(workdir, overrides)
-    config, settings = generator.config, generator.config.likelihood
+    settings = generator.config.likelihood
     generator = generator.with_overrides({"sample.batch": settings.batch})
-    if generator.classes and not config.train.label_dropout:
+    if generator.needs_label:
         raise UserError(
             "this network was never trained without a label, and the likelihood asks for that: train one with "
             "train.label_dropout=0.1"

@@ -121,7 +121,7 @@ def _window(generator):
 def _label(generator, text):
     """The class that the network is given, None for none."""
     if not text:
-        if generator.classes and not generator.config.train.label_dropout:
+        if generator.needs_label:
             raise UserError("this network was never trained without a label: say which, restore.label=NAME")
         return None
     if not generator.classes:

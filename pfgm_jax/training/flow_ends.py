@@ -12,6 +12,7 @@ from pfgm_jax import parallel
 from pfgm_jax.data import epoch_order, to_unit
 from pfgm_jax.flow import field, process
 from pfgm_jax.flow.parametrization import denoiser
+from pfgm_jax.run import weighs_by_class
 from pfgm_jax.sampling import single_step
 
 QUERIES, LEVELS = 32, 5  # perturbed images at each noise level, and levels
@@ -33,8 +34,8 @@ class Ends(NamedTuple):
 
 def known(task, split):
     """Whether the exact field of the training images is what a network learns, and not too costly to follow."""
-    # An unconditional network trained on balanced classes has the images weighed by class.
-    return (task.order == "real" or task.model.num_labels) and math.prod(split.images.shape) <= LIMIT
+    weighed = weighs_by_class(task.order, task.model.num_labels)
+    return not weighed and math.prod(split.images.shape) <= LIMIT
 
 
 def queries(task, split):

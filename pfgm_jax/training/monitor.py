@@ -12,7 +12,7 @@ import numpy as np
 from pfgm_jax import generator, parallel, plots
 from pfgm_jax.data import to_uint8
 from pfgm_jax.errors import UserError
-from pfgm_jax.run import make_run
+from pfgm_jax.run import make_run, weighs_by_class
 from pfgm_jax.training import flow_ends
 from pfgm_jax.training.validation import (
     choose,
@@ -73,8 +73,7 @@ def _truth(task, dataset, source):
         return flow_ends.distance(task, dataset.train) if flow_ends.known(task, dataset.train) else None
     if task.condition:  # the truth would be that of each measurement
         return None
-    # For an unconditional network trained on balanced classes, the truth would weigh the images by class.
-    if math.prod(images.shape) > TRUTH_LIMIT or not (task.order == "real" or task.model.num_labels):
+    if math.prod(images.shape) > TRUTH_LIMIT or weighs_by_class(task.order, task.model.num_labels):
         return None
     levels = truth_levels(task.process)
     whole = source or parallel.replicate((np.asarray(images), dataset.train.labels))

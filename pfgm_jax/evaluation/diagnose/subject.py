@@ -14,6 +14,7 @@ import numpy as np
 from pfgm_jax import sampling
 from pfgm_jax.data.dataset import to_unit
 from pfgm_jax.flow import field, process
+from pfgm_jax.run import weighs_by_class
 from pfgm_jax.sampling.settings import labels_for
 from pfgm_jax.storage import array_cache
 
@@ -66,8 +67,8 @@ class Subject:
     @property
     def no_truth(self):
         """Why there is no exact posterior mean to compare with, "" where there is one."""
-        if self.generator.config.train.order == "balanced" and not self.generator.classes:
-            return "this network, which is told no class, saw every class as often: its images are weighed by class"
+        if weighs_by_class(self.generator.config.train.order, self.generator.classes):
+            return "this network, which is given no class, saw every class as often: its images are weighed by class"
         too_many = math.prod(self.dataset.train.images.shape) > TRUTH_LIMIT
         return "the training set is too large for it" if too_many else ""
 
