@@ -74,7 +74,7 @@ def parse(argv):
         raise UserError("nothing to do: try --config=digits --workdir=runs/digits, or --help")
     flags, rest = parser.parse_known_args(argv)
     if rest:
-        raise UserError(f"unknown argument {quoted(rest[0])}{_meant(rest[0])}")
+        raise UserError(f"unknown argument {quoted(rest[0])}{_meant(rest[0], MODES.get(flags.mode))}")
     if flags.mode not in MODES:
         raise UserError(
             f"--mode={quoted(flags.mode)[1:-1]} is not one of {', '.join(MODES)}{nearest(flags.mode, MODES)}"
@@ -127,14 +127,16 @@ def _overrides(argv):
     return others, overrides
 
 
-def _meant(word):
-    """A hint at what an unknown argument may mean."""
+def _meant(word, mode):
+    """A hint at what an unknown argument may mean to a mode, None for one that there is not."""
     key, equals, value = word.partition("=")
     if key in MODES:
         return f"; did you mean --mode={key}?"
     if equals and "." in key:
         return f"; overrides are written --config.{quoted(key.lstrip('-') + equals + value)[1:-1]}"
-    fields = keys_of(key.lstrip("-")) if key.startswith("--") else ()
+    fields = keys_of(key.lstrip("-")) if key.startswith("--") else []
+    if mode and mode.config == "":  # it opens a run, and takes some settings alone
+        fields = [field for field in fields if field.startswith(mode.sections)]
     if fields:
         return f"; did you mean {' or '.join(f'--config.{field}={quoted(value)[1:-1]}' for field in fields)}?"
     return nearest(key, FLAGS) or "; --help shows what there is"
