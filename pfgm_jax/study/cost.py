@@ -1,9 +1,9 @@
 """What a run costs: memory, compilation and speed, each in a process that has done nothing else.
 
-    python -m pfgm_jax.study.cost RUN SOLVER NUMBER SAMPLING
+    python -m pfgm_jax.study.cost RUN SOLVER NUMBER USES
 
-prints one line of JSON; SAMPLING is JSON of sample.* that are not the run's own. Programs are compiled anew, as the
-cache of programs is off.
+prints one line of JSON; USES is JSON of settings of its use that are not the run's own. Programs are compiled anew, as
+the cache of programs is off.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ BATCH = 64  # images at once: of sampling, and of nothing else
 def main(folder, solver, number, changed):
     """The costs of the run in a folder, as a dict: seconds, bytes, images a second."""
     from pfgm_jax import generator as generator_lib
-    from pfgm_jax import parallel, run_record
+    from pfgm_jax import parallel
     from pfgm_jax.study.plan import steps_or_tolerance
     from pfgm_jax.training import dry_run
     from pfgm_jax.training.step import init_state
@@ -34,11 +34,10 @@ def main(folder, solver, number, changed):
         _, stats = generator.sample(settings=settings, progress=False)
         seconds.append(time.perf_counter() - begun)
     sampling = _peak()
-    config, _ = run_record.load(folder)
-    plan = dry_run.prepare(config)
+    plan = dry_run.prepare(generator.config)
     state = init_state(plan.task, plan.dataset.shape)
     begun = time.perf_counter()
-    resident = dry_run.is_resident(config, plan.dataset)
+    resident = dry_run.is_resident(generator.config, plan.dataset)
     training = dry_run.memory_estimate(plan.task, state, plan.dataset, plan.cadence.per_call, resident)
     return {
         "batch": BATCH,

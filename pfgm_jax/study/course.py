@@ -22,6 +22,8 @@ from pfgm_jax.storage import atomic, checkpoint, digests, safetensors
 from pfgm_jax.study import plan, report, stages
 from pfgm_jax.study.findings import ALSO, OWN
 
+PLACES = ("data.", "evaluate.inception")  # where something lies, which changes no figure
+
 
 class Task(NamedTuple):
     """A stage of an entry.
@@ -158,7 +160,7 @@ def _weights(entry):
     if not there and not exported.exists():
         return None
     weights = there[-1] if there else _digest(exported, exported.stat().st_mtime_ns)
-    changed = stages.sampling_of(entry)
+    changed = {key: value for key, value in stages.uses_of(entry).items() if not key.startswith(PLACES)}
     return [weights, run_record.fingerprint(run_record.read(entry.folder)), *([changed] if changed else [])]
 
 

@@ -88,7 +88,7 @@ class Entry:
 
     Attributes:
       name: the variant's, and its seed where it is not the first.
-      config: what it is trained with. folder: its run directory. trained_here: whether the study trains it.
+      config: what it is trained and used with. folder: its run directory. trained_here: whether the study trains it.
     """
 
     name: str
@@ -116,7 +116,7 @@ def entries(study, path, workdir, overrides):
     """The Entries of a study, those of later seeds last.
 
     Args:
-      overrides: {"section.field": text} for all that are trained here.
+      overrides: {"section.field": text} for all that are trained here; those of `run_record.USES` for the others too.
 
     Raises:
       UserError: a setting or a config's argument that there is not, a seed, or two variants with one folder.
@@ -134,10 +134,10 @@ def entries(study, path, workdir, overrides):
             )
         if variant.run:
             folder = atomic.expanded(variant.run)
-            config, _ = run_record.load(folder)
-            first.append(
-                Entry(name, name, config, folder, variant.own, False, len(run_record.differences(config, base)))
-            )
+            uses = {key: value for key, value in overrides.items() if key.startswith(run_record.USES)}
+            config = run_record.with_overrides(run_record.load(folder)[0], uses)
+            changed = len(run_record.differences(config, base))
+            first.append(Entry(name, name, config, folder, variant.own, False, changed))
             continue
         for i, seed in enumerate(variant.seeds):
             config = _config(study, path, variant, overrides)

@@ -48,15 +48,13 @@ class Place(NamedTuple):
     def generator(self, features=""):
         """The run's Generator, to be measured as the study says, or in other features."""
         options = {"evaluate.features": features or self.study.features, "evaluate.split": self.study.split}
-        return generator_lib.load(self.entry.folder).with_overrides(sampling_of(self.entry) | options)
+        return generator_lib.load(self.entry.folder).with_overrides(uses_of(self.entry) | options)
 
 
-def sampling_of(entry):
-    """{"sample.field": value} of an entry that its run, trained before, does not record so."""
-    if not entry.trained_here:
-        return {}
+def uses_of(entry):
+    """{"section.field": value} of an entry's use (`run_record.USES`) that its run, trained before, does not record."""
     recorded, now = config_lib.flatten(run_record.load(entry.folder)[0]), config_lib.flatten(entry.config)
-    return {key: now[key] for key in now if key.startswith("sample.") and now[key] != recorded[key]}
+    return {key: now[key] for key in now if key.startswith(run_record.USES) and now[key] != recorded[key]}
 
 
 def train(place):
@@ -201,7 +199,7 @@ def _headline_images(place, generator):
 
 def likelihoods(place):
     """Bits per dimension of real images."""
-    overrides = {"likelihood.n": place.study.likelihood} | sampling_of(place.entry)
+    overrides = {"likelihood.n": place.study.likelihood} | uses_of(place.entry)
     likelihood.likelihood(place.entry.folder, overrides)
     generator = protocol.open_run(place.entry.folder, overrides)
     return json.loads(pathlib.Path(f"{likelihood.stem_of(generator, place.entry.folder / 'results')}.json").read_text())
@@ -209,7 +207,7 @@ def likelihoods(place):
 
 def latents(place):
     """Strips between real images."""
-    overrides = {"latents.n": place.study.latents} | sampling_of(place.entry)
+    overrides = {"latents.n": place.study.latents} | uses_of(place.entry)
     interpolation.interpolate(place.entry.folder, overrides)
     generator = protocol.open_run(place.entry.folder, overrides)
     path = interpolation.path_of(generator, place.entry.folder / "samples", "interpolation")
@@ -233,7 +231,7 @@ def robustness(place):
 def cost(place):
     """Memory, compilation and speed, measured in a fresh process without kept programs (`study.cost`)."""
     solver, number = place.study.headline
-    changed = json.dumps(sampling_of(place.entry))
+    changed = json.dumps(uses_of(place.entry))
     command = [sys.executable, "-m", "pfgm_jax.study.cost", str(place.entry.folder), solver, str(number), changed]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -274,12 +274,13 @@ def test_the_digits_study(arg, tmp_path):
     assert all(plan.steps_or_tolerance(*each.own) for each in made if each.own)
 
 
-@pytest.mark.parametrize("arg", ["", "cpu,pair", "images=2000000"])
+@pytest.mark.parametrize("arg", ["", "cpu,pair", "cpu,few", "images=2000000"])
 def test_the_bloodmnist_study(arg, tmp_path):
     study = study_bloodmnist.get_study(arg)
     for each in plan.entries(study, ROOT / "configs/study_bloodmnist.py", tmp_path, {}):
         config_rules.check(each.config)
         assert each.config.model.conditional and each.config.data.name == "bloodmnist"
+    assert all(plan.steps_or_tolerance(*v.own) for v in study.variants.values() if v.own)
     taken = study_bloodmnist.get_study("pair,runs=/q").variants
     assert [variant.run for variant in taken.values()] == ["/q/bloodmnist_28_pfgmpp", "/q/bloodmnist_28_ddpm"]
 
@@ -349,10 +350,25 @@ def test_sampling_that_was_changed_is_measured_anew(tmp_path):
     first = plan.Entry("A", "A", config, folder)
     config = run_record.with_overrides(config, {"sample.batch": 8, "sample.S_churn": 5.0})
     second = dataclasses.replace(first, config=config)
-    assert stages.sampling_of(first) == {} == stages.sampling_of(dataclasses.replace(second, trained_here=False))
+    assert stages.uses_of(first) == {}
     settings = stages.Place(Study("t", "b", {}, {}, ("heun", 18)), second, tmp_path, None).generator().settings
     assert settings.batch == 8 and settings.options["S_churn"] == 5
     assert paths([first], tmp_path)["A", "headline"] != paths([second], tmp_path)["A", "headline"]
+
+
+def test_settings_of_use_reach_a_run_that_is_trained_elsewhere(tmp_path):
+    folder = shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "digits")
+    study = Study("t", "digits.py", {"elsewhere": plan.Variant(run=str(folder))}, {}, ("heun", 18))
+
+    def made(**overrides):
+        overrides = {key.replace("_", ".", 1): value for key, value in overrides.items()}
+        return plan.entries(study, ROOT / "configs/study.py", tmp_path, overrides)[0]
+
+    plain, other = made(), made(data_dir="/images", sample_labels="balanced", train_images="512")
+    assert stages.uses_of(plain) == {}
+    assert stages.uses_of(other) == {"data.dir": "/images", "sample.labels": "balanced"}
+    where = [paths([each], tmp_path)["elsewhere", "headline"] for each in (plain, made(data_dir="/images"), other)]
+    assert where[0] == where[1] != where[2]  # where the images lie changes no figure
 
 
 def test_few_steps_against_many_on_part_of_a_curve():
