@@ -55,13 +55,9 @@ def configuration():
             lines += heading if "." not in field[1] else []  # the first field, which is in no section
             default = "None" if field[2].startswith("placeholder") else field[2]
             lines.append(f"| `{field[1].rpartition('.')[2]}` | `{default}` | {_cell(field[3] or '')} |")
-        elif options := re.match(r"    for name, kind in SOLVER_OPTIONS.items\(\):  # .*; (.*)", line):
-            names = re.search(r"SOLVER_OPTIONS = {(.*?)}", source, re.DOTALL)[1]
-            listed = ", ".join(f"`{name}`" for name in re.findall(r'"(\w+)":', names))
-            lines.append(f"| {listed} | `None` | {_cell(options[1])} |")
         elif more := re.fullmatch(r"    # (.*)", line):
             lines[-1] = re.sub(r" \|$", f" {_cell(more[1])} |", lines[-1])
-        elif line.strip() and "config.sample[name] = placeholder(kind)" not in line:
+        elif line.strip():
             raise ValueError(f"a line of config.default() that the reference cannot show: {line}")
     return "\n".join(lines) + "\n"
 

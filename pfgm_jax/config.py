@@ -6,6 +6,7 @@ Fields that are None are left to the data (`run.derive`) or to the solver; `run_
 derived. Nothing here imports JAX, so that a misspelt key is refused at once; what values must be is in `config_rules`.
 """
 
+import functools
 import math
 
 from ml_collections import ConfigDict
@@ -15,31 +16,15 @@ from pfgm_jax.errors import UserError, nearest, quoted
 
 # What None leaves to the data.
 DERIVED = ("process.sigma_min", "process.sigma_max", "process.sigma_data", "process.M", "process.max_norm")
-# Options of all solvers and their types: `sampling.option_kinds()`, repeated here because solvers import JAX.
-SOLVER_OPTIONS = {
-    "rtol": float, "atol": float, "per_sample": bool, "fixed_steps": int, "max_steps": int, "last_denoise": bool,
-    "steps": int, "grid": str, "rho": float, "S_churn": float, "S_min": float, "S_max": float, "S_noise": float,
-    "start": str, "eta": float, "variance": str, "clip": float, "predictor": str, "corrector_steps": int, "snr": float,
-    "noise": float, "equal_weights": bool, "levels": str,
-}  # fmt: skip
-# What may be None: that, and what a solver has a default for.
-OPTIONAL = (
-    *DERIVED,
-    "data.resident",
-    "sample.D",
-    "likelihood.sigma_min",
-    *(f"restore.{name}" for name in ("level", "steps", "sweeps", "resample")),
-    *(f"sample.{name}" for name in SOLVER_OPTIONS),
-)
 
 
 def default():
     """Every field with its default and meaning."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of the first weights, the order of the images and the noise of training
 
     config.data = ConfigDict()
-    config.data.name = "digits"
+    config.data.name = "digits"  # digits, a toy, a name of MedMNIST, cifar10, celeba, lsun-…, folder, npz
     config.data.size = 8  # image side in pixels; 1 for points in the plane
     config.data.dir = ""  # folder with the files; "" downloads to the cache
     config.data.check_md5 = True  # refuse a file in data.dir that is not the official one
@@ -49,7 +34,7 @@ def default():
     # auto (percentiles of the set), or "" for 0,65535
     config.data.group = ""  # regular expression that finds a patient in a folder's file names, to stay in one split
     config.data.val = 0.1  # shares of images without splits of their own (a folder, an npz file) that are held out
-    config.data.test = 0.1
+    config.data.test = 0.1  # the same for the test split
     config.data.split_seed = 0  # seed of that split
     config.data.condition = ""  # condition the network on a measurement of each image, such as inpaint:centre,
     # superres:2, deblur:1, denoise:0.4 (docs/restoration.md); "": none
@@ -62,24 +47,24 @@ def default():
     config.process.sigma_max = placeholder(float)  # None: from the data (pfgmpp, edm, pfgm's z_max, ve)
     config.process.sigma_data = placeholder(float)  # None: the data's standard deviation
     config.process.P_mean = -1.2  # pfgmpp, edm: ln σ in training ~ N(P_mean, P_std²)
-    config.process.P_std = 1.2
+    config.process.P_std = 1.2  # pfgmpp, edm: their standard deviation
     config.process.M = placeholder(int)  # PFGM's largest exponent; None: from the data's norm
     config.process.max_norm = placeholder(float)  # PFGM: the prior's largest norm; None: from M
-    config.process.restrict_M = True
+    config.process.restrict_M = True  # pfgm: smaller exponents where σ is small, as published
     config.process.gamma = 5.0  # PFGM's γ
     config.process.near = 5.0  # PFGM: below this z the field's norm gives the denoiser (5 on CIFAR-10)
     config.process.beta_min = 0.1  # vp, subvp
-    config.process.beta_max = 20.0
+    config.process.beta_max = 20.0  # vp, subvp: β grows linearly from beta_min to it
     config.process.T = 1000  # ddpm: noise levels
     config.process.betas = "linear"  # ddpm: linear, cosine
 
     config.model = ConfigDict()
     # Published and other networks by name: config.model.update(**presets.preset("ncsnpp")).
     config.model.name = "unet"  # unet (DDPM++, NCSN++), adm, ncsnv2, mlp, dit
-    config.model.channels = 128
-    config.model.multipliers = (2, 2, 2)
-    config.model.blocks = 4
-    config.model.attention = (16,)
+    config.model.channels = 128  # of the first level, the width of a transformer
+    config.model.multipliers = (2, 2, 2)  # channels of each level, each at half the side, over channels
+    config.model.blocks = 4  # residual blocks of a level; of a transformer or mlp in all
+    config.model.attention = (16,)  # sides in pixels of the levels with self-attention
     config.model.head_channels = 64  # adm, dit: channels of an attention head
     config.model.patch = 4  # dit: side of a patch in pixels
     config.model.encoder = "standard"  # unet: standard, skip, residual
@@ -89,44 +74,44 @@ def default():
     config.model.embedding = "positional"  # unet: positional, fourier
     config.model.log_noise = False  # unet: features of the noise level's logarithm
     config.model.noise_channels = 0  # features of the noise level; 0: as many as channels
-    config.model.embedding_channels = 512
+    config.model.embedding_channels = 512  # width of the embedding of noise level and labels
     config.model.conditional = False  # class-conditional
-    config.model.dropout = 0.13
+    config.model.dropout = 0.13  # share of activations that are dropped in training
     config.model.remat = False  # keep less for the backward pass, and compute it again
     config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
 
     config.optim = ConfigDict()
     config.optim.name = "adam"  # adam, radam
     config.optim.lr = 1e-3  # at batch lr_batch; scaled by √(batch/lr_batch), the rule for Adam (arXiv 2205.10287)
-    config.optim.lr_batch = 512
-    config.optim.warmup = 10_000_000  # images
+    config.optim.lr_batch = 512  # the batch that lr is for
+    config.optim.warmup = 10_000_000  # images in which the learning rate rises linearly from 0
     config.optim.decay = "constant"  # constant, cosine (to lr_end × lr at train.images)
-    config.optim.lr_end = 0.01
-    config.optim.beta1 = 0.9
-    config.optim.beta2 = 0.999
-    config.optim.eps = 1e-8
-    config.optim.weight_decay = 0.0
+    config.optim.lr_end = 0.01  # cosine: the last learning rate over lr
+    config.optim.beta1 = 0.9  # Adam's decay rate of the first moment,
+    config.optim.beta2 = 0.999  # and of the second
+    config.optim.eps = 1e-8  # Adam's ε
+    config.optim.weight_decay = 0.0  # decoupled (AdamW); 0: none
     config.optim.clip = math.inf  # largest gradient norm
 
     config.train = ConfigDict()
     config.train.objective = "mean"  # what the network learns: mean, E[y | x, σ]; or consistency, the flow's end (tune)
     config.train.images = 200_000_000  # length of the run; all lengths and intervals below are in images too
-    config.train.batch = 512
+    config.train.batch = 512  # images in a step, over all devices
     config.train.microbatch = 0  # images at once: a step's gradient is a sum over parts of the batch; 0: all of it
     config.train.large_batch = 0  # references of the posterior-mean target; 0: the clean image (PFGM needs > 0)
     config.train.order = "real"  # real: every image once an epoch; balanced: every class as often
     config.train.label_dropout = 0.0  # label dropout of a class-conditional network: share of examples
     config.train.augment = 0.0  # probability of EDM's augmentations, which the network gets as labels; 0: none
     config.train.flip = False  # mirror half of the images, left to right; not an augmentation label
-    config.train.ema_halflife = 500_000
+    config.train.ema_halflife = 500_000  # half-life of the weights that are averaged exponentially
     config.train.ema_ramp = 0.05  # half-life at most this part of the images seen; 0: no ramp
     config.train.power_ema = False  # track two more averages, of which sample.ema_width makes one of any length
     config.train.skip_outliers = 0.0  # pass over a step whose gradient norm is above so many times its running median,
     # such as 10, or which is not finite; 0: none, and one that is not finite ends the run
-    config.train.log_every = 10_000
-    config.train.eval_every = 500_000
-    config.train.sample_every = 1_000_000
-    config.train.save_every = 1_000_000
+    config.train.log_every = 10_000  # loss, gradient norm and speed are logged
+    config.train.eval_every = 500_000  # losses of training and validation images and the distance to the truth
+    config.train.sample_every = 1_000_000  # a picture of samples
+    config.train.save_every = 1_000_000  # a checkpoint
     config.train.keep = 2  # checkpoints, the newest ones,
     config.train.keep_best = True  # and the one with the lowest validation loss; saved when an evaluation finds it
     config.train.init = ""  # start from other weights: a run's folder, or pretrained:NAME; "": random ones
@@ -138,14 +123,14 @@ def default():
     config.tune.step = 0  # of the weights in train.init that were tuned, and
     config.tune.digest = ""  # what identifies them; both are recorded by the mode
     config.tune.P_mean = -1.1  # the upper level of a pair: ln t ~ N(P_mean, P_std²), within the process's range
-    config.tune.P_std = 2.0
+    config.tune.P_std = 2.0  # its standard deviation in ln t
     config.tune.q = 2.0  # the step of a pair is t q^−(stage + 1) (1 + 8 sigmoid(−t)); 256 with one stage for short runs
     config.tune.stages = 4  # of equal length, to train.images
     config.tune.c = 0.0  # constant of the Pseudo-Huber distance; 0: the norm
 
     config.sample = ConfigDict()
-    config.sample.n = 64
-    config.sample.seed = 0
+    config.sample.n = 64  # number of samples
+    config.sample.seed = 0  # of the samples: sample i depends on it and i
     config.sample.batch = 256  # samples at once
     config.sample.solver = "rk45"  # see sampling.SOLVERS
     config.sample.labels = "real"  # classes to ask for: real (frequencies), balanced, a name, or numbers like 3,5
@@ -155,8 +140,29 @@ def default():
     config.sample.ema_width = 0.0  # part of the training to average weights over (train.power_ema); 0: the run's own
     config.sample.frames = 48  # of the trajectory's animation; 0: none
     config.sample.files = False  # write every image as a PNG of its own too, in a folder a class
-    for name, kind in SOLVER_OPTIONS.items():  # rtol, steps, grid, …; None: the solver's own default
-        config.sample[name] = placeholder(kind)
+    config.sample.steps = placeholder(int)  # levels of the solver's grid; None, as all below: the solver's own default
+    config.sample.grid = placeholder(str)  # where they lie: edm, log, time, searched, or numbers like 80,9.3,0.002
+    config.sample.rho = placeholder(float)  # exponent ρ of grid=edm
+    config.sample.last_denoise = placeholder(bool)  # end with E[y | x, σ_min], one step from σ_min to 0
+    config.sample.rtol = placeholder(float)  # rk45, tsit5: tolerances of the local error, relative
+    config.sample.atol = placeholder(float)  # and absolute
+    config.sample.per_sample = placeholder(bool)  # rk45, tsit5: each sample has step sizes of its own
+    config.sample.fixed_steps = placeholder(int)  # rk45, tsit5: so many equal steps in ln σ, without error control
+    config.sample.max_steps = placeholder(int)  # rk45, tsit5: limit on steps, accepted and rejected
+    config.sample.S_churn = placeholder(float)  # heun: noise that is added before a step is γ = S_churn/steps of σ,
+    config.sample.S_min = placeholder(float)  # at levels from S_min
+    config.sample.S_max = placeholder(float)  # to S_max,
+    config.sample.S_noise = placeholder(float)  # of this standard deviation (EDM, 2206.00364, algorithm 2)
+    config.sample.noise = placeholder(float)  # sde: its strength λ; 0 is the flow, 1 the reverse-time SDE
+    config.sample.start = placeholder(str)  # dpmpp_2m, dpmpp_3m, ipndm: the first steps, published or rk4
+    config.sample.equal_weights = placeholder(bool)  # ipndm: published weights; False: those of the grid (DEIS)
+    config.sample.levels = placeholder(str)  # consistency: lower levels at which noise is added anew
+    config.sample.eta = placeholder(float)  # ddim: η from 0, no noise, to 1
+    config.sample.variance = placeholder(str)  # ancestral: small or large
+    config.sample.clip = placeholder(float)  # ancestral: E[y | x, σ] is kept within ± this
+    config.sample.predictor = placeholder(str)  # predictor_corrector: reverse_diffusion, ancestral, euler_maruyama
+    config.sample.corrector_steps = placeholder(int)  # predictor_corrector: Langevin steps at each level
+    config.sample.snr = placeholder(float)  # and their signal-to-noise ratio
 
     config.evaluate = ConfigDict()
     config.evaluate.num_samples = 0  # 0: as many as training images, at most 10 000; for pixels, as held-out ones
@@ -176,7 +182,7 @@ def default():
     config.likelihood.vectors = 2  # trace vectors an image; 1 gives no error of an image; 0: the exact trace
     config.likelihood.sigma_min = placeholder(float)  # density of the data smoothed to it; None: the process's smallest
     config.likelihood.rtol = 1e-4  # of the adaptive solver,
-    config.likelihood.atol = 1e-4
+    config.likelihood.atol = 1e-4  # relative and absolute
     config.likelihood.steps = 0  # or so many equal steps in ln σ
     config.likelihood.seed = 0  # of dequantisation and trace vectors
     config.likelihood.batch = 64  # images at once
@@ -204,7 +210,7 @@ def default():
     config.restore.level = placeholder(float)  # in the unit scale [-1, 1]; None: estimated for denoise, else 0
     config.restore.label = ""  # the class of all images, by name or number; "": none
     config.restore.simulate = False  # the source's images are clean: they are measured first, and are the truth
-    config.restore.seed = 0
+    config.restore.seed = 0  # which images, their noise and masks, and the draws
     config.restore.batch = 64  # draws at once
 
     config.export = ConfigDict()
@@ -219,15 +225,15 @@ def default():
     config.schedule.seed = 0  # of both
 
     config.diagnose = ConfigDict()
-    config.diagnose.studies = "norms,truth,paths,solvers,noise,steps,weights"
+    config.diagnose.studies = "norms,truth,paths,solvers,noise,steps,weights"  # as docs/diagnostics.md
     config.diagnose.n = 128  # samples whose ways are studied, and training images
     config.diagnose.num_samples = 0  # of a figure of quality; 0: as evaluate takes, at most 1000
     config.diagnose.solvers = "euler,heun,dpmpp_2m,dpmpp_3m,rk45"  # whose error is measured, by these numbers of steps
-    config.diagnose.steps = (5, 9, 18, 36, 50)
+    config.diagnose.steps = (5, 9, 18, 36, 50)  # of solvers with fixed steps
     config.diagnose.alphas = "0,0.1,0.2"  # noise that is added before every step, over σ
     config.diagnose.bits = (9, 8, 7, 6, 5, 4)  # of the network's weights, but for those with these words in their names
-    config.diagnose.exact = "norm,affine,embed,conv_in,conv_out,enc0_,dec0_"
-    config.diagnose.seed = 0
+    config.diagnose.exact = "norm,affine,embed,conv_in,conv_out,enc0_,dec0_"  # parts whose weights keep all bits
+    config.diagnose.seed = 0  # of all that is drawn
     config.diagnose.batch = 128  # states at once
     config.diagnose.quick = False  # a smoke test: few samples, few settings
     return config.lock()
@@ -319,15 +325,21 @@ def override(config, key, value):
     kind = place.get_type(field)
     try:
         if isinstance(value, str):
-            value = None if key in OPTIONAL and value.lower() == "none" else _read(value, kind)
+            value = None if key in optional() and value.lower() == "none" else _read(value, kind)
         elif kind is tuple:
             value = tuple(value)
-        if value is None and key not in OPTIONAL:
+        if value is None and key not in optional():
             raise ValueError
         place[field] = value
     except (TypeError, ValueError, SyntaxError, KeyError):
         got = quoted(value) if isinstance(value, str) else repr(value)
         raise UserError(f"config key {key!r} takes {_KINDS[kind]}, got {got}") from None
+
+
+@functools.cache
+def optional():
+    """The fields that may be None: those that are so by default."""
+    return frozenset(key for key, value in flatten(default()).items() if value is None)
 
 
 def keys_of(name):

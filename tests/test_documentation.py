@@ -58,7 +58,7 @@ def test_flags_and_settings_in_prose_exist(page):
                     override(default(), key, value.strip("'"))
 
 
-def test_the_configuration_reference_has_every_field():
+def test_the_configuration_reference_has_every_field_with_its_meaning():
     path = ROOT / "launch/docs_hooks.py"
     spec = importlib.util.spec_from_file_location("docs_hooks", path)
     hooks = importlib.util.module_from_spec(spec)
@@ -67,7 +67,7 @@ def test_the_configuration_reference_has_every_field():
     sections = {"": first} | {text.partition("\n")[0]: text for text in rest}
     for key in flatten(default()):
         section, _, field = key.rpartition(".")
-        assert f"`{field}`" in sections[section], key
+        assert re.search(rf"^\| `{field}` \| `.*?` \| .{{5,}} \|$", sections[section], re.MULTILINE), key
 
 
 @every_page
