@@ -10,6 +10,7 @@ same classifier: `name` says which it was, with its accuracy on test images.
 """
 
 import functools
+import pathlib
 import sys
 from typing import Any
 
@@ -31,6 +32,8 @@ from pfgm_jax.errors import UserError
 from pfgm_jax.models import layers
 from pfgm_jax.storage import array_cache, digests
 
+# Weights that come with the package: trained elsewhere they would be others, and figures would not compare.
+PACKAGED = pathlib.Path(__file__).parent / "classifiers"
 VERSION = 1  # of what follows: a change that gives other features is another version
 SIDE = 32
 WIDTHS = (32, 64, 128)
@@ -115,7 +118,7 @@ class Classifier:
 
 
 def classifier(dataset, seed: int = 0, steps: int | None = None, flip: bool = False) -> Classifier:
-    """The Classifier of a Dataset, trained on its training images; from the cache if it was made before.
+    """The Classifier of a Dataset, trained on its training images; from the package or the cache if it was made before.
 
     It is tested on the test split, or on the validation split where that is empty.
 
@@ -134,20 +137,21 @@ def classifier(dataset, seed: int = 0, steps: int | None = None, flip: bool = Fa
     content = array_cache.content
     parts = [[content(split.images), content(split.labels)] if len(split) else [] for split in (train, test)]
     key = digests.of_json([*parts, dataset.num_classes, settings])
-    path = cache_dir().parent / "classifier" / f"{dataset.name}-{dataset.shape[0]}-{key[:16]}.safetensors"
+    file = f"{dataset.name}-{dataset.shape[0]}-{key[:16]}.safetensors"
+    packaged, path = PACKAGED / file, cache_dir().parent / "classifier" / file
     shape = "×".join(map(str, dataset.shape))
     protocol = (
         f"a classifier (v{VERSION}) trained on {min(len(train), MOST_IMAGES)} images of "
         f"{dataset.name} {shape}, {steps} steps of {BATCH}, seed {seed}" + (", mirrored" if flip else "")
     )
-    if path.exists():
-        arrays = array_cache.load(path)
+    if packaged.exists() or path.exists():
+        arrays = array_cache.load(packaged if packaged.exists() else path)
         confusion = arrays.pop("confusion")
         return Classifier(traverse_util.unflatten_dict(arrays, sep="/"), dataset.classes, confusion, protocol)
     progress = f"classifier of {dataset.name}"
     params = fit(*gather(train), dataset.num_classes, steps, seed, flip, progress)
     confusion = confusion_of(params, *gather(test), dataset.num_classes)
-    array_cache.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, f"a {protocol}")
+    array_cache.save(path, traverse_util.flatten_dict(params, sep="/") | {"confusion": confusion}, protocol)
     return Classifier(params, dataset.classes, confusion, protocol)
 
 

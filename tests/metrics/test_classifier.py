@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from flax import traverse_util
 
 from pfgm_jax import data
 from pfgm_jax.data.dataset import Dataset, LazyImages, Split, empty_split
 from pfgm_jax.errors import UserError
 from pfgm_jax.metrics import classifier as module
 from pfgm_jax.metrics import fid, reference
+from pfgm_jax.storage import array_cache
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +56,28 @@ def test_it_learns_is_kept_and_gives_features(digits, cache, monkeypatch):
     near, far = (fid(real.features, first(images)) for images in (digits.test.images, noise))
     assert 10 * near < far and first.name in real.name
 
+    # One that comes with the package is taken before the cache is looked into.
     (path,) = cache.iterdir()
+    monkeypatch.setattr(module, "PACKAGED", cache.parent)
+    path.rename(cache.parent / path.name)
+    assert module.classifier(digits, steps=75).fingerprint == first.fingerprint
+    (cache.parent / path.name).rename(path)
+
     damaged = path.read_bytes()
     path.write_bytes(damaged[:-2] + bytes([damaged[-2] ^ 1]) + damaged[-1:])
     with pytest.raises(UserError, match="delete it"):
         module.classifier(digits, steps=75)
+
+
+def test_the_packaged_classifier_is_whole():
+    (path,) = module.PACKAGED.glob("bloodmnist-28-*.safetensors")
+    arrays = array_cache.load(path)
+    confusion = arrays.pop("confusion")
+    network = module.Classifier(traverse_util.unflatten_dict(arrays, sep="/"), [""] * 8, confusion, "")
+    assert confusion.sum() == 3421 and round(network.accuracy, 4) == 0.9298
+    assert network(np.zeros((2, 28, 28, 3), np.uint8)).shape == (2, 128)
+    stated = (module.PACKAGED / "README.md").read_text()
+    assert "92.98 %" in stated
 
 
 def test_the_seed_decides(digits):
