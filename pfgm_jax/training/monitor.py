@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax import generator, parallel, plots
+from pfgm_jax import generator, parallel, plots, sampling
 from pfgm_jax.data import to_uint8
 from pfgm_jax.errors import UserError
 from pfgm_jax.run import make_run, weighs_by_class
@@ -28,6 +28,9 @@ from pfgm_jax.training.validation import (
 TRUTH_LIMIT = 2e8
 # A loss above so many times the median of the last logged ones has left their range.
 RANGE, REMEMBERED = 10, 20
+# Steps of an adaptive solver for a picture while training, unless sample.max_steps says another number: an early
+# network may ask for a thousand, which take longer than the training between two pictures.
+PICTURE_STEPS = 50
 RESTORED = 12  # images of the picture of an image-conditional network
 
 
@@ -92,6 +95,8 @@ def picture(config, derived, workdir, split, log):
     An early network that the solver cannot follow is no reason to stop.
     """
     run = make_run(config, derived)
+    adaptive = "max_steps" in sampling.find(config.sample.solver)[1] and not config.sample.fixed_steps
+    limit = {"max_steps": config.sample.max_steps or PICTURE_STEPS} if adaptive else {}
 
     def show(ema, step):
         seen, trained = step * config.train.batch, generator.Generator(run, ema, step)
@@ -100,7 +105,7 @@ def picture(config, derived, workdir, split, log):
             if run.condition:
                 drawn = restored(trained, split, key)
             else:
-                drawn = plots.picture(trained.sample(key, config.sample.n, progress=False)[0], split.images)
+                drawn = plots.picture(trained.sample(key, progress=False, **limit)[0], split.images)
         except UserError as error:
             log.say(f"{seen:>10,} images: no samples yet: {error}")
             return
