@@ -92,16 +92,15 @@ def operations(task, shape):
     return 3 * products(jax.make_jaxpr(model.apply)(params, x, noise).jaxpr)
 
 
-def prepare(case):
-    """(task, shape, images, labels) of a case, on random images."""
+def on_random_images(case):
+    """(config, Dataset) of a case, on random images."""
     config = case.config.get_config(case.argument or None)
     config.train.batch = case.batch
     n = max(1024, config.train.large_batch)
     shape = (config.data.size, config.data.size, 1 if config.data.name == "digits" else 3)
     images = np.random.default_rng(0).integers(0, 256, (n, *shape), np.uint8)
     split = data.Split(images, np.zeros(n, np.int32))
-    dataset = data.Dataset("random", split, split, split, ("a",), "", "")
-    return step.make_task(config, run_lib.derive(config, dataset)), shape, images, split.labels
+    return config, data.Dataset("random", split, split, split, ("a",), "", "")
 
 
 def parts(task, state, source, batches):
@@ -154,7 +153,9 @@ def parts(task, state, source, batches):
 def measure(name, best, seconds):
     """Prints the lines of one network."""
     case = CASES[name]
-    task, shape, images, labels = prepare(case)
+    config, dataset = on_random_images(case)
+    task, shape = step.make_task(config, run_lib.derive(config, dataset)), dataset.shape
+    images, labels = dataset.train.images, dataset.train.labels
     per_image = operations(task, shape) / 1e9
     plan = pipeline.planner(task.seed, task.order, labels, task.batch, task.large_batch)
     state = step.init_state(task, shape)
