@@ -50,10 +50,15 @@ class FourierEmbedding(nn.Module):
         if self.has_variable("params", "frequencies"):
             frequencies = lax.stop_gradient(self.get_variable("params", "frequencies")).astype(noise.dtype)
         else:
-            # Drawn from a constant key, so that the frequencies belong to the architecture and are not trained.
-            frequencies = self.scale * jax.random.normal(jax.random.key(0), (self.channels // 2,), noise.dtype)
+            frequencies = (self.scale * _constant_normal(self.channels // 2)).astype(noise.dtype)
         angles = 2 * math.pi * noise[:, None] * frequencies
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
+
+
+def _constant_normal(n):
+    """[n] float32 ~ N(0, 1), which belong to the architecture: the same whatever JAX's random bits are set to be."""
+    with jax.ensure_compile_time_eval(), jax.threefry_partitionable(True):
+        return jax.random.normal(jax.random.key(0, impl="threefry2x32"), (n,), jnp.float32)
 
 
 def one_hot(labels, num_labels, like):

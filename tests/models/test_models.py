@@ -180,7 +180,20 @@ def test_fourier_embedding(x64):
     # Slopes at 0 are the frequencies 2π f, f ~ N(0, 16²): their standard deviation to 5 sigma, 5/√(2·128) = 0.31.
     slope = (emb[101, 128:] - emb[99, 128:]) / (noise[101] - noise[99])
     assert np.std(slope) == pytest.approx(2 * math.pi * 16, rel=0.31)
-    np.testing.assert_array_equal(emb, layers.FourierEmbedding(256).apply({}, noise))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [jax.enable_x64, jax.threefry_partitionable, lambda on: jax.default_prng_impl("rbg" if on else "threefry2x32")],
+    ids=["x64", "threefry_partitionable", "rbg"],
+)
+def test_fourier_frequencies_do_not_depend_on_settings_of_jax(setting):
+    """They are no parameter, so that weights mean something beside these numbers alone."""
+    for on in (False, True):
+        with setting(on):
+            sines = np.asarray(jax.jit(layers.FourierEmbedding(8).apply)({}, jnp.array([1e-3], jnp.float32)))[0, 4:]
+        frequencies = np.arcsin(sines) / (2 * math.pi * 1e-3)
+        np.testing.assert_allclose(frequencies, [25.962275, 32.404236, -6.937511, -1.2578776], rtol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
