@@ -182,11 +182,11 @@ class Generator:
             x = arguments.states(x, self.shape)
             sigma, own = arguments.noise_levels(sigma, x), self._state_labels(labels, len(x))
             if guide is None:
-                return self.network.denoiser(self.params, own)(x, sigma)
+                return batches.denoised(self.network, None, self.params, own, None, None, 1.0, x, sigma)
             guide_labels = own if guide.uses_labels else None
-            return batches.guided_denoiser(
-                self.network, guide.network, self.params, own, guide.params, guide_labels, guide.weight
-            )(x, sigma)
+            return batches.denoised(
+                self.network, guide.network, self.params, own, guide.params, guide_labels, guide.weight, x, sigma
+            )
 
         return denoise
 
@@ -212,8 +212,8 @@ class Generator:
         if not self.run.tuned:
             raise UserError("flow_end needs a tuned network, and this one is a posterior mean: --mode=tune makes one")
         x = arguments.states(x, self.shape)
-        own = self._state_labels(labels, len(x))
-        return self.network.denoiser(self.params, own)(x, arguments.noise_levels(sigma, x))
+        sigma, own = arguments.noise_levels(sigma, x), self._state_labels(labels, len(x))
+        return batches.denoised(self.network, None, self.params, own, None, None, 1.0, x, sigma)
 
     def _require_mean(self, what, conditioned=False):
         """Raises UserError for a tuned network, which is no posterior mean.
@@ -547,4 +547,4 @@ def load(workdir: str | os.PathLike, step: Any = None) -> Generator:
     source, folder = str(workdir), stored_run.folder(workdir)
     run = stored_run.read(folder)
     params, step = stored_run.weights(folder, run, step)
-    return Generator(run, params, step, source)
+    return Generator(run, jax.device_put(params), step, source)  # once, and not at every call

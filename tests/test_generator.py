@@ -75,6 +75,13 @@ def test_denoise_is_the_contract_that_samplers_use(generator):
     assert mean.shape == x.shape
     # At small σ the posterior mean is the image itself (c_skip → 1, c_out → 0).
     np.testing.assert_allclose(generator.denoise(x, np.full(2, 1e-4, np.float32)), x, atol=1e-3)
+    # One program for all calls of a shape, and other weights are no other program.
+    programs = batches.denoised._cache_size()
+    plain = generator.network.denoiser(generator.params, None)(x, np.asarray([0.5, 2.0], np.float32))
+    np.testing.assert_allclose(mean, plain, rtol=0, atol=1e-5)
+    other = generator.with_params(jax.tree.map(lambda a: 0.5 * a, generator.params))
+    assert np.abs(other.denoise(x, np.asarray([0.5, 2.0], np.float32)) - mean).max() > 1e-3
+    assert batches.denoised._cache_size() == programs
 
 
 def test_labels():

@@ -81,6 +81,12 @@ def guided_denoiser(network, guide, params, labels, guide_params, guide_labels, 
     return denoise if guide is None else guidance.guided(denoise, guide.denoiser(guide_params, guide_labels), weight)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def denoised(network, guide, params, labels, guide_params, guide_labels, weight, x, sigma):
+    """What `guided_denoiser` makes of x [B, H, W, C] and σ [B], compiled once for all calls of one shape."""
+    return guided_denoiser(network, guide, params, labels, guide_params, guide_labels, weight)(x, sigma)
+
+
 @functools.lru_cache(maxsize=64)
 def compiled(program, size):
     """The function from keys to `size` samples, mapped over devices, of a Program.
