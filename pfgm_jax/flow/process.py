@@ -158,6 +158,9 @@ class Process:
         return self.D >= GAUSSIAN_D
 
 
+SAMPLED = ", sampled"  # in the name of a process that is sampled with another D than the trained one
+
+
 def with_D(process: Process, D: float) -> Process:
     """The process with another D and the same σ, to sample at D' what was trained at D (arXiv 2302.04265, section 4).
 
@@ -166,7 +169,8 @@ def with_D(process: Process, D: float) -> Process:
     """
     if D == process.D:
         return process
-    return dataclasses.replace(process, name=f"{process.name}, sampled", D=float(D), max_norm=math.inf)
+    name = process.name.removesuffix(SAMPLED) + SAMPLED
+    return dataclasses.replace(process, name=name, D=float(D), max_norm=math.inf)
 
 
 def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, P_mean: float = -1.2, P_std: float = 1.2) -> Process:
