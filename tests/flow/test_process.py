@@ -436,7 +436,7 @@ def test_another_D_changes_the_prior_alone(process, D):
     assert (other.sigma_min, other.sigma_max) == (process.sigma_min, process.sigma_max)
     assert other.schedule == process.schedule and other.training_law == process.training_law
     assert with_D(process, process.D) is process and with_D(other, D) is other
-    assert with_D(other, 3.5).name == other.name
+    assert with_D(with_D(process, 2.5), 3.5).name == with_D(process, 2.5).name
 
 
 def test_the_prior_at_another_D():
