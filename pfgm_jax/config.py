@@ -72,6 +72,7 @@ def default():
     config.model.resample_filter = (1, 1)  # unet: (1, 1), or (1, 3, 3, 1) for NCSN++
     config.model.keep_width = False  # unet: blocks that resample keep their input's width, as published
     config.model.embedding = "positional"  # unet: positional, fourier
+    config.model.stored_frequencies = False  # unet, fourier: its frequencies are with the weights, as imported ones are
     config.model.log_noise = False  # unet: features of the noise level's logarithm
     config.model.noise_channels = 0  # features of the noise level; 0: as many as channels
     config.model.embedding_channels = 512  # width of the embedding of noise level and labels

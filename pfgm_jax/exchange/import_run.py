@@ -93,6 +93,7 @@ def import_run(source, workdir, config=None, overrides=()):
         derived = {"shape": [side, side, _channels(state, name)], "classes": classes}
     for key, text in overrides.items():
         config_lib.override(config, key, text)
+    config.model.stored_frequencies = config.model.embedding == "fourier"
     config.train.augment = 0.0  # the layer of augmentation labels is left out: it adds nothing to a sample
     if math.isnan(config.process.D):
         raise UserError(f"{name} does not say its D: write process.D=128, or whatever it is; inf for EDM")

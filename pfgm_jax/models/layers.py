@@ -39,18 +39,19 @@ def positional_embedding(noise, channels, max_period=10_000.0, endpoint=True):
 class FourierEmbedding(nn.Module):
     """[B] -> [B, channels]: sines and cosines at fixed random frequencies ~ N(0, scale²) (NCSN++, arXiv 2011.13456).
 
-    Converted weights bring their frequencies as the parameter `frequencies` [channels/2], which gets no gradient.
+    stored: they are the parameter `frequencies` [channels/2], without a gradient; converted weights bring their own.
     """
 
     channels: int
     scale: float = 16.0
+    stored: bool = False
 
     @nn.compact
     def __call__(self, noise):
-        if self.has_variable("params", "frequencies"):
-            frequencies = lax.stop_gradient(self.get_variable("params", "frequencies")).astype(noise.dtype)
-        else:
-            frequencies = (self.scale * _constant_normal(self.channels // 2)).astype(noise.dtype)
+        frequencies = self.scale * _constant_normal(self.channels // 2)
+        if self.stored or self.has_variable("params", "frequencies"):
+            frequencies = lax.stop_gradient(self.param("frequencies", lambda _: frequencies))
+        frequencies = frequencies.astype(noise.dtype)
         angles = 2 * math.pi * noise[:, None] * frequencies
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
@@ -91,7 +92,8 @@ def embed(network, noise, labels, augment):
     features = network.noise_channels or network.channels
     noise = jnp.log(noise) if network.log_noise else noise
     if network.embedding == "fourier":
-        emb = FourierEmbedding(features, name="fourier")(noise)
+        stored = getattr(network, "stored_frequencies", False)
+        emb = FourierEmbedding(features, stored=stored, name="fourier")(noise)
     else:
         emb = positional_embedding(noise, features)
     if network.num_labels:

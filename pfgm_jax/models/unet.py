@@ -69,6 +69,7 @@ class UNet(nn.Module):
       keep_width: a block that resamples keeps its input's width, as published; else it takes that of its new level.
         Where all multipliers are the same, so are the two.
       embedding: "positional" or "fourier" features of the noise level.
+      stored_frequencies: those of "fourier" are kept with the weights (`layers.FourierEmbedding`).
       log_noise: features of the noise level's logarithm, as PFGM's NCSN++ has it, which is given z itself.
       noise_channels: number of those features, 0 for `channels`; 2 × channels in NCSN++.
       embedding_channels: width of the embedding's two layers.
@@ -91,6 +92,7 @@ class UNet(nn.Module):
     resample_filter: tuple = layers.BOX
     keep_width: bool = False
     embedding: str = "positional"
+    stored_frequencies: bool = False
     log_noise: bool = False
     noise_channels: int = 0
     embedding_channels: int = 512

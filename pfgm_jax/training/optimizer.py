@@ -37,7 +37,12 @@ def make_optimizer(config, derived):
     clip = optax.identity() if math.isinf(c.clip) else optax.clip_by_global_norm(c.clip)
     rate = learning_rate(config, derived)
     if c.name == "radam":
-        decay = optax.add_decayed_weights(c.weight_decay)
+        decay = optax.add_decayed_weights(c.weight_decay, _trained)
         moments = optax.scale_by_radam(c.beta1, c.beta2, c.eps)
         return optax.chain(clip, moments, decay, optax.scale_by_learning_rate(rate))
-    return optax.chain(clip, optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay))
+    return optax.chain(clip, optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=_trained))
+
+
+def _trained(params):
+    """A tree of booleans: all parameters but the stored frequencies of a Fourier embedding, which nothing changes."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "frequencies", params)

@@ -12,12 +12,15 @@ import jax
 import numpy as np
 import pytest
 from fixtures import imported
+from flax import traverse_util
 from safetensors.numpy import save_file
 
 import pfgm_jax
+from configs import digits
 from pfgm_jax import config_file
 from pfgm_jax.errors import UserError
 from pfgm_jax.exchange import import_run, torch_networks
+from pfgm_jax.training import loop
 
 FIGURES = imported.load()
 PFGM = """from pfgm_jax.config import default
@@ -121,6 +124,21 @@ def test_networks_of_edm_denoise_as_in_pytorch(write, tmp_path, case):
         assert flow.name == "vp" and flow.schedule.beta_max == pytest.approx(15.1)
     if case == "ve":
         assert (flow.name, flow.sigma_max) == ("ve", pytest.approx(80.0)) and made.derived["classes"] == ["images"]
+
+
+def test_imported_frequencies_stay_what_they_are_in_training(write, tmp_path):
+    import_run.import_run(write(snapshot("ve")), tmp_path / "source")
+    source = pfgm_jax.load(tmp_path / "source")
+    config = digits.get_config("process=ve,quick")
+    config.model.update(source.config.model)
+    config.train.update(init=str(tmp_path / "source"), batch=8, images=16, eval_images=8, ema_halflife=1)
+    config.optim.update(weight_decay=0.5, lr=1.0, lr_batch=8, warmup=0, decay="constant")
+    config.sample.update(n=2, solver="heun", steps=2)
+    loop.train(config, str(tmp_path / "run"))
+    before, after = (traverse_util.flatten_dict(g.params) for g in (source, pfgm_jax.load(tmp_path / "run")))
+    assert before.keys() == after.keys()
+    same = [path for path in before if np.array_equal(before[path], after[path])]
+    assert same == [("fourier", "frequencies")]
 
 
 def test_a_training_state(write, tmp_path):
