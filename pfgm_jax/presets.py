@@ -9,8 +9,8 @@ from pfgm_jax.errors import UserError, nearest, quoted
 # DDPM++ and NCSN++ as EDM has them for 32 px (arXiv 2206.00364, table 7).
 _DDPMPP = dict(
     name="unet", channels=128, multipliers=(2, 2, 2), blocks=4, attention=(16,), encoder="standard",
-    decoder="standard", resample_filter=(1, 1), keep_width=True, embedding="positional", log_noise=False,
-    noise_channels=128, embedding_channels=512, dropout=0.13,
+    decoder="standard", resample_filter=(1, 1), keep_width=True, embedding="positional", stored_frequencies=False,
+    log_noise=False, noise_channels=128, embedding_channels=512, dropout=0.13,
 )  # fmt: skip
 _NCSNPP = _DDPMPP | dict(encoder="residual", resample_filter=(1, 3, 3, 1), embedding="fourier", noise_channels=256)
 # As score_sde and PFGM have them (arXiv 2011.13456, appendix H; arXiv 2209.11178, appendix C).
