@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pfgm_jax.errors import printable
+from pfgm_jax.errors import UserError, printable
 
 HOST_BYTES = 4 * 2**30  # sources keep images of at most so many decoded bytes in memory, and read others as needed
 SAMPLED, SAMPLED_BYTES = 10_000, 2**30  # at most, images of a `LazyImages` that stand for all of them in `moments`
@@ -116,7 +116,12 @@ def to_unit(images):
     """uint8 -> u / 127.5 - 1 in [-1, 1], any shape: float32 from numpy arrays, JAX's own float from JAX's.
 
     Floats are in the unit scale already and keep their values.
+
+    Raises:
+      UserError: whole numbers of another type, whose black and white nobody can know.
     """
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UserError(f"images must be uint8, or floats in [-1, 1], got {images.dtype}: convert them first")
     dtype = jnp.result_type(float) if isinstance(images, jax.Array) else np.float32
     unit = images.astype(dtype)
     return unit / 127.5 - 1 if images.dtype == np.uint8 else unit

@@ -35,7 +35,7 @@ WORKSPACE = 12
 
 
 def posterior_mean(
-    x: Float[Arrays, "B *S"],
+    x: Num[Arrays, "B *S"],
     sigma: Levels,
     points: Num[Arrays, "n ..."],
     D: float,
@@ -82,11 +82,11 @@ def poisson_field(
     """
     if D >= GAUSSIAN_D:
         raise UserError("the Poisson field needs a finite D; at D = inf use field.displacement, σ times the velocity")
-    return displacement(x, sigma, points, D, **options), jnp.asarray(sigma, x.dtype) * math.sqrt(D)
+    return displacement(x, sigma, points, D, **options), jnp.asarray(sigma, _floating(x).dtype) * math.sqrt(D)
 
 
 def displacement(
-    x: Float[Arrays, "B *S"],
+    x: Num[Arrays, "B *S"],
     sigma: Levels,
     points: Num[Arrays, "n ..."],
     D: float,
@@ -102,7 +102,7 @@ def displacement(
 
 
 def second_moment(
-    x: Float[Arrays, "B *S"],
+    x: Num[Arrays, "B *S"],
     sigma: Levels,
     points: Num[Arrays, "n ..."],
     D: float,
@@ -132,7 +132,7 @@ def posterior_draw(
     """
     require_same_shape(x, points)
     require_D(D)
-    x, points = jnp.asarray(x), jnp.asarray(points)
+    x, points = _floating(x), jnp.asarray(points)
     flat, data = (a.reshape(len(a), -1).astype(x.dtype) for a in (x, points))
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])
     log_weight, squared = kernel_sums.log_weights(flat, sigma, data, D)
@@ -159,9 +159,17 @@ def churn(
 
 
 def require_same_shape(x, points):
-    """Raises UserError unless queries [B, *S] and points [n, *S] are of one shape S, and there is a point."""
+    """Raises UserError unless queries [B, *S] and points [n, *S] are of one shape S, and there is one of each."""
+    if not x.ndim or not len(x):
+        raise UserError(f"there are no queries in x of shape {x.shape}")
     if x.shape[1:] != points.shape[1:] or not len(points):
         raise UserError(f"queries of shape {x.shape[1:]} need data points of that shape, got {points.shape}")
+
+
+def _floating(x):
+    """Queries as an array of floats: σ and the points take its type, which whole numbers would round."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
 
 
 def _total(x, sigma, data, D, axis_name):
@@ -169,7 +177,7 @@ def _total(x, sigma, data, D, axis_name):
     points, allowed = data.points, data.allowed
     require_same_shape(x, points)
     require_D(D)
-    x, points = jnp.asarray(x), jnp.asarray(points)
+    x, points = _floating(x), jnp.asarray(points)
     data = data._replace(points=points, allowed=None if allowed is None else jnp.asarray(allowed))
     flat = x.reshape(len(x), -1)
     sigma = jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1])

@@ -208,8 +208,10 @@ def ddpm(steps: int = 1000, kind: str = "linear") -> Process:
     """DDPM (arXiv 2006.11239) on its grid of T = `steps` levels; `kind` "linear" or "cosine" (arXiv 2102.09672).
 
     Raises:
-      UserError: fewer than 20 steps of the linear kind, whose last β would reach 1, or fewer than 2.
+      UserError: an unknown kind, fewer than 20 steps of the linear one, whose last β would reach 1, or fewer than 2.
     """
+    if kind not in schedule.KINDS:
+        raise UserError(f"unknown kind of betas {kind!r}; there are {', '.join(schedule.KINDS)}")
     if steps < 2 or (kind == "linear" and steps <= 20):
         raise UserError(f"ddpm needs more than 20 noise levels (2 for the cosine kind), got {steps}")
     return Process("ddpm", math.inf, 1, steps, UniformTime(1, steps), schedule.Discrete(steps, kind))

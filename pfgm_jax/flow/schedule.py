@@ -97,6 +97,9 @@ class SubVP(LinearBeta):
         return self._inverse_integral(2 * jnp.arcsinh(sigma / 2))
 
 
+KINDS = ("linear", "cosine")
+
+
 @functools.lru_cache
 def _log_sigmas(steps, kind):
     """ln σ_i for i = 1 … steps; σ_i² = (1 − ᾱ_i)/ᾱ_i, in float64."""

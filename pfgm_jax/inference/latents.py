@@ -17,6 +17,7 @@ from jaxtyping import Float
 from pfgm_jax.array_types import Arrays
 from pfgm_jax.errors import UserError
 from pfgm_jax.inference import reversible
+from pfgm_jax.sampling import arguments
 from pfgm_jax.storage import atomic
 
 
@@ -76,7 +77,10 @@ class Latents:
 
     def scaled(self, factor):
         """At another temperature: their norms times `factor`, a number or [n]. Directions stay."""
-        factors = np.broadcast_to(np.asarray(factor, np.float64), (len(self),))
+        factors = np.asarray(factor, np.float64)
+        if factors.shape not in ((), (len(self),)):
+            raise UserError(f"a temperature is a number or [{len(self)}] of them, got {list(factors.shape)}")
+        factors = np.broadcast_to(factors, (len(self),))
         if not (np.isfinite(factors) & (factors > 0)).all():
             raise UserError(f"a temperature must be above 0, got {factor}")
         return self.replaced(lambda z: z * _column(factors, z))
@@ -90,7 +94,9 @@ class Latents:
         """Writes one npz file."""
         facts = {name: getattr(self, name) for name in ("solver", "options", "sigma", "run")}
         with atomic.replacing(path) as temporary, open(temporary, "wb") as stream:
-            np.savez_compressed(stream, states=self.states, labels=self.labels, facts=json.dumps(facts))
+            np.savez_compressed(
+                stream, states=self.states, labels=self.labels, facts=json.dumps(facts, default=_number)
+            )
 
 
 def load(path: Any) -> Latents:
@@ -110,6 +116,11 @@ def load(path: Any) -> Latents:
         raise UserError(f"{path} does not exist: give a file of latents, as Latents.save writes it") from None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         raise UserError(f"{path} is no file of latents: Latents.save writes one") from None
+
+
+def _number(value):
+    """A number of NumPy's as Python's own, for JSON."""
+    return value.item()
 
 
 def _column(factors, like):
@@ -145,7 +156,7 @@ def straight(a: Float[Arrays, "*S"], b: Float[Arrays, "*S"], t: Any) -> Float[np
 PATHS = {"slerp": slerp, "straight": straight}
 
 
-def between(first: Latents, second: Latents, count: int, path: str = "slerp") -> Latents:
+def between(first: Latents, second: Latents, count: Any, path: str = "slerp") -> Latents:
     """The way from one latent to another: Latents of `count` points, both ends among them.
 
     Args:
@@ -157,8 +168,7 @@ def between(first: Latents, second: Latents, count: int, path: str = "slerp") ->
     """
     if path not in PATHS:
         raise UserError(f"unknown path {path!r}; there are {', '.join(PATHS)}")
-    if count < 2:
-        raise UserError(f"a way from one latent to another has 2 points or more, got {count}")
+    count = arguments.whole("n", count, 2)
     for name in ("run", "solver", "options", "sigma"):
         if getattr(first, name) != getattr(second, name):
             raise UserError(
@@ -186,9 +196,11 @@ def class_direction(
       latents: Latents of labelled images; classes: their classes [n]. origin, target: numbers of classes.
 
     Raises:
-      UserError: a class of which there is no latent.
+      UserError: another number of classes than latents, or a class of which there is no latent.
     """
     classes = np.asarray(classes)
+    if classes.shape != (len(latents),):
+        raise UserError(f"{len(latents)} latents have {len(latents)} classes, got {list(classes.shape)}")
     for number in (origin, target):
         if not (classes == number).any():
             raise UserError(f"there is no latent of class {number}")

@@ -47,6 +47,14 @@ def test_bytes_round_trip_exactly(x64):
 
 
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, bool])
+def test_to_unit_of_other_whole_numbers(array, dtype):
+    """They would be 0 to 255 in a place of -1 to 1."""
+    with pytest.raises(UserError, match=f"uint8, or floats in \\[-1, 1\\], got {np.dtype(dtype)}"):
+        to_unit(array(np.zeros((2, 8, 8, 1), dtype)))
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 def test_to_uint8_rounds_and_clips(array):
     x = array(np.float32([-9, -1.001, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 0, 0.999, 1, 1.001, 9]))
     np.testing.assert_array_equal(np.asarray(to_uint8(x)), [0, 0, 0, 1, 128, 255, 255, 255, 255])

@@ -364,3 +364,13 @@ def test_errors():
         for function in [field.posterior_mean, field.displacement, field.poisson_field]:
             with pytest.raises(UserError, match="^D must be a number from 0.5 on or inf.*got"):
                 function(x, 1.0, points, D)
+
+
+def test_whole_numbers_as_queries_do_not_round_the_levels_and_the_data():
+    points, x = np.array([[-0.5], [0.5]]), np.array([[1], [0], [-2]])
+    for D in (1.0, math.inf):
+        mean, exact = (field.exact_denoiser(points, D)(x.astype(kind), 0.6) for kind in (int, np.float32))
+        np.testing.assert_array_equal(mean, exact)
+        assert 0 < abs(float(mean[0, 0])) < 0.5
+    with pytest.raises(UserError, match="no queries in x of shape \\(0, 1\\)"):
+        field.exact_denoiser(points, 1.0)(np.zeros((0, 1)), 0.6)

@@ -508,3 +508,8 @@ def test_a_schedule_that_does_not_rise_is_refused():
         vp(t_min=0.0)
     with pytest.raises(UserError, match="smallest σ < largest σ"):
         ve(t_min=2.0)
+
+
+def test_unknown_betas_are_no_cosine():
+    with pytest.raises(UserError, match="unknown kind of betas 'cos'; there are linear, cosine"):
+        ddpm(kind="cos")

@@ -66,7 +66,8 @@ def latents(n=3, solver="rk45", **changes):
 
 @pytest.mark.parametrize("solver", ["rk45", "reversible"])
 def test_save_and_load(solver, tmp_path):
-    z = latents(solver=solver)
+    options = (("rtol", np.float32(1e-3)), ("steps", np.int64(40)))  # numbers of NumPy's are numbers
+    z = latents(solver=solver, options=options)
     z.save(tmp_path / "z.npz")
     again = load_latents(tmp_path / "z.npz")
     np.testing.assert_array_equal(again.states, z.states)
@@ -147,7 +148,10 @@ def test_prior_of_pfgm_is_uniform_on_the_hemisphere():
         (lambda: latents(solver="reversible", states=np.zeros((3, 4, 4, 1), np.int32)), "pair"),
         (lambda: latents(labels=np.zeros(2, np.int32)), "as many labels"),
         (lambda: latents().scaled(0.0), "above 0"),
-        (lambda: between(latents()[0], latents()[1], 1), "2 points"),
+        (lambda: latents().scaled([1.0, 2.0]), r"a number or \[3\] of them, got \[2\]"),
+        (lambda: class_direction(latents(), [0, 1], 0, 1), "3 latents have 3 classes"),
+        (lambda: between(latents()[0], latents()[1], 1), "n must be at least 2"),
+        (lambda: between(latents()[0], latents()[1], 2.5), "n must be a whole number"),
         (lambda: between(latents(), latents()[1], 3), "one latent to one other"),
         (lambda: between(latents()[0], latents()[1], 3, "bent"), "slerp, straight"),
         (lambda: between(latents()[0], latents(run="other")[1], 3), "another run"),
