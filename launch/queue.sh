@@ -49,8 +49,9 @@ train_all() {
 
 case "${1:-}" in
 start)
-    [ -r "${2:-}" ] || { say "queue.sh start LIST: which list of runs?"; exit 2; }
+    { [ -f "${2:-}" ] && [ -r "$2" ]; } || { say "queue.sh start LIST: which list of runs?"; exit 2; }
     ! alive || { say "a queue is running already (process $(group)); stop it first"; exit 2; }
+    lines "$2" > /dev/null || { say "$2 names no run; write WORKDIR IMAGES ARGUMENTS"; exit 2; }
     bad="$(lines "$2" | awk 'NF < 3 || $2 !~ /^[0-9]+$/ { print; exit }')"
     [ -z "$bad" ] || { say "no line of a queue: '$bad'; write WORKDIR IMAGES ARGUMENTS"; exit 2; }
     # shellcheck source=launch/environment.sh

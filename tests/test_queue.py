@@ -117,11 +117,14 @@ def test_paused_stopped_and_started_again(queue, tmp_path):
         (["status"], "no queue yet"),
         (["start"], "which list"),
         (["start", "bad"], "no line of a queue: 'runs/a many --config=x'"),
+        (["start", "empty"], "empty names no run; write WORKDIR IMAGES ARGUMENTS"),
+        (["start", "."], "which list"),
         (["begin"], "launch/queue.sh start LIST"),
     ],
 )
 def test_what_it_cannot_do_is_told(queue, tmp_path, arguments, text):
     call, _ = queue
     (tmp_path / "bad").write_text("runs/a many --config=x\n")
+    (tmp_path / "empty").write_text("# nothing yet\n\n")
     done = call(*arguments)
     assert done.returncode == 2 and text in done.stderr

@@ -62,6 +62,8 @@ def read(table: Path, finding, part=None) -> dict:
         if part not in (None, split):
             raise UserError(f"{where}: the split {row['split']}, in the folder of {NAMES[part]}: take the column out")
         path = os.path.normpath(table.parent / row["file"].replace("\\", "/"))
+        if os.path.isabs(path) and not table.is_absolute():
+            path = os.path.relpath(path)
         if not path.startswith(os.path.join(os.path.normpath(table.parent), "")):
             raise UserError(f"{where}: {row['file']!r} is outside of {table.parent}: name files in that folder")
         entry = (path, row["label"], split, row.get("group", ""))

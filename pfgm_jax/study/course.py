@@ -54,9 +54,12 @@ def study(description, entries, workdir):
     """Trains, measures and reports the Entries of a Study; returns its table of states and where the report is.
 
     Raises:
-      UserError: a folder that cannot be written, or runs there with settings that the study has no more. What goes
-        wrong in a stage is kept in the table of states, and the others go on.
+      UserError: an unknown solver or half a step, a folder that cannot be written, or runs there with settings that
+        the study has no more. What goes wrong in a stage is kept in the table of states, and the others go on.
     """
+    points = [(solver, number) for solver, numbers in description.ways.items() for number in numbers]
+    for solver, number in [*points, description.headline, *(entry.own for entry in entries if entry.own)]:
+        plan.steps_or_tolerance(solver, number)
     folder = atomic.writable(workdir)
     for entry in entries:
         _require_same(entry)

@@ -55,6 +55,13 @@ def test_tables_that_do_not_fit(tmp_path, rows, columns, words):
     fails(tmp_path, tmp_path, *words)
 
 
+def test_whole_paths_in_a_folder_that_is_named_from_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes(tmp_path / "here", {"cat": 3})
+    table(tmp_path / "here", [(str(tmp_path / f"here/cat/{i}.png"), "feline") for i in range(3)])
+    assert data.load(config("here")).classes == ("feline",)
+
+
 def test_a_table_in_a_folder_by_a_way_round(tmp_path, capsys):
     classes(tmp_path / "here", {"cat": 3})
     table(tmp_path / "here", [(f"cat/{i}.png", "cat") for i in range(3)])

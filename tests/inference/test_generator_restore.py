@@ -113,6 +113,8 @@ WRONG = [
     (images(2), "denoize", {}, "did you mean 'denoise'"),
     (images(2), "inpaint", {}, "needs mask="),
     (images(2), "denoise", {"mask": HALF}, "mask= is for inpaint"),
+    (images(2), "inpaint", {"mask": HALF, "factor": 2}, "factor= is for superres: leave it out"),
+    (images(2), "denoise", {"width": 1.0}, "width= is for deblur: leave it out"),
     (images(2), "inpaint", {"mask": HALF[:4]}, r"mask must be \[8, 8\]"),
     (images(2), "inpaint", {"mask": HALF.astype(int)}, "booleans, True where"),
     (images(2), "inpaint", {"mask": np.ones((3, 8, 8, 1), bool)}, "3 masks for 2 images"),

@@ -356,6 +356,14 @@ def test_sampling_that_was_changed_is_measured_anew(tmp_path):
     assert paths([first], tmp_path)["A", "headline"] != paths([second], tmp_path)["A", "headline"]
 
 
+@pytest.mark.parametrize("change", [{"ways": {"huen": (3,)}}, {"headline": ("huen", 3)}], ids=["ways", "headline"])
+def test_a_solver_that_is_misspelt_is_not_left_out(tmp_path, change):
+    study = dataclasses.replace(Study("t", "b", {}, {}, ("heun", 18)), **change)
+    with pytest.raises(UserError, match="unknown solver 'huen'"):
+        course.study(study, [], tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def test_settings_of_use_reach_a_run_that_is_trained_elsewhere(tmp_path):
     folder = shutil.copytree(stored_run.PRETRAINED / "digits", tmp_path / "digits")
     study = Study("t", "digits.py", {"elsewhere": plan.Variant(run=str(folder))}, {}, ("heun", 18))

@@ -77,6 +77,11 @@ def task(
         raise UserError(
             "the method conditional needs a network conditioned on the measurement: data.condition trains one"
         )
+    else:
+        of_another = {"factor": (factor, "superres"), "width": (width, "deblur")}
+        for key, (value, owner) in of_another.items():
+            if value is not None and name != owner:
+                raise UserError(f"{key}= is for {owner}: leave it out")
     noise, factor, width = noise or "gaussian", 2 if factor is None else factor, 1.0 if width is None else width
     operator, name = (name, "linear") if isinstance(name, Operator) else (None, name)
     if operator is None:
