@@ -54,12 +54,14 @@ def study(description, entries, workdir):
     """Trains, measures and reports the Entries of a Study; returns its table of states and where the report is.
 
     Raises:
-      UserError: an unknown solver or half a step, a folder that cannot be written, or runs there with settings that
-        the study has no more. What goes wrong in a stage is kept in the table of states, and the others go on.
+      UserError: an unknown solver or half a step, runs that are sampled with other labels, a folder that cannot be
+        written, or runs there with settings that the study has no more. What goes wrong in a stage is kept in the table
+        of states, and the others go on.
     """
     points = [(solver, number) for solver, numbers in description.ways.items() for number in numbers]
     for solver, number in [*points, description.headline, *(entry.own for entry in entries if entry.own)]:
         plan.steps_or_tolerance(solver, number)
+    _require_alike(entries)
     folder = atomic.writable(workdir)
     for entry in entries:
         _require_same(entry)
@@ -143,6 +145,17 @@ class _Measures:
         if key not in self._made:
             self._made[key] = protocol.measure_for(generator)
         return self._made[key]
+
+
+def _require_alike(entries):
+    """Raises UserError where networks that know classes are asked for others: their figures would not compare."""
+    asked = {entry.config.sample.labels: entry.name for entry in entries if entry.config.model.conditional}
+    if len(asked) > 1:
+        (one, first), (other, second) = list(asked.items())[:2]
+        raise UserError(
+            f"{first} is sampled with sample.labels={one} and {second} with {other}, which do not compare: "
+            "--config.sample.labels=real is for all"
+        )
 
 
 def _require_same(entry):

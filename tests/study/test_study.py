@@ -356,6 +356,16 @@ def test_sampling_that_was_changed_is_measured_anew(tmp_path):
     assert paths([first], tmp_path)["A", "headline"] != paths([second], tmp_path)["A", "headline"]
 
 
+def test_runs_that_are_asked_for_other_classes_do_not_compare(tmp_path):
+    study, entries = Study("t", "b", {}, {}, ("heun", 18), measure=False), []
+    for name, labels in (("A", "balanced"), ("B", "real")):
+        config = digits.get_config("conditional")
+        config.sample.labels = labels
+        entries.append(plan.Entry(name, name, config, tmp_path / name))
+    with pytest.raises(UserError, match="A is sampled with sample.labels=balanced and B with real, which do not"):
+        course.study(study, entries, tmp_path / "work")
+
+
 @pytest.mark.parametrize("change", [{"ways": {"huen": (3,)}}, {"headline": ("huen", 3)}], ids=["ways", "headline"])
 def test_a_solver_that_is_misspelt_is_not_left_out(tmp_path, change):
     study = dataclasses.replace(Study("t", "b", {}, {}, ("heun", 18)), **change)
