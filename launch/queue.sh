@@ -13,13 +13,14 @@
 #   runs/pfgmpp  500000 --config=configs/medmnist.py:dataset=bloodmnist,cpu,process=pfgmpp
 #   runs/ddpm    500000 --config=configs/medmnist.py:dataset=bloodmnist,cpu,process=ddpm
 #
-# Its state and log are in $PFGM_JAX_QUEUE (~/.cache/pfgm_jax/queue), each run's own log in WORKDIR/queue.log.
+# A relative WORKDIR is one of the checkout's. Its state and log are in $PFGM_JAX_QUEUE (~/.cache/pfgm_jax/queue), each run's own log in WORKDIR/queue.log.
 set -euo pipefail
 state="${PFGM_JAX_QUEUE:-$HOME/.cache/pfgm_jax/queue}"
 
 say() { printf '%s\n' "$*" >&2; }
 usage() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
-group() { cat "$state/pid" 2>/dev/null; }
+# The queue's process, unless its number is another process's by now.
+group() { local pid; pid="$(cat "$state/pid" 2>/dev/null)" && ps -o args= -p "$pid" | grep -q 'queue.sh train_all' && echo "$pid"; }
 # How the queue's process is: "" for gone, T held still, S waiting for its run.
 how() { local pid; pid="$(group)" && ps -o stat= -p "$pid" | cut -c1 | tr -d Z; }
 alive() { [ -n "$(how)" ]; }
@@ -34,6 +35,7 @@ train_all() {
     { echo 19 > /proc/self/autogroup; } 2>/dev/null || true
     trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; exit 143' TERM
     while read -r workdir images arguments; do
+        workdir="${workdir/#\~/$HOME}"
         local seen; seen="$(reached "$workdir")"
         [ "${seen:-0}" -lt "$images" ] || continue
         mkdir -p "$workdir"
@@ -67,11 +69,12 @@ start)
 train_all) train_all "$2" ;;
 pause) to_group STOP && say "paused" ;;
 resume) to_group CONT && say "goes on" ;;
-stop) to_group TERM && kill -s CONT -- "-$(group)" && while alive; do sleep 0.2; done && say "stopped; start it with the same list to go on" ;;
+stop) to_group TERM && { kill -s CONT -- "-$(cat "$state/pid")" 2>/dev/null || true; } && while alive; do sleep 0.2; done && say "stopped; start it with the same list to go on" ;;
 status)
     [ -r "$state/list" ] || { say "there is no queue yet"; exit 2; }
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
     case "$(how)" in "") echo "not running" ;; T) echo "paused" ;; *) echo "running" ;; esac
-    lines "$state/list" | while read -r workdir images _; do printf '%12s of %12s  %s\n' "$(reached "$workdir")" "$images" "$workdir"; done
+    lines "$state/list" | while read -r workdir images _; do printf '%12s of %12s  %s\n' "$(reached "${workdir/#\~/$HOME}")" "$images" "$workdir"; done
     ;;
 -h | --help) usage ;;
 *) usage >&2; exit 2 ;;

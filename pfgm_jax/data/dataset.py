@@ -120,6 +120,7 @@ def to_unit(images):
     Raises:
       UserError: whole numbers of another type, whose black and white nobody can know.
     """
+    images = images[:] if isinstance(images, LazyImages) else images
     if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise UserError(f"images must be uint8, or floats in [-1, 1], got {images.dtype}: convert them first")
     dtype = jnp.result_type(float) if isinstance(images, jax.Array) else np.float32

@@ -161,7 +161,7 @@ def _by_class(root, part, finding):
 
 def _by_split(root, folders, finding):
     """The same for a folder with the subfolders train and val or test; others are skipped."""
-    rows, ways, by_part = [], set(), {}
+    rows, found = [], []
     for name, part in folders.items():
         if part is None:
             finding.skipped.add("folder", "beside those of the splits", root / name)
@@ -170,17 +170,17 @@ def _by_split(root, folders, finding):
             own, way = _by_table(root / name, part, finding)
         else:
             own, way = _by_class(root / name, part, finding)
-        by_part.setdefault(part, []).extend(own)
-        ways |= {way} if own else set()
+        if own:
+            found.append((way, own))
     for path in _loose(root, finding):
         finding.skipped.add("image", "beside the folders of the splits", path)
-    classes = sorted(ways - {"one class"})  # of splits with classes and without, those without have no labels
-    for split in by_part.values():
-        for row in split:
-            if classes and row[1] == ONE_CLASS:
-                finding.skipped.add("image", "without a class, as other splits have them", row[0])
-            else:
-                rows.append(row)
+    classes = sorted({way for way, _ in found} - {"one class"})
+    for way, own in found:
+        if classes and way == "one class":  # of splits with classes and without, those without have no labels
+            for path, *_ in own:
+                finding.skipped.add("image", "without a class, as other splits have them", path)
+        else:
+            rows += own
     if classes == ["classes by subfolder"]:
         return rows, "classes and splits by subfolder"
     return rows, f"{' and '.join(classes) or 'one class'}, splits by subfolder"

@@ -24,6 +24,7 @@ from pfgm_jax.storage import atomic, digests
 
 WHITE = 0.5  # the standard deviation, in the unit scale, that is white in a map of uncertainty
 SHOWN = 12  # images of the contact sheet
+SHEET, STD = "sheet", "-std"  # names of files: of the contact sheet, and behind an image's for its uncertainty
 
 
 class Source(NamedTuple):
@@ -159,8 +160,19 @@ def read(source, shape, window=None):
         raise UserError(f"{path} holds no images ({', '.join(s[1:] for s in image_files.SUFFIXES)})")
     images = image_files.each(lambda i: read_image(paths[i], shape, window), len(paths), "reading images")
     names = [naming.safe(str(pathlib.Path(p).relative_to(path).with_suffix(""))) for p in paths]
-    names = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
-    return Source(np.stack(images), names)
+    return Source(np.stack(images), _apart(names))
+
+
+def _apart(names):
+    """The names, with a number where two would share a file: NAME.png, NAME-std.png, or sheet.png."""
+    taken, apart = {SHEET}, []
+    for name in names:
+        own, i = name, 1
+        while {own, f"{own}{STD}"} & taken:
+            own, i = f"{name}-{i}", i + 1
+        taken |= {own, f"{own}{STD}"}
+        apart.append(own)
+    return apart
 
 
 def read_image(path, shape, window=None):
@@ -216,7 +228,7 @@ def _save(result, row, path):
     """The files of one image; the npz last, which says that they are there."""
     tile = lambda a: Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a)
     plots.save(tile(to_uint8(result.mean[row])), path.with_suffix(".png"))
-    plots.save(tile(_map(result.std[row])), path.with_name(f"{path.stem}-std.png"))
+    plots.save(tile(_map(result.std[row])), path.with_name(f"{path.stem}{STD}.png"))
     with atomic.replacing(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(
             stream, draws=result.draws[:, row], mean=result.mean[row], std=result.std[row], level=result.level[row]
@@ -263,7 +275,7 @@ def in_range(draws, truth):
 
 def _report(settings, task, given, measured, results, folder):
     truth = given.images if settings.simulate else None
-    plots.save(sheet(measured, results, truth, task.mask, results["mean"].shape[1:]), folder / "sheet.png")
+    plots.save(sheet(measured, results, truth, task.mask, results["mean"].shape[1:]), folder / f"{SHEET}.png")
     n, level = results["draws"].shape[1], results["level"]
     options = ", ".join(f"{name} {value}" for name, value in task.options)
     lines = [

@@ -139,6 +139,8 @@ def slerp(a: Float[Arrays, "*S"], b: Float[Arrays, "*S"], t: Any) -> Float[np.nd
     a, b = np.asarray(a, np.float64) / norm_a, np.asarray(b, np.float64) / norm_b
     # The angle by its half: the arc cosine of a product near 1 keeps half the digits.
     angle = 2 * math.atan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
+    if math.pi - angle < 1e-6:
+        raise UserError("latents that point away from each other lie on many great circles: take path=straight")
     t = _column(np.asarray(t, np.float64), a[None])
     if angle < 1e-12:
         direction = np.broadcast_to(a, t.shape[:1] + a.shape)

@@ -126,6 +126,14 @@ def entries(study, path, workdir, overrides):
             seed = changes["seed"]
             raise UserError(f"seed={seed} does nothing in a study: its variants have theirs, Variant(seeds=({seed},))")
     first, later, folders = [], [], {}
+    for name, variant in study.variants.items():
+        seeds = list(variant.seeds) if isinstance(variant.seeds, tuple | list) else []
+        if not seeds or len(set(seeds)) < len(seeds) or not all(type(seed) is int for seed in seeds):
+            raise UserError(
+                f"the variant {name!r} needs seeds that differ, such as (0,) or (0, 1), got {variant.seeds}"
+            )
+        if not folder_name(name).strip("."):
+            raise UserError(f"the variant {name!r} needs a name that a folder can have")
     base = _config(study, path, Variant(), overrides)
     for name, variant in study.variants.items():
         if folders.setdefault(folder_name(name), name) != name:

@@ -46,6 +46,11 @@ def test_bytes_round_trip_exactly(x64):
                 np.testing.assert_array_equal(np.asarray(back), ALL_BYTES)
 
 
+def test_to_unit_reads_images_that_stay_in_files():
+    images = np.arange(128, dtype=np.uint8).reshape(2, 8, 8, 1)
+    np.testing.assert_array_equal(to_unit(LazyImages(images.shape, lambda i: images[i])), to_unit(images), strict=True)
+
+
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize("dtype", [np.int32, np.uint16, bool])
 def test_to_unit_of_other_whole_numbers(array, dtype):

@@ -89,6 +89,16 @@ def test_special_files_never_block(tmp_path, capsys):
         one(tmp_path / "a" / "pipe.png")
 
 
+def test_a_class_that_is_called_images(tmp_path):
+    """As detection sets lie: train/images, val/images; or a class of that name beside others."""
+    for split in ("train", "val", "test"):
+        classes(tmp_path / "alone" / split, {"images": 3})
+        classes(tmp_path / "beside" / split, {"images": 3, "cats": 2})
+    alone, beside = (data.load(config(tmp_path / name)) for name in ("alone", "beside"))
+    assert alone.classes == ("images",) and counts(alone) == [3, 3, 3]
+    assert beside.classes == ("cats", "images") and counts(beside) == [5, 5, 5]
+
+
 def test_two_folders_of_one_split_are_both_read(tmp_path):
     for split, count in {"train": 3, "val": 2, "validation": 4}.items():
         classes(tmp_path / split, {"cat": count, "dog": 1})

@@ -133,6 +133,14 @@ def test_the_sheet_shows_a_truth_of_floats_as_of_bytes(digits):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("names", [["a-std", "a", "sheet"], ["a-1", "a", "a"], ["a", "a-std"]])
+def test_no_two_images_share_a_file(names):
+    apart = restoration._apart(names)
+    files = ["sheet.png", *(f"{name}{end}" for name in apart for end in (".png", ".npz", "-std.png"))]
+    assert len(set(files)) == len(files) and len(apart) == len(names)
+    assert restoration._apart(["a", "b"]) == ["a", "b"]
+
+
 def test_many_images_need_few_open_files(tmp_path):
     np.savez(tmp_path / "a.npz", draws=0, mean=0, std=0, level=0)
     before = len(os.listdir("/proc/self/fd"))

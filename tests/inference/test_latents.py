@@ -155,6 +155,7 @@ def test_prior_of_pfgm_is_uniform_on_the_hemisphere():
         (lambda: between(latents(), latents()[1], 3), "one latent to one other"),
         (lambda: between(latents()[0], latents()[1], 3, "bent"), "slerp, straight"),
         (lambda: between(latents()[0], latents(run="other")[1], 3), "another run"),
+        (lambda: slerp(np.ones(3), -2 * np.ones(3), [0.5]), "point away from each other"),
         (lambda: slerp(np.zeros(3), np.ones(3), [0.5]), "no direction"),
     ],
 )

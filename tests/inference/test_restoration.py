@@ -144,6 +144,13 @@ def test_the_level_is_estimated():
     np.testing.assert_allclose(levels**2, np.mean(x**2, axis=(1, 2, 3)) - 0.5, rtol=1e-3)
 
 
+def test_the_level_of_an_image_does_not_depend_on_the_others():
+    x = 0.6 * images(1, (8, 8, 1))
+    keys = jax.random.split(KEY, 2)
+    level = lambda x: float(noise.estimated(Gaussian(0.25), keys[: len(x)], jnp.asarray(x), 0.002, 80.0)[0])
+    assert level(np.concatenate([x, np.full_like(x, -1)])) == pytest.approx(level(x), rel=1e-6)
+
+
 # ---- methods on Gaussian data, whose posterior is known
 
 

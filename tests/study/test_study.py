@@ -366,6 +366,16 @@ def test_runs_that_are_asked_for_other_classes_do_not_compare(tmp_path):
         course.study(study, entries, tmp_path / "work")
 
 
+@pytest.mark.parametrize(
+    ("name", "seeds", "words"),
+    [("A", (), "needs seeds"), ("A", (0, 0), "seeds that differ"), ("A", 0, "needs seeds"), ("..", (0,), "a name")],
+)
+def test_variants_that_are_none(tmp_path, name, seeds, words):
+    study = Study("t", "digits.py", {name: plan.Variant(seeds=seeds)}, {}, ("heun", 18))
+    with pytest.raises(UserError, match=words):
+        plan.entries(study, ROOT / "configs/study.py", tmp_path, {})
+
+
 @pytest.mark.parametrize("change", [{"ways": {"huen": (3,)}}, {"headline": ("huen", 3)}], ids=["ways", "headline"])
 def test_a_solver_that_is_misspelt_is_not_left_out(tmp_path, change):
     study = dataclasses.replace(Study("t", "b", {}, {}, ("heun", 18)), **change)

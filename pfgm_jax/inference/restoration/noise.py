@@ -96,5 +96,6 @@ def estimated(
         level = jnp.sqrt(total(jnp.square(x - d)) / N / (1 - share))
         return jnp.clip(level, low, high), None
 
-    start = jnp.clip(jnp.sqrt(total(jnp.square(x - jnp.mean(x))) / N) / 2, low, high)
+    own_mean = jnp.mean(x, axis=range(1, x.ndim), keepdims=True)
+    start = jnp.clip(jnp.sqrt(total(jnp.square(x - own_mean)) / N) / 2, low, high)
     return jax.lax.scan(once, start, None, length=EVALUATIONS)[0]
