@@ -10,7 +10,7 @@ Runs
     load(workdir)                   a trained run or an exported folder: a Generator
     train(config, workdir)          trains a run, or continues it
     tune(source, workdir, {})       tunes a run to 1 or 2 evaluations, as a new run
-    load_config("FILE:ARGUMENTS")   a config file's config; default_config() has every field with its meaning
+    load_config("FILE:ARGUMENTS")   the config of a config file; default_config() has every field with its meaning
     audit(images, real)             figures of anyone's images against real ones
 
 Data
@@ -27,11 +27,11 @@ Processes
 
 Solvers, `(process, denoise, x at σ_max) -> (samples, SolveStats)`
     rk45, tsit5, euler, heun, dpmpp_2m, dpmpp_3m, ipndm, unipc, ddim, sde, ancestral, euler_maruyama,
-    predictor_corrector; auto, which takes one by the number of evaluations; SOLVERS by name
+    predictor_corrector; auto, which chooses one by the number of evaluations; SOLVERS by name
     consistency                     by a flow map to σ = 0, such as a tuned network
     flow_map, two_time_denoiser     the flow from any level to any lower one
 
-Inference: what is asked of a network besides samples
+Inference
     Generator.encode, decode, interpolate, temperature, log_likelihood
     Generator.restore               draws of the posterior of an image given a measurement, with uncertainty
     load_latents(path), bits_per_dim(log_prob, N)
@@ -40,7 +40,7 @@ Metrics of features
     fid, kid, precision_recall, density_coverage
 
 Errors
-    UserError                       a person's mistake, in one line that says what to write instead
+    UserError                       a mistake in the input, in one line that says what to write instead
 
 Everything is imported when it is first used: `import pfgm_jax` itself takes no time. The packages behind these names
 (pfgm_jax.flow, .models, .sampling, .inference, .data, .metrics, .training, .evaluation, .exchange, .storage) are

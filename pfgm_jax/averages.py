@@ -70,7 +70,7 @@ def required(workdir, last):
     """`kept`; UserError where there are none of `last` itself."""
     steps = kept(workdir, last)
     if not steps or steps[-1] != last:
-        raise UserError(f"{workdir} holds no averages of step {last:,}: sample.ema_width needs them")
+        raise UserError(f"{workdir} has no averages of step {last:,}, which sample.ema_width needs")
     return steps
 
 
@@ -109,8 +109,8 @@ def of_width(workdir, width, last, like):
     if error > NEAR:
         least, most = possible(steps)
         raise UserError(
-            f"sample.ema_width={width:g} cannot be made of {len(steps)} checkpoints: {least:g} to {most:g} can, and "
-            "a smaller train.save_every keeps more"
+            f"sample.ema_width={width:g} cannot be reconstructed from {len(steps)} checkpoints: choose {least:g} "
+            f"to {most:g}, or keep more with a smaller train.save_every"
         )
     total = None
     for step, row in zip(steps, parts, strict=True):

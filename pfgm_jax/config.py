@@ -2,8 +2,9 @@
 
 A config is an ml_collections ConfigDict with the sections data, process, model, optim, train, tune, sample, evaluate,
 likelihood, latents, restore, export, schedule and diagnose.
-Fields that are None are left to the data (`run.derive`) or to the solver; `run_record` keeps the config with everything
-derived. Nothing here imports JAX, so that a misspelt key is refused at once; what values must be is in `config_rules`.
+Fields that are None are derived from the data (`run.derive`) or set by the solver; `run_record` keeps the config with
+everything derived. Nothing here imports JAX, so that a misspelt key is refused at once; what values must be is in
+`config_rules`.
 """
 
 import functools
@@ -249,7 +250,7 @@ def parse_arg(arg, **defaults):
     """Reads a config's argument string: "D=128,quick" with typed defaults -> ConfigDict.
 
     A key without a value is True; a value takes its default's type (a default of None takes a string). A type in the
-    place of a default leaves None where nothing is said.
+    place of a default means None if no value is given.
 
     >>> args = parse_arg("D=64,quick", process="pfgmpp", D=128.0, quick=False)
     >>> args.process, args.D, args.quick
@@ -263,7 +264,7 @@ def parse_arg(arg, **defaults):
         key, has_value, text = item.partition("=")
         if key not in defaults:
             options = ", ".join(defaults)
-            raise UserError(f"unknown config argument {quoted(key)}; there are {options}{nearest(key, defaults)}")
+            raise UserError(f"unknown config argument {quoted(key)}; choose from {options}{nearest(key, defaults)}")
         default = defaults[key]
         kind = default if isinstance(default, type) else str if default is None else type(default)
         try:

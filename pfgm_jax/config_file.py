@@ -17,27 +17,27 @@ SHIPPED = pathlib.Path(__file__).parent / "configs"
 
 
 def load_config(argument, overrides=None):
-    """The config that `FILE[:ARGS]` and the overrides make; FILE is a path, or a name that the package has ("digits").
+    """The config of `FILE[:ARGS]` with the overrides; FILE is a path, or the name of a built-in config ("digits").
 
     Raises:
-      UserError: no such file, one that is no Python or imports what there is not, no get_config in it, or an argument
-        or key that it does not know. Other exceptions of the file's code pass through.
+      UserError: no such file, one that is not Python or whose imports fail, no get_config in it, or an unknown argument
+        or key. Other exceptions of the file's code pass through.
     """
-    config, _ = call(argument, "get_config", ConfigDict, "the changed config.default()")
+    config, _ = call(argument, "get_config", ConfigDict, "a modified config.default()")
     for key, text in (overrides or {}).items():
         override(config, key, text)
     return config
 
 
 def call(argument, function, kind, what):
-    """(what a function of FILE returns for ARGS, path of FILE), for `FILE[:ARGS]`; UserError as `load_config`.
+    """(result of a function of FILE for ARGS, path of FILE), for `FILE[:ARGS]`; UserError as `load_config`.
 
     Args:
-      function: its name. kind: the type that the result must be of, `what` in words.
+      function: its name. kind: the required type of the result, `what` in words.
     """
     name, _, args = (argument or "").partition(":")
     if not name:
-        raise UserError("--config=FILE is missing, such as --config=digits, or a file of your own")
+        raise UserError("--config=FILE is missing: give a built-in config, such as --config=digits, or your own file")
     path = find(name)
     there = getattr(_execute(path), function, None)
     if there is None:
@@ -48,7 +48,7 @@ def call(argument, function, kind, what):
         raise UserError(f"{function} of {path} must take one argument: the text behind FILE:, or None") from None
     result = there(args or None)
     if not isinstance(result, kind):
-        raise UserError(f"{function} of {path} returns {type(result).__name__}: return {what}")
+        raise UserError(f"{function} of {path} must return {what}, not {type(result).__name__}")
     return result, path
 
 
@@ -56,7 +56,7 @@ def find(name):
     """The path of a config file: the file called `name`, or else the package's own of that name ("digits").
 
     Raises:
-      UserError: there is neither.
+      UserError: neither exists.
     """
     path, shipped = atomic.expanded(name), SHIPPED / f"{name}.py"
     if path.is_file():
@@ -66,7 +66,7 @@ def find(name):
     names = [file.stem for file in sorted(SHIPPED.glob("*.py"))]
     near = [str(file) for folder in {path.parent, pathlib.Path("configs")} for file in sorted(folder.glob("*.py"))]
     hint = nearest(str(path), near + names) or f"; the package has {', '.join(names)}"
-    raise UserError(f"--config={path}: there is no such file{hint}")
+    raise UserError(f"--config={path}: no such file{hint}")
 
 
 def _execute(path):
@@ -85,7 +85,7 @@ def _execute(path):
 
 
 def line_in(path, error):
-    """The line of a file that was executed when an exception came, the innermost; None if none was."""
+    """The innermost line of a file in an exception's traceback; None if there is none."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]
     return lines[-1] if lines else None

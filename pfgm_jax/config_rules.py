@@ -63,7 +63,7 @@ _RULES = (
     ("up to 16, each up to 1,024", lambda v: len(v) <= 16 and max(v) <= 1_024, ("model.multipliers",)),
     ("a probability from 0 to 1", lambda v: 0 <= v <= 1, ("train.augment",)),
     ("at least 0 images", lambda v: v >= 0, ("train.ema_halflife",)),
-    ("1 for grey, 3 for colours, 0 for what the images are", lambda v: v in (0, 1, 3), ("data.channels",)),
+    ("1 for grey, 3 for colour, 0 to follow the images", lambda v: v in (0, 1, 3), ("data.channels",)),
     ("greater than 0, or None for the process's smallest", lambda v: v is None or v > 0, ("likelihood.sigma_min",)),
     ("0 for none, or at least 2", lambda v: v >= 0 and v != 1, ("sample.frames",)),
     ("0 for the default, or more", lambda v: v >= 0, ("evaluate.num_samples",)),
@@ -132,15 +132,15 @@ def _check_process(config, require):
     from pfgm_jax.flow.kernel import SMALLEST_D as least
 
     c, name, D = config.process, config.process.name, config.sample.D
-    require(c.D >= least, "process.D", f"D is a number from {least} on, or inf")
+    require(c.D >= least, "process.D", f"D must be at least {least}, or inf")
     own = D_of(name, c.D)
-    require(c.D == own, "process.D", f"process={name} is D = {own:g}; process=pfgmpp takes any D")
+    require(c.D == own, "process.D", f"process={name} has D = {own:g}; use process=pfgmpp for another D")
     require(0 < c.beta_min < c.beta_max, "process.beta_min", "0 < beta_min < beta_max")
     source = {"vp": "beta_min, beta_max", "subvp": "beta_min, beta_max", "ddpm": "T, betas"}.get(name)
     for key in ("sigma_min", "sigma_max"):
-        require(c[key] is None or not source, f"process.{key}", f"process={name} has it from {source}")
-    require(c.max_norm is None or name == "pfgm", "process.max_norm", f"process={name} clips no prior")
-    require(D is None or D >= least, "sample.D", f"D is a number from {least} on, inf, or None")
+        require(c[key] is None or not source, f"process.{key}", f"process={name} derives it from {source}")
+    require(c.max_norm is None or name == "pfgm", "process.max_norm", f"process={name} does not clip its prior")
+    require(D is None or D >= least, "sample.D", f"D must be at least {least}, inf, or None")
 
 
 def _check_model(config, require):
@@ -149,7 +149,7 @@ def _check_model(config, require):
 
     c, taps = config.model, tuple(config.model.resample_filter)
     good = len(taps) > 0 and len(taps) % 2 == 0 and taps == taps[::-1] and sum(taps) > 0
-    require(good, "model.resample_filter", "an even number of taps, the same from both ends, like 1,1 or 1,3,3,1")
+    require(good, "model.resample_filter", "an even number of taps, symmetric, like 1,1 or 1,3,3,1")
     # Numbers that only differ from network to network may stay; asking for an option that is missing may not.
     numbers = ("channels", "multipliers", "blocks", "attention", "head_channels", "patch", "noise_channels",
                "embedding_channels", "dropout")  # fmt: skip
@@ -164,11 +164,11 @@ def _check_train(config, require):
 
     c, name = config.train, config.process.name
     pfgm, tuned = name == "pfgm", run.is_tuned(config)
-    rule = "the network of process=pfgm is not x at σ = 0, where tuning begins; use pfgmpp with D=1, the same kernel"
+    rule = "tuning needs a network that returns x at σ = 0, unlike process=pfgm; use pfgmpp with D=1, the same kernel"
     require(not (tuned and pfgm), "train.objective", rule)
     rule = "tuning begins from a trained run: use --mode=tune --source=RUN"
     require(not tuned or c.init, "train.objective", rule)
-    rule = "it needs a run that was trained with train.power_ema=True"
+    rule = "it needs a run trained with train.power_ema=True"
     require(c.power_ema or not config.sample.ema_width, "sample.ema_width", rule)
     rule = f"0 for the whole batch, or a number that divides train.batch={c.batch}"
     require(not c.microbatch or c.batch % c.microbatch == 0, "train.microbatch", rule)
@@ -176,15 +176,17 @@ def _check_train(config, require):
     rule = "0, or at least train.batch, which is part of it"
     require(not c.large_batch or c.large_batch >= c.batch, "train.large_batch", rule)
     require(
-        config.model.conditional or not c.label_dropout, "train.label_dropout", "model.conditional=True gives labels"
+        config.model.conditional or not c.label_dropout,
+        "train.label_dropout",
+        "it needs labels: set model.conditional=True",
     )
     if not c.augment:
         return
     able = "augment_channels" in models.options(config.model.name)
-    require(able, "train.augment", f"the network {config.model.name} takes no augmentation labels")
-    instead = "PFGM goes with train.flip=True instead" if pfgm else "use train.large_batch=0"
-    require(not c.large_batch, "train.augment", f"the field of a large batch is of images as they are; {instead}")
-    require(not c.flip, "train.flip", "train.augment mirrors half of the images itself")
+    require(able, "train.augment", f"the network {config.model.name} does not take augmentation labels")
+    instead = "for PFGM use train.flip=True instead" if pfgm else "use train.large_batch=0"
+    require(not c.large_batch, "train.augment", f"the large-batch target needs images without augmentation; {instead}")
+    require(not c.flip, "train.flip", "train.augment already mirrors half of the images")
 
 
 def _check_data(config, require):
@@ -193,7 +195,7 @@ def _check_data(config, require):
     from pfgm_jax.inference.restoration import condition
 
     c = config.data
-    require(c.val + c.test < 1, "data.test", "with data.val it leaves nothing to train on")
+    require(c.val + c.test < 1, "data.test", "together with data.val it leaves nothing to train on")
     try:
         asked = condition.parse(c.condition)
     except UserError as error:
@@ -201,10 +203,10 @@ def _check_data(config, require):
     if asked is None:
         return
     able = "condition_channels" in models.options(config.model.name)
-    require(able, "data.condition", f"the network {config.model.name} takes no image beside the noisy one")
-    rule = "an image-conditional network learns from the clean image alone: use train.large_batch=0"
+    require(able, "data.condition", f"the network {config.model.name} does not take a conditioning image")
+    rule = "image-conditional training has the clean image as its target: use train.large_batch=0"
     require(not config.train.large_batch, "train.large_batch", rule)
-    rule = "an image-conditional network is not tuned"
+    rule = "an image-conditional network cannot be tuned"
     require(not run.is_tuned(config), "data.condition", rule)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A person's mistake: one line that says what to write instead. main prints it and exits with code 2.
+    """A mistake in the input: one line that says what to write instead. main prints it and exits with code 2.
 
     The message may quote names from files, folders and servers: it is made `printable` here, so nowhere else.
     """
@@ -17,7 +17,7 @@ class UserError(ValueError):
 def nearest(word: str, options: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the option closest to `word`, or "" when none is close.
 
-    Numbers are not misspelt: one is never taken for another.
+    No correction is suggested for a number.
 
     >>> nearest("huen", ["heun", "euler", "rk45"])
     "; did you mean 'heun'?"
@@ -40,13 +40,13 @@ def counted(n: int, noun: str) -> str:
 
 
 def quoted(text: str, length: int = 80) -> str:
-    """A person's or a file's text in quotes, printable, on one line and of about `length` characters at most."""
+    """Text of a user or a file in quotes, printable, on one line and of about `length` characters at most."""
     text = printable(text[: length + 1])
     return f"'{text}'" if len(text) <= length else f"'{text[: length - 1]}…'"
 
 
 def printable(text: str) -> str:
-    r"""The text with what a terminal would obey, or cannot encode, written out: such as \x1b for ESC.
+    r"""The text with control characters, and those that the terminal cannot encode, escaped: such as \x1b for ESC.
 
     Names that come from files (classes, columns, a server's answer) pass through here before they are shown.
     """

@@ -68,7 +68,7 @@ def _line(error, mode):
     if isinstance(error, ModuleNotFoundError) and not (error.name or "pfgm_jax").startswith("pfgm_jax"):
         return f"the package {error.name} is missing: pip install -e . in the folder of pfgm_jax installs what it needs"
     if isinstance(error, RuntimeError) and "Unable to initialize backend" in str(error):
-        return f"JAX finds no device: {_first_line(error)}; JAX_PLATFORMS=cpu computes on the processor"
+        return f"JAX finds no device: {_first_line(error)}; JAX_PLATFORMS=cpu runs on the CPU"
     return None
 
 
@@ -80,7 +80,7 @@ def _less_memory(mode):
             "finds the largest batch that fits"
         )
     if mode in _DATA:
-        return "lower --config.data.size, or take fewer images or a machine with more"
+        return "lower --config.data.size, or use fewer images or a machine with more memory"
     return "lower --config.sample.batch, or --config.sample.n and --config.sample.frames"
 
 

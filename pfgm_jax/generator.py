@@ -78,7 +78,7 @@ class Generator:
         before, after = flatten(self.config), flatten(config)
         kept = run_record.CONDITION + run_record.SPLIT if own else run_record.CONDITION
         if fixed := fixed + [key for key in kept if after[key] != before[key]]:
-            raise UserError(f"a trained run keeps its {', '.join(fixed)}: leave it out")
+            raise UserError(f"{', '.join(fixed)} cannot be changed in a trained run: leave it out")
         params, width = self.params, config.sample.ema_width
         if width != self.config.sample.ema_width:
             params = stored_run.average(stored_run.folder(self.source), self.step, width, params)
@@ -210,7 +210,9 @@ class Generator:
           UserError: a network that is not tuned, and as `denoise`.
         """
         if not self.run.tuned:
-            raise UserError("flow_end needs a tuned network, and this one is a posterior mean: --mode=tune makes one")
+            raise UserError(
+                "flow_end needs a tuned network, and this one predicts the posterior mean: --mode=tune makes one"
+            )
         x = arguments.states(x, self.shape)
         sigma, own = arguments.noise_levels(sigma, x), self._state_labels(labels, len(x))
         return batches.denoised(self.network, None, self.params, own, None, None, 1.0, x, sigma)
@@ -224,8 +226,8 @@ class Generator:
             self.require_unconditioned(what)
         if self.run.tuned:
             raise UserError(
-                f"{what} needs a posterior mean, and this network is tuned to the end of the flow: use the run it was "
-                f"tuned from, {printable(self.config.train.init)}"
+                f"{what} needs the posterior mean, and this network is tuned to the end of the flow: use the run "
+                f"it was tuned from, {printable(self.config.train.init)}"
             )
 
     def require_unconditioned(self, what: str) -> None:
@@ -252,21 +254,21 @@ class Generator:
             return batches.Guide(self.network, self.params, False, settings.guidance)
         weak = settings.guide if isinstance(settings.guide, Generator) else load(settings.guide)
         if weak.run.tuned:
-            raise UserError("a tuned network is no posterior mean and guides none: give the run it was tuned from")
+            raise UserError("a tuned network cannot be used as a guide: give the run it was tuned from")
         if weak.run.condition:
-            raise UserError("an image-conditional network guides none: give another guide")
+            raise UserError("an image-conditional network cannot be used as a guide")
         flow, guide_flow = self.process, weak.process
         if weak.shape != self.shape:
             shapes = ["×".join(map(str, shape)) for shape in (weak.shape, self.shape)]
-            raise UserError(f"the guide makes images of {shapes[0]}, this network of {shapes[1]}")
+            raise UserError(f"the guide makes images of {shapes[0]}, but this network of {shapes[1]}")
         # Ranges may come from data, in float32.
         covered = guide_flow.sigma_max >= 0.999 * flow.sigma_max and guide_flow.sigma_min <= 1.001 * flow.sigma_min
         if guide_flow.D != flow.D or not covered:
             ranges = [f"D = {p.D:g}, σ from {p.sigma_max:.4g} to {p.sigma_min:.4g}" for p in (guide_flow, flow)]
-            raise UserError(f"the guide is for {ranges[0]}, this network for {ranges[1]}, which a guide must cover")
+            raise UserError(f"the guide is for {ranges[0]}, but must cover this network's {ranges[1]}")
         if weak.classes and (not self.classes or weak.derived["classes"] != self.derived["classes"]):
             names = ", ".join(weak.derived["classes"][:20])
-            raise UserError(f"the guide is conditioned on classes that this network does not know: {names}")
+            raise UserError(f"the guide is conditioned on classes that this network does not have: {names}")
         return batches.Guide(weak.network, weak.params, weak.classes > 0, settings.guidance)
 
     @functools.cached_property
@@ -401,9 +403,7 @@ class Generator:
         if self.needs_label:
             traced = isinstance(labels, jax.core.Tracer)
             if labels is None or not traced and (np.asarray(labels) < 0).any():
-                raise UserError(
-                    "this network was never trained without a label: give labels, a class's number or one an image"
-                )
+                raise UserError("this network needs a label: give labels, a class number or one per image")
         return labels
 
     def _labels_of(self, labels, n):

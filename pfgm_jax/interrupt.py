@@ -120,7 +120,7 @@ class Interrupt:
         seconds = min(self._grace if heard == 1 else AT_ONCE, threading.TIMEOUT_MAX)  # infinite: as long as it takes
         if not self._over.wait(seconds) and not _interactive():
             if heard == 1:
-                print(f"\n{seconds:g} s are over, stopping as it is; {self._stands()}", file=sys.stderr, flush=True)
+                print(f"\nnot finished after {seconds:g} s, ending now; {self._stands()}", file=sys.stderr, flush=True)
             os._exit(128 + number)
 
 

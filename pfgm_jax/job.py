@@ -1,4 +1,4 @@
-"""The job that this process is one of, if it is one of several: how one that ends tells the others, and hears of them.
+"""The job that this process belongs to, if there are several: how a process that ends notifies the others.
 
 All keep a connection to the first process (JAX's coordination service), where one that stops leaves its last words.
 The others look for them every half a second, from a thread, so that they stop with the same line and exit code,
@@ -30,7 +30,7 @@ class Lost(UserError):
 class _Job:
     client = None  # of JAX's coordination service; None where this process is alone
     number = 0  # of this process
-    listener = None  # the thread that hears the others
+    listener = None  # the thread that receives the others' messages
     over = threading.Event()
     ending = threading.Lock()  # taken, for good, by the thread that ends this process
 
@@ -42,7 +42,7 @@ def patience():
     except ValueError:
         seconds = 0
     if seconds < 1:
-        raise UserError(f"{PATIENCE} is a whole number of seconds, at least 1")
+        raise UserError(f"{PATIENCE} must be a whole number of seconds, at least 1")
     return seconds
 
 
@@ -52,7 +52,7 @@ def joined():
 
 
 def is_first():
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return _Job.number == 0
 
 
@@ -99,11 +99,11 @@ def _listen():
 
 
 def leave(code, line, said=False):
-    """Ends this process with a line, unless it was `said`, after the others could hear it: they end with that code."""
+    """Ends this process with a line, unless it was `said`, once the others could receive it; they end alike."""
     if _Job.number:
-        time.sleep(1)  # where all stop for one reason, the first process speaks: it alone knows the run's folder
+        time.sleep(1)  # where all stop for one reason, the first process prints: only it knows the run's folder
     _Job.ending.acquire()  # where the others' word has arrived, that is what ends this process
-    with contextlib.suppress(Exception):  # the connection is lost: they hear of it by the silence
+    with contextlib.suppress(Exception):  # the connection is lost: they notice by the silence
         _Job.client.key_value_set(_KEY, json.dumps([_Job.number, code, line]))
     if not said:
         print(f"pfgm_jax: {line}", file=sys.stderr, flush=True)

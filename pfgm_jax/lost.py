@@ -44,7 +44,7 @@ def main():
         numbers = sorted({next(filter(None, found)).decode() for found in TASK.findall(b"".join(ending))})
         which = f"process {numbers[0]} was lost" if len(numbers) == 1 else "another process was lost"
         # Below the progress bar, whose line has no end.
-        print(f"\npfgm_jax: {which}, and all stop: the same command continues", file=sys.stderr)
+        print(f"\npfgm_jax: {which}, so all stop: the same command continues", file=sys.stderr)
 
 
 if __name__ == "__main__":

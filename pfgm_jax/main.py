@@ -48,7 +48,7 @@ examples
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         if "--dry_run: ignored explicit argument" in message:
-            message = "--dry_run takes no value: it is there or it is not"
+            message = "--dry_run takes no value"
         raise UserError(message)
 
 
@@ -64,7 +64,7 @@ def parse(argv):
                      description="Train, sample and measure Poisson flow generative models.",
                      epilog=f"modes\n{modes}\n{_MORE}",
                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--mode", default="train", metavar="MODE", help="what to do, see below (train)")
+    parser.add_argument("--mode", default="train", metavar="MODE", help="what to do, see below (default: train)")
     parser.add_argument("--config", metavar="FILE[:ARGS]", help=f"config file and its arguments: {', '.join(planning)}")
     parser.add_argument("--workdir", metavar="FOLDER", help="the folder of the run")
     parser.add_argument("--source", metavar="PATH", help="; ".join(f"{name}: {what}" for name, what in sources.items()))
@@ -139,7 +139,7 @@ def _meant(word, mode):
         fields = [field for field in fields if field.startswith(mode.sections)]
     if fields:
         return f"; did you mean {' or '.join(f'--config.{field}={quoted(value)[1:-1]}' for field in fields)}?"
-    return nearest(key, FLAGS) or "; --help shows what there is"
+    return nearest(key, FLAGS) or "; see --help"
 
 
 def run(argv):
@@ -181,11 +181,11 @@ def _join(flags):
     if job.joined() and (flags.dry_run or not MODES[flags.mode].together):
         able = ", ".join(name for name, mode in MODES.items() if mode.together)
         asked = "--dry_run" if flags.dry_run else f"--mode={flags.mode}"
-        raise UserError(f"{asked} is for one process: leave out PFGM_JAX_PROCESS; several can do {able}")
+        raise UserError(f"{asked} runs in one process: unset PFGM_JAX_PROCESS; modes for several processes: {able}")
 
 
 def _exit(code, line, said=False):
-    """Ends the process with a line, unless it was `said`; where it is one of several, the others hear it too."""
+    """Ends the process with a line, unless it was `said`; where it is one of several, the others receive it too."""
     if job.joined():
         job.leave(code, line, said)
     if not said:
@@ -197,7 +197,7 @@ def _check_devices():
     """Raises UserError for a JAX_NUM_CPU_DEVICES that JAX would end with, at its import or later."""
     number = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
     if not re.fullmatch(r"-1|[1-9]\d{0,3}", number):  # -1: one, unless XLA_FLAGS say otherwise
-        raise UserError(f"JAX_NUM_CPU_DEVICES={quoted(number)[1:-1]} is no number of devices: 1, 2, …")
+        raise UserError(f"JAX_NUM_CPU_DEVICES must be a positive integer, got {quoted(number)}")
 
 
 def _check_paths(flags):

@@ -230,7 +230,7 @@ MODES = {
         sections=("data.",),
     ),
     "compare": Mode(
-        "measure the runs in --workdir and --source alike: which differences are resolved", _compare,
+        "compare the runs in --workdir and --source: which differences are resolved", _compare,
         sections=_WITH_DATA, source="the run to compare with", runs=True,
     ),
     "curve": Mode("quality against evaluations of the network, solver by solver", _curve, sections=_WITH_DATA),
@@ -240,11 +240,11 @@ MODES = {
         several=True, needs_source=False,
     ),
     "likelihood": Mode(
-        "bits per dimension of real images, and which sets they tell apart", _likelihood,
+        "bits per dimension of real images, and which sets they distinguish", _likelihood,
         sections=("likelihood.", "data."),
     ),
     "interpolate": Mode(
-        "encode real images; pictures of what lies between them and around them", _interpolate,
+        "encode real images, and draw what lies between and around them", _interpolate,
         sections=("latents.", "data."),
     ),
     "restore": Mode(
@@ -260,24 +260,24 @@ MODES = {
         "measure any folder of images against the data of --config: FID, KID, …", _audit, "needed", False,
         source="the images, a folder or an npz file",
     ),
-    "verify": Mode("check the run's files for damage, and say what it can still do", _verify, sections=()),
+    "verify": Mode("check the run's files for damage, and report what still works", _verify, sections=()),
     "export": Mode(
-        "write the run's weights with config, model card and picture, once a gate finds no copies", _export,
+        "export the run's weights with config, model card and picture, if a gate finds no copies", _export,
         sections=("sample.", "export.", "data."),
     ),
     "import": Mode(
-        "make a run in --workdir of another project's checkpoint, or of packaged weights", _import, "optional",
+        "make a run in --workdir from another project's checkpoint, or from packaged weights", _import, "optional",
         source="the checkpoint to import, or pretrained:NAME",
     ),
     "study": Mode(
-        "train and measure the variants of --config alike, and write the report that compares them", _study, "study",
+        "train and measure the variants of --config, and write a report that compares them", _study, "study",
     ),
-    "lessons": Mode("draw what Poisson flow is, in pictures with their formulas", _lessons, "none"),
+    "lessons": Mode("explain Poisson flow in pictures, with formulas", _lessons, "none"),
     "explore": Mode(
-        "write a page on which charges are drawn and samples flow to them, in one HTML file", _explore, "none",
-        source="points [n, 2] in a .npy file or a run in the plane, to begin with", needs_source=False,
+        "write an interactive page, one HTML file: draw charges and watch samples flow to them", _explore, "none",
+        source="points [n, 2] in a .npy file, or a run in the plane, to start from", needs_source=False,
     ),
-    "doctor": Mode("check the installation; paste its output into a report of a fault", _doctor, "none", False),
+    "doctor": Mode("check the installation; include the output in bug reports", _doctor, "none", False),
 }  # fmt: skip
 
 

@@ -107,11 +107,13 @@ def check_divisible(batch, what):
     """Raises UserError unless `batch` can be shared equally among the devices."""
     n = device_count()
     if batch < 1 and n == 1:
-        raise UserError(f"{what}={batch} is not possible: at least 1")
+        raise UserError(f"{what} must be at least 1, got {batch}")
     if batch < 1 or batch % n:
         below = batch // n * n
         options = f"{below} or {below + n}" if below > 0 else f"{n}"
-        raise UserError(f"{what}={batch} cannot be shared by {n} devices; use a multiple of {n}, such as {options}")
+        raise UserError(
+            f"{what}={batch} cannot be split evenly over {n} devices; use a multiple of {n}, such as {options}"
+        )
 
 
 # ---- arrays with a leading axis of this process's devices
@@ -196,7 +198,7 @@ def process():
 
 
 def is_first():
-    """Whether this is the process that writes files and speaks."""
+    """Whether this is the process that writes files and prints."""
     return process() == 0
 
 
@@ -215,7 +217,7 @@ def connect():
     given = re.fullmatch(r"(\d+)/(\d+)@([^@\s]+:\d+)", text)
     if text != "auto" and not (given and int(given[1]) < int(given[2])):
         raise UserError(
-            f"{PROCESS}={quoted(text)[1:-1]} is no process: write auto, or NUMBER/ALL@HOST:PORT like 0/2@10.0.0.7:1234"
+            f"{PROCESS}={quoted(text)[1:-1]} is not valid: write auto, or NUMBER/ALL@HOST:PORT like 0/2@10.0.0.7:1234"
         )
     where = {}
     if given:
@@ -232,7 +234,7 @@ def connect():
         )
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise UserError(f"{PROCESS}={text}: the processes do not find each other: {line}") from None
+        raise UserError(f"{PROCESS}={text}: the processes cannot connect: {line}") from None
     if process_count() > 1:
         from jax._src import distributed  # public JAX has no way to say a word to the other processes
 

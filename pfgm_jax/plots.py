@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pfgm_jax.storage import atomic
 
-# Okabe and Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/); yellow, too light for
-# lines on white, is left out.
+# Okabe and Ito's colours, distinguishable with any colour vision (https://jfly.uni-koeln.de/color/), without yellow,
+# which is too light for lines on white.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 
 

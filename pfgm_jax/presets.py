@@ -71,14 +71,14 @@ def level_sizes(size, levels):
     """
     if min(size) < 8:
         raise UserError(
-            f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}; for points there is model.name=mlp"
+            f"the U-Net takes images of 8 px or more, got {size[0]}×{size[1]}; for points use model.name=mlp"
         )
     sizes = [tuple(size)]
     for _ in range(levels - 1):
         sizes.append(tuple(-(-s // 2) for s in sizes[-1]))
     if min(sizes[-1]) < 2:
         raise UserError(
-            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last is of one pixel"
+            f"{levels} levels (model.multipliers) are too many for {size[0]}×{size[1]} px: the last would be one pixel"
         )
     return sizes
 
@@ -103,5 +103,5 @@ def preset(name):
       UserError: no such name.
     """
     if name not in PRESETS:
-        raise UserError(f"unknown network {quoted(name)}; there are {', '.join(PRESETS)}{nearest(name, PRESETS)}")
+        raise UserError(f"unknown network {quoted(name)}; choose from {', '.join(PRESETS)}{nearest(name, PRESETS)}")
     return dict(PRESETS[name])

@@ -19,7 +19,7 @@ def asked_D(name, D):
         return D_of(name)
     if D_of(name, D) != D:
         raise UserError(
-            f"D={D:g} is for process=pfgmpp, and process={name} is D = {D_of(name):g}: leave one of them out"
+            f"D={D:g} is for process=pfgmpp, and process={name} has D = {D_of(name):g}: leave one of them out"
         )
     return D
 

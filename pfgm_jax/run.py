@@ -110,9 +110,9 @@ def derive(config, dataset):
             f"write train.batch={fitting}"
         )
     if dataset.train.images.dtype != np.uint8 and (config.train.augment or config.train.flip):
-        raise UserError(f"{dataset.name} is of points: train.augment and train.flip are for images; leave them out")
+        raise UserError(f"{dataset.name} holds points: train.augment and train.flip are for images; leave them out")
     if dataset.train.images.dtype != np.uint8 and config.data.condition:
-        raise UserError(f"{dataset.name} is of points: data.condition is for images; leave it out")
+        raise UserError(f"{dataset.name} holds points: data.condition is for images; leave it out")
     derived = {
         "shape": list(dataset.shape),
         "dtype": str(dataset.train.images.dtype),

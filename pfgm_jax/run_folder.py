@@ -54,7 +54,7 @@ def _same_run(workdir, config, derived):
     different += [f"data ({key})" for key in facts if not different and facts[key] != derived.get(key)]
     if different:
         raise UserError(
-            f"{workdir} holds a run with another {', '.join(different)}; use another workdir, or its values"
+            f"{workdir} holds a run with different {', '.join(different)}; use its values or another workdir"
         )
     if config.optim.decay == "cosine" and recorded.train.images != config.train.images:
         print(
@@ -107,7 +107,7 @@ def _lock(stream, workdir):
             f"{workdir} is being trained by {_holder(stream)}: wait for it or stop it, or use another workdir"
         ) from None
     except OSError as error:  # a file system without locks
-        print(f"{workdir} cannot be locked ({error.strerror}): start no second training there", file=sys.stderr)
+        print(f"{workdir} cannot be locked ({error.strerror}): do not start a second training there", file=sys.stderr)
         return
     with contextlib.suppress(OSError):  # a full disk: the lock holds without a name
         stream.truncate(0)

@@ -98,7 +98,7 @@ def load(workdir):
             if key in known or not key.startswith(_MEASURES):  # how a run was measured is not part of it
                 override(config, key, value)
     except UserError as error:
-        raise UserError(f"{path} is no record of a run: {printable(error)}") from None
+        raise UserError(f"{path} is not a record of a run: {printable(error)}") from None
     return config, recorded["derived"]
 
 

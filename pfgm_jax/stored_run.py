@@ -22,7 +22,7 @@ def folder(source):
         return atomic.expanded(source)
     names = sorted(file.parent.name for file in PRETRAINED.glob(f"*/{safetensors.EXPORTED}"))
     if name not in names:
-        there = f"there are {', '.join(names)}" if names else "there are none in this package"
+        there = f"choose from {', '.join(names)}" if names else "there are none in this package"
         raise UserError(f"no pretrained weights are called {name!r}; {there}{nearest(name, names)}")
     return PRETRAINED / name
 
@@ -35,7 +35,9 @@ def read(workdir):
         run_lib.check_derived(derived)
         return run_lib.make_run(config, derived)
     except UserError as error:
-        raise UserError(f"{pathlib.Path(workdir, 'config.json')} makes no network: {printable(str(error))}") from None
+        raise UserError(
+            f"{pathlib.Path(workdir, 'config.json')} does not describe a network: {printable(str(error))}"
+        ) from None
 
 
 def weights(workdir, run, step=None):
@@ -48,9 +50,9 @@ def weights(workdir, run, step=None):
     exported = pathlib.Path(workdir, safetensors.EXPORTED)
     if os.path.lexists(exported):
         if not exported.is_file():  # a pipe would be waited for
-            raise UserError(f"{exported} is no file of weights: export or import writes one")
+            raise UserError(f"{exported} is not a file of weights: export or import writes one")
         if step is not None:
-            raise UserError(f"{workdir} holds exported weights, which are of one step: leave out step={step!r}")
+            raise UserError(f"{workdir} holds exported weights, which have only one step: leave out step={step!r}")
         params = safetensors.load(exported, like, run_record.fingerprint(run_record.read(workdir)))
         return params, run.derived.get("step", 0)
     config, fixed = run.config, run_record.fixed(run_record.read(workdir))
@@ -66,7 +68,7 @@ def _numbered(workdir, config, step):
     """The step that `load`'s argument means, None for the newest."""
     if step != "best":
         if step is not None and (isinstance(step, bool) or not isinstance(step, int | np.integer)):
-            raise UserError(f'step={step!r} is no step: give a number, "best", or None for the newest')
+            raise UserError(f'step={step!r} is not a step: give a number, "best", or None for the newest')
         return step
     best = run_folder.best_step(workdir, run_folder.validation_losses(workdir, config.train.batch))
     if best is None:
@@ -81,10 +83,10 @@ def average(workdir, step, width, like):
       UserError: an exported folder, which holds one average, or as `averages.of_width`.
     """
     if os.path.lexists(pathlib.Path(workdir, safetensors.EXPORTED)):
-        raise UserError(f"{workdir} holds exported weights, which are of one average: leave out sample.ema_width")
+        raise UserError(f"{workdir} holds exported weights, which have only one average: leave out sample.ema_width")
     if width:
         return averages.of_width(workdir, width, step, like)
     restored = checkpoint.restore(workdir, {"ema": like}, step)
     if restored is None:
-        raise UserError(f"{workdir} has no checkpoint any more, whose average sample.ema_width=0 is")
+        raise UserError(f"{workdir} no longer has a checkpoint, whose average sample.ema_width=0 uses")
     return restored[1]["ema"]

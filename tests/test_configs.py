@@ -165,7 +165,7 @@ def test_the_largest_sigma_of_ve_is_the_datas_diameter():
 @pytest.mark.parametrize(
     "arg, changes, words",
     [
-        ("process=vp", {"process.D": "128"}, ["process.D=128", "D = inf", "process=pfgmpp takes any D"]),
+        ("process=vp", {"process.D": "128"}, ["process.D=128", "D = inf", "use process=pfgmpp for another D"]),
         ("process=ve", {"process.D": "1"}, ["D = inf"]),
         ("process=ddpm", {"process.D": "2048"}, ["D = inf"]),
         ("process=pfgm", {"process.D": "inf"}, ["D = 1"]),
@@ -199,14 +199,14 @@ def test_D_of_a_process_that_has_its_own(config):
     for arg, D in (("", 128), ("D=64", 64), ("process=pfgm,D=1", 1), ("process=edm,D=inf", math.inf)):
         assert config.get_config(arg).process.D == D
     for arg, own in (("process=edm,D=64", "inf"), ("process=pfgm,D=128", "1")):
-        with pytest.raises(UserError, match=f"is for process=pfgmpp, and process=.* is D = {own}: leave one of them"):
+        with pytest.raises(UserError, match=f"is for process=pfgmpp, and process=.* has D = {own}: leave one of them"):
             config.get_config(arg)
     with pytest.raises(UserError, match="'D' takes a number, such as D=128"):
         config.get_config("D")
 
 
 def test_D_of_a_published_process_that_has_its_own():
-    with pytest.raises(UserError, match="D=64 is for process=pfgmpp, and process=pfgm is D = 1"):
+    with pytest.raises(UserError, match="D=64 is for process=pfgmpp, and process=pfgm has D = 1"):
         celeba64.get_config("D=64")
 
 
@@ -330,6 +330,6 @@ def test_a_config_that_the_package_has_is_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config_file.load_config("digits:quick") == config_file.load_config(f"{config_file.SHIPPED}/digits.py:quick")
     for name in ("digit", "../configs/digits", ".."):
-        with pytest.raises(UserError, match="there is no such file"):
+        with pytest.raises(UserError, match="no such file"):
             config_file.load_config(name)
     assert "'digits'" in str(pytest.raises(UserError, config_file.find, "digit").value)

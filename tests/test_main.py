@@ -247,7 +247,7 @@ def test_solvers_that_a_trained_process_does_not_admit(refused, trained):
         ("quick", ["sample.solver=heun", "sample.steps=1"], "steps >= 2"),
         ("quick", ["sample.solver=heun", "sample.grid=lgo"], "did you mean 'log'"),
         ("process=vp,quick", ["process.sigma_max=80"], "process.sigma_max"),
-        ("process=vp,quick", ["process.D=128"], "process=pfgmpp takes any D"),
+        ("process=vp,quick", ["process.D=128"], "use process=pfgmpp for another D"),
         ("process=vpp,quick", [], "'vp'"),
     ],
 )
@@ -302,7 +302,7 @@ def test_no_traceback_from_a_fresh_process(tmp_path):
 def test_a_number_of_devices_that_is_none(command, monkeypatch, number):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", number)
     code, _, err = command("--config=digits:quick", "--dry_run")
-    assert (code, err) == (2, f"pfgm_jax: JAX_NUM_CPU_DEVICES={number} is no number of devices: 1, 2, …\n")
+    assert (code, err) == (2, f"pfgm_jax: JAX_NUM_CPU_DEVICES must be a positive integer, got {number!r}\n")
 
 
 def test_dry_run_says_what_it_would_do_and_writes_nothing(command, tmp_path):
@@ -371,7 +371,7 @@ def test_classes_and_guides_that_there_are_not(refused, told, trained):
     assert "no class is called '12'" in asked("labels=12") and "the classes are 0, 1, 2" in asked("labels=12")
     assert "trained without labels" in asked("labels=3", workdir=trained)
     assert "give a weaker network as sample.guide" in asked("guidance=2", workdir=trained)
-    assert "does nothing at guidance 1" in asked(f"guide={trained}")
+    assert "has no effect at guidance 1" in asked(f"guide={trained}")
     assert "no/such/run holds no run" in asked("guidance=2", "guide=no/such/run")
 
 

@@ -40,7 +40,7 @@ def refused(*argv):
         (["--lr=3", "--workdir=x"], "did you mean --config.optim.lr=3?"),
         (["--steps=18", "--workdir=x"], "--config.sample.steps=18 or "),
         (["--mode=sample", "--steps=18", "--workdir=x"], "did you mean --config.sample.steps=18?"),
-        (["--mode=verify", "--steps=18", "--workdir=x"], "--help shows what there is"),
+        (["--mode=verify", "--steps=18", "--workdir=x"], "; see --help"),
         ([], "nothing to do: try --config=digits --workdir=runs/digits, or --help"),
         (["--dry-run"], "did you mean '--dry_run'?"),
         (["--dry_run=1"], "--dry_run takes no value"),

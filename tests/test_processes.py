@@ -296,4 +296,4 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path, number):
 def test_other_settings_are_refused(tmp_path):
     done = ended(start([command(tmp_path / "run"), command(tmp_path / "run", **{"optim.lr": 1e-4})]))
     assert [code for code, _, _ in done] == [2, 2], done
-    assert "process 1: this process has another data, optim.lr than the first one" in done[0][2]
+    assert "process 1: this process has a different data, optim.lr than the first one" in done[0][2]

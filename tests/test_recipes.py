@@ -191,7 +191,7 @@ def write(folder, name, size, n=4, labels=None, channels=(3,)):
 def test_a_prepared_file(tmp_path):
     config = load("cifar10", "process=vp,network=ddpmpp")
     config.data.dir = str(tmp_path)
-    with pytest.raises(UserError, match="holds no cifar10.npz, cifar-10-.*leave out data.dir"):
+    with pytest.raises(UserError, match="has no cifar10.npz, cifar-10-.*leave out data.dir"):
         dry_run.prepare(config)
     arrays = write(tmp_path, "cifar10", 32, labels=np.array([0, 9, 3, 3]))
     for stand_in in (False, True):

@@ -18,7 +18,7 @@ while [ $# -gt 0 ]; do
     --version=*) version="${1#*=}" ;;
     --bucket=*) bucket="${1#*=}"; bucket="${bucket#gs://}" ;;
     --) shift; command=("$@"); break ;;
-    -*) fail "unknown argument '$1'; --help shows what there is" ;;
+    -*) fail "unknown argument '$1'; see --help" ;;
     *) [ -z "$name" ] || fail "'$name' or '$1'? one NAME at a time"; name="$1" ;;
     esac
     shift

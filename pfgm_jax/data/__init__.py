@@ -53,9 +53,9 @@ def unused(name: str) -> list[str]:
 
 
 def load(data_config, stand_in=False) -> Dataset:
-    """The data set `data_config.name`; UserError for anything a person can fix.
+    """The data set `data_config.name`; UserError for anything the user can fix.
 
-    With `stand_in`, random images take the place of a published set whose files are absent: enough for a dry run.
+    With `stand_in`, random images replace a published set whose files are absent: enough for a dry run.
     """
     name = data_config.name
     for field, unset in FOLDER_ONLY.items() if name != "folder" else ():

@@ -1,7 +1,7 @@
-"""Non-leaky augmentation (EDM, arXiv 2206.00364, appendix F.2): images are changed and the network is told how.
+"""Non-leaky augmentation (EDM, arXiv 2206.00364, appendix F.2): images are changed, and the network gets the change.
 
 Flips, scaling, rotation, stretching and shifting, each with a probability of its own; nine labels an image say what was
-done, all zero for an image that was left alone. A model trained so draws images of the data when its labels are zero.
+done, all zero for an unchanged image. A model trained this way draws images of the data when its labels are zero.
 
 A flip moves pixels. All else is one affine map from an output's coordinates to the image's, sampled against aliasing as
 in StyleGAN2-ADA (arXiv 2006.06676, appendix B.2): the image, mirrored at its edges, is doubled in size with the
@@ -96,7 +96,7 @@ def draw(keys, probability, dtype=jnp.float32):
 
 
 def labels(change):
-    """What the network is told of a `Change`, [B, 9]; zeros for an image that was left alone.
+    """The labels of a `Change` for the network, [B, 9]; zeros for an unchanged image.
 
     The two numbers of a stretch are the same for (stretch, axis) and (−stretch, axis + π), as published: for a tilted
     axis they say how much, but not whether along or across.

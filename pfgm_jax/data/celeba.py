@@ -28,15 +28,16 @@ def load(data_config) -> Dataset:
     if path is None:
         where = f"in {published.folder(data_config)}" if data_config.dir else "with data.dir=FOLDER"
         raise UserError(
-            f"celeba64 is not downloaded: put img_align_celeba (unzipped) and list_eval_partition.txt of "
-            f"https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html {where}, or celeba64.npz with MedMNIST's six arrays"
+            "celeba64 is not downloaded automatically: put img_align_celeba (unzipped) and "
+            f"list_eval_partition.txt of https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html {where}, or "
+            "celeba64.npz with MedMNIST's six arrays"
         )
     if path.suffix == ".npz":
         splits = published.from_npz(data_config, path, facts)
         return published.dataset(data_config, facts, splits, f"{path.name}, not checked")
     partition = next((path / name for name in PARTITIONS if (path / name).is_file()), None)
     if partition is None:
-        raise UserError(f"{path} has the images of CelebA and no list_eval_partition.txt: put it beside them")
+        raise UserError(f"{path} has the images of CelebA but no list_eval_partition.txt: put it beside them")
     files = _read_partition(partition)
     photos = next(path / name for name in PHOTOS if (path / name).is_dir())
     absent = [name for names in files.values() for name in names if not (photos / name).is_file()]

@@ -78,10 +78,10 @@ def find(data_config) -> Path | None:
 def _absent(given):
     """Why a folder is no CIFAR-10, and what to do."""
     if given.name in PICKLES or any((given / name).exists() for name in PICKLES):
-        return f"{given} holds CIFAR-10 as Python pickles, never loaded: get the binary version, {URL}"
+        return f"{given} holds CIFAR-10 as Python pickles, which are never loaded: get the binary version, {URL}"
     if not given.exists():
         return f"data.dir={given} does not exist: leave it out to download CIFAR-10"
-    return f"{given} holds no cifar10.npz, {ARCHIVE} or {FOLDER}: get {URL}, or leave out data.dir"
+    return f"{given} has no cifar10.npz, {ARCHIVE} or {FOLDER}: get {URL}, or leave out data.dir"
 
 
 def _from_archive(path):
@@ -99,7 +99,7 @@ def _from_archive(path):
                 pass
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise UserError(
-            f"{path} is cut short, damaged or no .tar.gz archive ({one_line(error)}): get {URL} again"
+            f"{path} is cut short, damaged or not a .tar.gz archive ({one_line(error)}): get {URL} again"
         ) from error
     missing = [name for name in FILES if name not in files]
     if missing:

@@ -1,4 +1,4 @@
-"""What every data source returns, and the way between bytes and the unit scale [-1, 1]."""
+"""What every data source returns, and the conversion between bytes and the unit scale [-1, 1]."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SAMPLED, SAMPLED_BYTES = 10_000, 2**30  # at most, images of a `LazyImages` that
 
 
 class LazyImages:
-    """Images uint8 [n, H, W, C] that stay in their files: indexing reads those asked for, as a NumPy array.
+    """Images uint8 [n, H, W, C] that stay in their files: indexing reads the chosen ones, as a NumPy array.
 
     shape: (n, H, W, C). read(indices int64 [b]) -> uint8 [b, H, W, C].
     """
@@ -48,7 +48,7 @@ class LazyImages:
 class Split:
     """Images and labels int32 [n]; ValueError for anything else.
 
-    Images are uint8 [n, H, W, C] with C = 1 or 3, or what is no image: float32 [n, H, W, C], in the unit scale already.
+    Images are uint8 [n, H, W, C] with C = 1 or 3; data other than images are float32 [n, H, W, C] in the unit scale.
     """
 
     images: np.ndarray | LazyImages
@@ -129,7 +129,7 @@ def to_unit(images):
 
 
 def empty_split(shape) -> Split:
-    """A split without images, of a set whose images are of `shape` (H, W, C)."""
+    """A split without images, of a set whose images have `shape` (H, W, C)."""
     return Split(np.zeros((0, *shape), np.uint8), np.zeros(0, np.int32))
 
 
@@ -196,8 +196,8 @@ def diameter(images: np.ndarray | LazyImages, starts=16) -> float:
     """The largest distance between two of the images [n, ...], uint8 or float32, in unit scale.
 
     Searched from the `starts` images farthest from the mean: from each to the image farthest from it, and on from
-    there, as long as the distance grows. That takes a few passes over the data, and can miss the largest of all pairs
-    by little, never exceed it.
+    there, while the distance grows. That takes a few passes over the data; the result may be slightly below the true
+    diameter, never above.
     """
     images = _sampled(images)
     flat = images.reshape(len(images), -1)

@@ -54,7 +54,7 @@ def cached(url: str, name: str, checksum: str) -> Path:
     """The file `name` of the cache, downloaded from `url` if it is not there; always of that MD5 or SHA-256."""
     path = cache_dir() / name
     if path.exists():
-        verify(path, checksum, "delete it, the next run downloads it anew")
+        verify(path, checksum, "delete it, and the next run downloads it again")
     else:
         fetch(url, path, checksum)
     return path
@@ -187,7 +187,7 @@ def _attempt(url, part, stream):
             stream.truncate(0)
             have = stream.seek(0)
         elif not continued:
-            raise OSError("the server sent another part than was asked for")
+            raise OSError("the server sent a different part than requested")
         with _disk(part):
             tag = response.headers.get("ETag", "")
             if tag.startswith('"'):  # a weak one does not promise the same bytes
@@ -198,7 +198,7 @@ def _attempt(url, part, stream):
         _check_length(part, total or 0)
         free = shutil.disk_usage(part.parent).free
         if total and total - have > free:
-            raise UserError(_no_room(part, f"{(total - have) / 1e6:.0f} MB to come, {free / 1e6:.0f} MB free"))
+            raise UserError(_no_room(part, f"{(total - have) / 1e6:.0f} MB to download, {free / 1e6:.0f} MB free"))
         for block in _blocks(response, part.name.removesuffix(".part"), have, total):
             with _disk(part):
                 stream.write(block)
@@ -213,7 +213,7 @@ def _check_length(part, length):
     if length > MAX_BYTES:
         _forget(part)
         name, most = part.name.removesuffix(".part"), f"{MAX_BYTES / 1e9:.3g} GB"
-        raise UserError(f"{name} has more than {most}, as no file here has: the server sends something else")
+        raise UserError(f"{name} has more than {most}, above any expected size: the server sends something else")
 
 
 def _blocks(response, name, have, total):
@@ -289,12 +289,12 @@ def _disk(path):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(_no_room(path, one_line(error))) from error
         raise UserError(
-            f"cannot write to {path.parent} ({one_line(error)}): set PFGM_JAX_CACHE to a folder of yours"
+            f"cannot write to {path.parent} ({one_line(error)}): set PFGM_JAX_CACHE to a writable folder"
         ) from error
 
 
 def _no_room(path, detail):
-    return f"no room in {path.parent} ({detail}): free some, or set PFGM_JAX_CACHE to a folder on another disk"
+    return f"no space in {path.parent} ({detail}): free some, or set PFGM_JAX_CACHE to a folder on another disk"
 
 
 def one_line(error) -> str:

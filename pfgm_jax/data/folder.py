@@ -39,7 +39,7 @@ def load(data_config) -> Dataset:
         raise UserError(f"data.pages={data_config.pages} is not possible: write first or all{hint}")
     window = windows.parse(data_config.window)
     if not data_config.dir:
-        raise UserError("say which folder: data.dir=FOLDER")
+        raise UserError("give the folder of the images: data.dir=FOLDER")
     listing = folder_listing.find(atomic.expanded(data_config.dir), data_config.group)
     counts = np.ones(len(listing.paths), int)
     if data_config.pages == "all":

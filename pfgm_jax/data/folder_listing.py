@@ -90,7 +90,7 @@ def find(root: Path, group="") -> Listing:
     paths, labels, parts, groups = ([row[i] for row in rows] for i in range(4))
     if group:
         if finding.grouped:
-            raise UserError(f"data.group={group} beside {', '.join(finding.grouped)}: leave one of them out")
+            raise UserError(f"data.group={group} and {', '.join(finding.grouped)} both name groups: leave one out")
         groups = _match(group, paths, root)
         finding.grouped.add("data.group")
     return Listing(
@@ -136,12 +136,12 @@ def _match(pattern, paths, root):
     try:
         search = re.compile(pattern).search
     except re.error as error:
-        raise UserError(f"data.group={pattern} is no regular expression ({one_line(error)})") from None
+        raise UserError(f"data.group={pattern} is not a valid regular expression ({one_line(error)})") from None
     matches = [search(os.path.relpath(path, root)) for path in paths]
     groups = [(match.group(1 if match.re.groups else 0) or "") if match else "" for match in matches]
     if paths and not any(groups):
         example = os.path.relpath(paths[0], root)
-        raise UserError(f"data.group={pattern} matches no path, such as {example}: write one that does")
+        raise UserError(f"data.group={pattern} matches none of the paths, such as {example}: change the pattern")
     return groups
 
 
@@ -178,7 +178,7 @@ def _by_split(root, folders, finding):
     for way, own in found:
         if classes and way == "one class":  # of splits with classes and without, those without have no labels
             for path, *_ in own:
-                finding.skipped.add("image", "without a class, as other splits have them", path)
+                finding.skipped.add("image", "without a class, unlike other splits", path)
         else:
             rows += own
     if classes == ["classes by subfolder"]:
@@ -208,7 +208,7 @@ def _walk(folder, finding):
     for parent, folders, names in tqdm(walk, unit=" folders", desc="listing", delay=1, leave=False):
         real = os.path.realpath(parent)
         if real in seen:
-            finding.skipped.add("folder", "met before, by a link", parent)
+            finding.skipped.add("folder", "read already, through a link", parent)
             folders.clear()
             continue
         seen.add(real)

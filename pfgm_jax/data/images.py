@@ -218,7 +218,7 @@ def _values(image):
     """The numbers of a deep image; Unreadable unless all are finite."""
     values = np.asarray(image)
     if not np.isfinite(values).all():
-        raise Unreadable("with values that are no numbers", "NaN or infinite")
+        raise Unreadable("with values that are not numbers", "NaN or infinite")
     return values
 
 
@@ -268,7 +268,7 @@ def lazily(paths, square, pages=None) -> LazyImages:
             try:
                 images[place] = decode(path, square, 0 if pages is None else int(pages[indices[place]])).pixels
             except Unreadable as error:
-                raise UserError(f"{path} gives no image ({', '.join(error.args)}): replace it") from None
+                raise UserError(f"{path} cannot be read as an image ({', '.join(error.args)}): replace it") from None
 
         list(pool().map(one, range(len(indices))))
         return images

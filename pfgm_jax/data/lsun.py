@@ -33,8 +33,9 @@ def load(data_config) -> Dataset:
     if path is None:
         where = f"in {published.folder(data_config)}" if data_config.dir else "with data.dir=FOLDER"
         raise UserError(
-            f"{name} is not downloaded: put its image files {where}, in the folders train and val, or {name}.npz with "
-            "MedMNIST's six arrays; https://github.com/fyu/lsun downloads LSUN and exports its images"
+            f"{name} is not downloaded automatically: put its image files {where}, in the folders train and val, "
+            f"or {name}.npz with MedMNIST's six arrays; https://github.com/fyu/lsun downloads LSUN and exports "
+            "its images"
         )
     if path.suffix == ".npz":
         splits = published.from_npz(data_config, path, facts)

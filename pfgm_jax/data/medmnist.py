@@ -97,7 +97,7 @@ def _official(name: str, size: int) -> Official | None:
         return None
     entry, suffix = INFO[name], "" if size == 28 else f"_{size}"
     if f"url{suffix}" not in entry or f"MD5{suffix}" not in entry:
-        raise UserError(f"the installed medmnist knows no {name} at {size} px: {INSTALL} --upgrade")
+        raise UserError(f"the installed medmnist has no {name} at {size} px: {INSTALL} --upgrade")
     classes = tuple(entry["label"][str(i)] for i in range(len(entry["label"])))
     return Official(entry[f"url{suffix}"], entry[f"MD5{suffix}"], classes, entry["license"])
 

@@ -109,14 +109,14 @@ def split_names(path: Path) -> list[str]:
 def opened(path: Path):
     """The npz file as a ZipFile; what goes wrong in reading it becomes a UserError."""
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise UserError(f"{path} is no file: give an npz file")
+        raise UserError(f"{path} is not a file: give an npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except UserError:
         raise
     except MemoryError as error:
-        raise UserError(f"{path} does not fit in memory: take a smaller data.size or set") from error
+        raise UserError(f"{path} does not fit in memory: use a smaller data.size or data set") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         with contextlib.suppress(OSError), open(path, "rb") as stream:
             if stream.read(2) != b"PK":
@@ -151,7 +151,7 @@ def read_arrays(archive, path, keys, size, empty=False, copies=1) -> dict[str, n
     for key in keys:
         shapes[key], dtype = _read_header(archive, present[key])
         if dtype.hasobject:
-            raise UserError(f"{path}: {key} is pickled (an object array), never loaded: save it as numbers")
+            raise UserError(f"{path}: {key} is pickled (an object array), which is never loaded: save it as numbers")
         _check_array(path, key, shapes[key], dtype, size, empty and key.startswith(("val", "test")))
     images = [key for key in keys if _is_images(key)]
     for key in images:
@@ -209,12 +209,12 @@ def make_splits(path, arrays, keys) -> dict[str, Split]:
 def _find(data_config):
     """The file that `dir` is or, if it is a folder, the one npz file in it."""
     if not data_config.dir:
-        raise UserError("say which file: data.dir=FILE.npz")
+        raise UserError("give the file: data.dir=FILE.npz")
     path = atomic.expanded(data_config.dir)
     if path.is_file():
         return path
     if not path.is_dir():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise UserError(f"data.dir={path} {what}: give an npz file, or a folder with one")
     files = sorted(file for file in path.glob("*.npz") if file.is_file())
     if len(files) != 1:
@@ -235,7 +235,7 @@ def _is_images(key):
 def _read_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of one .npy member; ValueError if its declared size is not what they take."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} is packed by a method that numpy does not write")
+        raise ValueError(f"{info.filename} is compressed by a method that numpy does not use")
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):

@@ -38,7 +38,7 @@ def from_npz(data_config, path, facts, splits=NAMES) -> dict[str, Split]:
     parts = read_splits(path, facts.size, splits)
     if parts["train"].images.shape[-1] != 3:
         raise UserError(
-            f"{path} has grey images and those of {data_config.name} are coloured: save them as [n, s, s, 3]"
+            f"{path} has grey images, but those of {data_config.name} are in colour: save them as [n, s, s, 3]"
         )
     highest = max(int(split.labels.max()) for split in parts.values())
     if highest >= len(facts.classes):

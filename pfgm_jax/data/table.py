@@ -30,7 +30,7 @@ def find(folder) -> Path | None:
     if len(tables) > 1:
         raise UserError(f"{folder} has {' and '.join(table.name for table in tables)}: keep one of them")
     if tables and not tables[0].is_file():
-        raise UserError(f"{tables[0]} is no file that can be read: replace it or take it out")
+        raise UserError(f"{tables[0]} cannot be read as a file: replace or remove it")
     return tables[0] if tables else None
 
 
@@ -60,17 +60,17 @@ def read(table: Path, finding, part=None) -> dict:
         if not row["file"] or not row["label"] or split is None:
             raise UserError(f"{where}: {','.join(cells)[:80]!r} lacks a file, a label, or train, val or test")
         if part not in (None, split):
-            raise UserError(f"{where}: the split {row['split']}, in the folder of {NAMES[part]}: take the column out")
+            raise UserError(f"{where}: the split {row['split']} in the folder of {NAMES[part]}: remove the column")
         path = os.path.normpath(table.parent / row["file"].replace("\\", "/"))
         if os.path.isabs(path) and not table.is_absolute():
             path = os.path.relpath(path)
         if not path.startswith(os.path.join(os.path.normpath(table.parent), "")):
-            raise UserError(f"{where}: {row['file']!r} is outside of {table.parent}: name files in that folder")
+            raise UserError(f"{where}: {row['file']!r} is outside {table.parent}: list only files of that folder")
         entry = (path, row["label"], split, row.get("group", ""))
         if rows.setdefault(path, entry) != entry:
-            raise UserError(f"{where}: {row['file']} is there twice with different labels, splits or patients")
+            raise UserError(f"{where}: {row['file']} is listed twice with different labels, splits or patients")
         if rows[path] is not entry:
-            finding.skipped.add("row", f"that {table.name} has twice", row["file"])
+            finding.skipped.add("row", f"that {table.name} lists twice", row["file"])
         elif not os.path.isfile(path):
             absent.append(row["file"])
     if absent:
@@ -87,7 +87,7 @@ def _lines(table):
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
         lines = [(reader.line_num, row) for row in reader if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table} is no table in UTF-8 ({one_line(error)}): save it as CSV") from error
+        raise UserError(f"{table} is not a UTF-8 table ({one_line(error)}): save it as CSV") from error
     return [name.strip().lower() for name in lines[0][1]] if lines else [], lines[1:]
 
 
@@ -99,7 +99,7 @@ def _roles(table, columns):
         own = [i for i in there if columns[i] == names[0]] or there
         if len(own) > 1:
             present = " and ".join(columns[i] for i in own)
-            raise UserError(f"{table} has the columns {present}: name one of them {names[0]}, and the others otherwise")
+            raise UserError(f"{table} has the columns {present}: name one of them {names[0]} and rename the others")
         roles |= {role: own[0]} if own else {}
     if "file" not in roles or "label" not in roles:
         present = ",".join(columns)[:80] or "none"

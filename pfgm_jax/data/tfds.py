@@ -168,7 +168,7 @@ def _open(folder):
         if any(name.endswith(".Video") for name in names):
             raise UserError(f"{folder} has videos, and images are needed")
         if foreign:
-            raise UserError(f"{folder} has features of a kind that is not tfds's own: {foreign[0]}")
+            raise UserError(f"{folder} has features of a kind that tfds does not define: {foreign[0]}")
         builder = tfds.builder_from_directory(folder)
         builder.info.splits  # noqa: B018  read now
     except UserError:
@@ -209,7 +209,7 @@ def _features(features, what):
     if image is None:
         raise UserError(f"{what} has no feature that is an image (or several, none called image); it has {listed}")
     if features[image].np_dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{what} has images of {features[image].np_dtype}; they are to be of 8 or 16 bits")
+        raise UserError(f"{what} has images of {features[image].np_dtype}; they must have 8 or 16 bits")
     return image, only(tfds.features.ClassLabel, "label")
 
 
@@ -241,6 +241,6 @@ def _lazily(source, rows, key, shape, recipe, what) -> LazyImages:
         try:
             return np.stack(list(images.pool().map(decode, records)))
         except images.Unreadable as error:
-            raise UserError(f"{what} has an image that gives no picture ({', '.join(error.args)})") from None
+            raise UserError(f"{what} has an image that cannot be decoded ({', '.join(error.args)})") from None
 
     return LazyImages((len(rows), *shape), read)

@@ -68,7 +68,7 @@ def load(data_config) -> Dataset:
     data_config: `name` and `size`, which must be 1 (UserError); other fields are not read.
     """
     if data_config.size != SIZE:
-        raise UserError(f"{data_config.name} is of points, not of images: write data.size={SIZE}")
+        raise UserError(f"{data_config.name} holds points, not images: write data.size={SIZE}")
     draw, classes = TOYS[data_config.name]
     points, labels = draw(np.random.RandomState(0), sum(SPLITS.values()))  # numpy has frozen this stream
     points, labels = points.astype(np.float32).reshape(-1, 1, 1, 2), labels.astype(np.int32)

@@ -1,4 +1,4 @@
-"""Figures of anyone's images, from whatever generator, and the reference's features made beforehand."""
+"""Figures of any images, from any generator, and reference features computed beforehand."""
 
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from pfgm_jax.storage import atomic, digests
 
 
 def audit(images, real, labels=None, features="", split="train", inception="", name="images"):
-    """A `Measured` of images, by the same figures, protocol and floor as a run of one's own.
+    """A `Measured` of images, with the same figures, protocol and floor as for a run.
 
     Args:
       images: uint8 [n, H, W, C], or the path of a folder of image files or of an npz file with `images` (and `labels`).
       real: a Dataset, such as `data.load(config.data)`, or training images uint8 [N, H, W, C].
-      labels: [n] classes of the images, to measure each class by itself too.
+      labels: [n] classes of the images, to measure each class separately as well.
       features: one of `score.FEATURES` (`score.extractor`); "": pixels for digits, else inception.
       split: of `real`, to compare with.
       inception: file with the network's weights; "" fetches them to the cache.
@@ -39,7 +39,7 @@ def audit(images, real, labels=None, features="", split="train", inception="", n
     images = np.asarray(images)
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1:] != real.shape:
         got, shape = f"{images.dtype} [{', '.join(map(str, images.shape))}]", ", ".join(map(str, real.shape))
-        raise UserError(f"{name} are {got}, the real ones uint8 [n, {shape}]: make them alike before measuring")
+        raise UserError(f"{name} are {got}, but the real ones are uint8 [n, {shape}]: convert them before measuring")
     check_count(len(images))
     if labels is not None:
         labels = np.asarray(labels).reshape(-1)
@@ -111,7 +111,7 @@ def _read_npz(path, real):
     pixels = arrays[images]
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     if pixels.shape[3] != real.shape[2]:
-        raise UserError(f"{path} has images of {pixels.shape[3]} channels, the real ones have {real.shape[2]}")
+        raise UserError(f"{path} has images of {pixels.shape[3]} channels, but the real ones have {real.shape[2]}")
     return pixels, arrays[labels].reshape(-1) if labels else None
 
 
@@ -127,12 +127,14 @@ def _read_folder(folder, real):
         try:
             decoded = image_files.decode(path, square)
         except image_files.Unreadable as error:
-            raise UserError(f"{path} gives no image ({', '.join(error.args)}): replace it or take it out") from None
+            raise UserError(
+                f"{path} cannot be read as an image ({', '.join(error.args)}): replace or remove it"
+            ) from None
         if (decoded.width, decoded.height) != (size, size):
             given = f"{decoded.width}×{decoded.height}"
-            raise UserError(f"{path} is {given} px, the real images {size}×{size}: make them alike before measuring")
+            raise UserError(f"{path} is {given} px, but the real images are {size}×{size}: convert it before measuring")
         if channels == 1 and not (decoded.pixels == decoded.pixels[..., :1]).all():
-            raise UserError(f"{path} is in colour, the real images are grey: make them alike before measuring")
+            raise UserError(f"{path} is in colour, but the real images are grey: convert it before measuring")
         return decoded.pixels[..., :channels]
 
     pixels = np.stack(image_files.each(one, len(listing.paths), "reading images"))

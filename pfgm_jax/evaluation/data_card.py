@@ -82,7 +82,7 @@ class Card(NamedTuple):
 
 
 def make(dataset, say=lambda text: None):
-    """The Card of a Dataset; `say` hears what is being done."""
+    """The Card of a Dataset; `say` is called with what is being done."""
     splits = [getattr(dataset, name) for name in SPLITS]
     say("reading every image")
     censuses = [duplicates.take(split.images) for split in splits]

@@ -36,8 +36,8 @@ def pixel_score(generator, folder, workdir, overrides):
     n = config.evaluate.num_samples or len(held_out)
     if n > len(held_out):
         raise UserError(
-            f"evaluate.num_samples={n} is more than the {len(held_out)} held-out digits of their score: write "
-            f"evaluate.num_samples={len(held_out)}, or measure by other features, evaluate.features=domain"
+            f"evaluate.num_samples={n} is more than the {len(held_out)} held-out digits that the score uses: "
+            f"write evaluate.num_samples={len(held_out)}, or measure by other features, evaluate.features=domain"
         )
     own, _ = run_record.load(workdir)
     relevant = set().union(*(protocol.samples_depend_on(solver) for solver in solvers))

@@ -34,7 +34,7 @@ def sample(workdir, overrides):
     labels = generator.labels(key)
     points = generator.derived.get("dtype", "uint8") == "float32"
     if config.sample.files and points:
-        raise UserError("sample.files writes images, and these samples are points: leave it out")
+        raise UserError("sample.files writes images, but these samples are points: leave it out")
     folder = atomic.writable(pathlib.Path(workdir, "samples"))
     own, _ = run_record.load(workdir)
     relevant = protocol.samples_depend_on(settings.solver) | {"sample.n"}
@@ -144,7 +144,7 @@ def compare(workdir, other, overrides):
     folders = [atomic.writable(pathlib.Path(place, "results")) for place in (workdir, other)]
     if runs[0].shape != runs[1].shape:
         raise UserError(
-            f"{workdir} makes images of {protocol.by(runs[0].shape)}, {other} of {protocol.by(runs[1].shape)}"
+            f"{workdir} makes images of {protocol.by(runs[0].shape)}, but {other} of {protocol.by(runs[1].shape)}"
         )
     for run in runs:
         protocol.check_options(run, overrides)

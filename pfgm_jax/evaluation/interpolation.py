@@ -30,12 +30,12 @@ def interpolate(workdir, overrides):
     settings = generator.config.latents
     dataset = protocol.real_images(generator)
     if dataset.train.images.dtype != np.uint8:
-        raise UserError(f"{dataset.name} is of points, and pictures between them are for images")
+        raise UserError(f"{dataset.name} holds points, and interpolation is for images")
     options = {} if settings.solver in ("rk45", "tsit5") else {"steps": settings.steps}
     inference.check_solver(settings.solver, options)
     split = {"train": dataset.train, "val": dataset.val, "test": dataset.test}[settings.split]
     if len(split) < 2 * settings.n:
-        raise UserError(f"{settings.n} pairs need {2 * settings.n} images, {settings.split} has {len(split)}")
+        raise UserError(f"{settings.n} pairs need {2 * settings.n} images, but {settings.split} has {len(split)}")
     folder = atomic.writable(pathlib.Path(workdir, "samples"))
     path = lambda name, kind: path_of(generator, folder, name, kind)
     rng = np.random.default_rng(settings.seed)
@@ -48,7 +48,7 @@ def interpolate(workdir, overrides):
 
     ways = [inference.between(latents[2 * i], latents[2 * i + 1], settings.points, settings.path)
             for i in range(settings.n)]  # fmt: skip
-    _say(f"decoding {settings.n} ways of {settings.points} latents")
+    _say(f"decoding {settings.n} paths of {settings.points} latents")
     between = generator.decode(_joined(ways)).reshape(settings.n, settings.points, *generator.shape)
     rows = np.concatenate([images[::2, None], between, images[1::2, None]], axis=1)  # a pair each
     some = latents[: settings.n * 2 : 2]

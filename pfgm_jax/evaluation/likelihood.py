@@ -38,8 +38,7 @@ def likelihood(workdir, overrides):
     generator = generator.with_overrides({"sample.batch": settings.batch})
     if generator.needs_label:
         raise UserError(
-            "this network was never trained without a label, and the likelihood asks for that: train one with "
-            "train.label_dropout=0.1"
+            "this network needs a label, and likelihoods are measured without: train one with train.label_dropout=0.1"
         )
     sets = compared(generator)
     folder = atomic.writable(pathlib.Path(workdir, "results"))
@@ -117,7 +116,7 @@ def _other(name, own, dataset):
     except UserError as error:
         raise UserError(f"likelihood.against={name} cannot be read: {error}") from None
     if other.shape != dataset.shape:
-        raise UserError(f"likelihood.against={name} has images of {other.shape}, the run makes {dataset.shape}")
+        raise UserError(f"likelihood.against={name} has images of {other.shape}, but the run makes {dataset.shape}")
     return other.test if len(other.test) else other.train
 
 

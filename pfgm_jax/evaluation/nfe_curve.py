@@ -117,7 +117,7 @@ def _check_swept(overrides, sweep):
         instead["D"] = "evaluate.D has its values"
     for name, words in instead.items():
         if f"sample.{name}" in overrides:
-            raise UserError(f"sample.{name}={overrides[f'sample.{name}']} does nothing in a curve: {words}")
+            raise UserError(f"sample.{name}={overrides[f'sample.{name}']} has no effect on a curve: {words}")
 
 
 def measured(generator, point, settings, measure, folder):

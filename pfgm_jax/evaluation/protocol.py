@@ -37,11 +37,11 @@ def real_images(generator):
     """
     config = generator.config
     if config.data.name == "imported":
-        raise UserError("say which real images to compare with, such as data.name=cifar10")
+        raise UserError("give the real images to compare with, such as data.name=cifar10")
     dataset = data.load(config.data)
     if dataset.shape != generator.shape:
         shapes = by(generator.shape), by(dataset.shape)
-        raise UserError(f"the run makes images of {shapes[0]}, those of {dataset.name} are {shapes[1]}")
+        raise UserError(f"the run makes images of {shapes[0]}, but those of {dataset.name} are {shapes[1]}")
     if config.data.name == generator.trained_on:
         require_own(generator, dataset)
     return dataset
@@ -70,9 +70,9 @@ def require_own(generator, dataset):
         different = [name for name in ("mean", "std") if not close(name)]
     if different:
         raise UserError(
-            f"data.name={dataset.name} gives other images than the run learned from (another {', '.join(different)}): "
-            "it may have seen those held out; give data.dir=FOLDER, the data as they were, or measure its samples "
-            "against others with --mode=audit"
+            f"data.name={dataset.name} gives other images than the run was trained on (different "
+            f"{', '.join(different)}), which may include those held out: give the original data with "
+            "data.dir=FOLDER, or measure the samples against others with --mode=audit"
         )
 
 

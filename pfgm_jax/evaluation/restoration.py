@@ -46,7 +46,7 @@ def restore(workdir, source, overrides):
     generator = protocol.open_run(workdir, overrides, conditioned=True)
     settings = generator.config.restore
     if generator.derived.get("dtype", "uint8") != "uint8":
-        raise UserError("this run is of points in the plane, and restoration is of images")
+        raise UserError("this run makes points in the plane, and restoration is for images")
     how = _how(generator, overrides)
     task = restoration.task(settings.task, generator.shape, generator.process, condition=generator.run.condition, **how)
     given = read(source, generator.shape if settings.simulate else task.measured, _window(generator))
@@ -96,7 +96,7 @@ def _how(generator, overrides):
     if settings.task == "inpaint":
         how["mask"] = mask_of(settings.mask, shape, settings.seed)
     if settings.simulate and settings.level is None and settings.task == "denoise":
-        raise UserError("restore.simulate=True adds noise: say how much, restore.level=0.3 in the unit scale")
+        raise UserError("restore.simulate=True adds noise: set its level, such as restore.level=0.3 in the unit scale")
     return how
 
 
@@ -107,9 +107,7 @@ def mask_of(text, shape, seed):
         return np.asarray(operators.named_mask(text, (H, W), jax.random.key(seed)))
     path = atomic.expanded(text)
     if not path.is_file():
-        raise UserError(
-            f"restore.mask={text} is none of {', '.join(operators.MASKS)}, and no picture of that name is there"
-        )
+        raise UserError(f"restore.mask={text} is neither one of {', '.join(operators.MASKS)} nor an image file")
     return read_image(path, (H, W, 1))[..., 0] > 127
 
 
@@ -123,13 +121,13 @@ def _label(generator, text):
     """The class that the network is given, None for none."""
     if not text:
         if generator.needs_label:
-            raise UserError("this network was never trained without a label: say which, restore.label=NAME")
+            raise UserError("this network needs a label: set restore.label=NAME")
         return None
     if not generator.classes:
         raise UserError("this network was trained without labels: leave restore.label out")
     named = set(generator.labels(n=text.count(",") + 1, labels=text).tolist())
     if text in ("real", "balanced") or len(named) > 1:
-        raise UserError(f"restore.label={text} is not one class: give the name or number of that of all images")
+        raise UserError(f"restore.label={text} is not one class: give the name or number of the class of all images")
     return named.pop()
 
 
@@ -185,11 +183,11 @@ def read_image(path, shape, window=None):
     try:
         decoded = image_files.decode(path, image_files.Square(H, window=window, resample=Image.Resampling.NEAREST))
     except image_files.Unreadable as error:
-        raise UserError(f"{path} gives no image ({', '.join(error.args)}): replace it or take it out") from None
+        raise UserError(f"{path} cannot be read as an image ({', '.join(error.args)}): replace or remove it") from None
     if (decoded.height, decoded.width) != (H, W):
-        raise UserError(f"{path} is {decoded.width}×{decoded.height} px, and this task takes {W}×{H}")
+        raise UserError(f"{path} is {decoded.width}×{decoded.height} px, but this task takes {W}×{H}")
     if C == 1 and not (decoded.pixels == decoded.pixels[..., :1]).all():
-        raise UserError(f"{path} is in colour, and this task takes grey images")
+        raise UserError(f"{path} is in colour, but this task takes grey images")
     return decoded.pixels[..., :C]
 
 

@@ -22,7 +22,7 @@ def schedule(workdir, overrides):
     """Finds and keeps a run's `schedules.Schedule`: schedule.json and schedule.png; returns a table with its protocol.
 
     Grids are found by `sampling.search` for `ipndm` with the weights of its levels, on the paths of schedule.draws
-    draws of the prior by the network, told classes as they are frequent, or by the exact field of the training images.
+    draws of the prior by the network, given classes by their frequency, or by the exact field of the training images.
 
     Raises:
       UserError: a tuned network, no training images that fit the run, or numbers of evaluations that are none.

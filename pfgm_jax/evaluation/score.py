@@ -220,7 +220,7 @@ def check_real(dataset, split):
         raise UserError(f"evaluate.split={split} is not one of {there}{nearest(split, SPLITS)}")
     real = getattr(dataset, split)
     if real.images.dtype != np.uint8:
-        raise UserError(f"{dataset.name} holds points, not images: there are no figures for them")
+        raise UserError(f"{dataset.name} holds points, and these figures are for images")
     if len(real) < 2 * LEAST:
         hint = "choose another evaluate.split"
         few = counted(len(real), f"{split} image")

@@ -43,7 +43,7 @@ def export(workdir, overrides):
     gate = release_gate.examine(generator, workdir)
     if gate.reasons and not force:
         panel = f"; look at {gate.panel}" if gate.panel else ""
-        raise UserError(f"not exported: {'; '.join(gate.reasons)}{panel}; export.force=True exports all the same")
+        raise UserError(f"not exported: {'; '.join(gate.reasons)}{panel}; export.force=True exports anyway")
     picture, how = _shown(generator)
     card = model_card(generator, how, results, gate)
     try:

@@ -77,15 +77,15 @@ def import_run(source, workdir, config=None, overrides=()):
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError):  # of a file that EDM's code did not write
-            raise UserError(f"{name} does not say what EDM's files say of their network") from None
+            raise UserError(f"{name} lacks the description of the network that EDM's files have") from None
         if config.process.name == "edm" and {"process.D"} == overrides.keys() & {"process.D", "process.name"}:
             config.process.name = "pfgmpp"
         state, kind, step = _plain(torch_files.state_dict(module["state"]["_modules"]["model"])), "edm", 0
         if config.model.blocks * len(config.model.multipliers) > len(state):
-            raise UserError(f"{name}: {counted(len(state), 'weight')} for its network is too few")
+            raise UserError(f"{name}: {counted(len(state), 'weight')} cannot fill its network")
     else:
         if config is None:
-            raise UserError(f"{source} holds arrays alone: say what network they are of with a config file")
+            raise UserError(f"{source} holds only arrays: describe their network with a config file")
         state, step = _averaged(tree)
         state = _plain(state)
         kind = _kind(state, source)
@@ -96,7 +96,7 @@ def import_run(source, workdir, config=None, overrides=()):
     config.model.stored_frequencies = config.model.embedding == "fourier"
     config.train.augment = 0.0  # the layer of augmentation labels is left out: it adds nothing to a sample
     if math.isnan(config.process.D):
-        raise UserError(f"{name} does not say its D: write process.D=128, or whatever it is; inf for EDM")
+        raise UserError(f"{name} does not record its D: give it, such as process.D=128, or inf for EDM")
     config_rules.check(config)
     derived = _derive(config, derived, step) | {"imported": name}
     run = run_lib.make_run(config, derived)
@@ -158,10 +158,10 @@ def _from_edm(module, loss, name):
     """(config, what of `derived` the file says) of a preconditioned network of EDM or PFGM++."""
     wrapper, state = module["class"].rpartition(".")[2], module["state"]
     if wrapper not in _PROCESSES:
-        raise UserError(f"networks of class {wrapper} are not known; there are {', '.join(_PROCESSES)}")
+        raise UserError(f"networks of class {wrapper} are not supported; those that are: {', '.join(_PROCESSES)}")
     network = state["_modules"]["model"]["class"].rpartition(".")[2]
     if network not in _NETWORKS:
-        raise UserError(f"networks of class {network} are not known; there are {', '.join(_NETWORKS)}")
+        raise UserError(f"networks of class {network} are not supported; those that are: {', '.join(_NETWORKS)}")
     config = config_lib.default()
     config.model.name = _NETWORKS[network]
     _set_network(config.model, _arguments(state["_modules"]["model"]["state"], name))
@@ -176,11 +176,11 @@ def _from_edm(module, loss, name):
     elif wrapper == "VEPrecond":
         # PFGM++'s code knows these arguments, and its wrapper does not keep them.
         if _is_dict(state.get("_init_kwargs")) and state["_init_kwargs"].get("pfgmpp"):
-            raise UserError(f"{name} is PFGM++ with VEPrecond, which is not known here; EDMPrecond is")
+            raise UserError(f"{name} is PFGM++ with VEPrecond, which is not supported; EDMPrecond is")
         config.process.sigma_min, config.process.sigma_max = float(state["sigma_min"]), float(state["sigma_max"])
     else:
         if state["M"] != 1000:
-            raise UserError(f"{name} counts {state['M']} noise levels (M); known is VPPrecond with 1000")
+            raise UserError(f"{name} has {state['M']} noise levels (M); only VPPrecond with 1000 is supported")
         config.process.beta_min = float(state["beta_min"])
         config.process.beta_max = config.process.beta_min + float(state["beta_d"])
     return config, {"shape": [side, side, channels], "classes": [str(i) for i in range(labels)] or ["images"]}
@@ -202,10 +202,10 @@ def _arguments(state, name):
     """The arguments that a network of EDM was made with, which its file records."""
     arguments = state.get("_init_kwargs")
     if not _is_dict(arguments) or state.get("_init_args"):
-        raise UserError(f"{name} does not record with which arguments its network was made (_init_kwargs)")
+        raise UserError(f"{name} does not record the arguments of its network (_init_kwargs)")
     known = {published for published, *_ in (*_ARGUMENTS.values(), *_SONG.values())} | set(_KNOWN_ARGUMENTS)
     if unknown := sorted(map(str, arguments.keys() - known)):
-        raise UserError(f"{name}: its network's argument {unknown[0]} is not known")
+        raise UserError(f"{name}: its network's argument {unknown[0]} is not supported")
     return arguments
 
 
@@ -229,7 +229,7 @@ def _set_network(c, arguments):
 def _whole(value, name):
     """A whole number that a file says; UserError for one that no network has."""
     if not isinstance(value, int) or not 0 <= value <= _LARGEST:
-        raise UserError(f"the file says {name} = {short(str(value))}, which is no size of a network")
+        raise UserError(f"the file says {name} = {short(str(value))}, which is not a valid network size")
     return value
 
 
@@ -244,7 +244,7 @@ def _averaged(tree):
         trained = [name for name in state if not (fixed.search(name) and state[name].ndim == 1)]
         if len(trained) != len(averages):
             there, wanted = counted(len(averages), "moving average"), counted(len(trained), "parameter")
-            raise UserError(f"{there} for {wanted}: not of one network")
+            raise UserError(f"{there} for {wanted}: they belong to different networks")
         for name, average in zip(trained, averages, strict=True):
             if np.shape(average) != state[name].shape:
                 raise UserError(f"the moving average of {name} is {np.shape(average)}, not {state[name].shape}")
@@ -257,7 +257,7 @@ def _kind(state, source):
     for kind, (first, _) in torch_networks.KINDS.items():
         if any(re.search(first, name) for name in state):
             return kind
-    raise UserError(f"{source} holds no network that is known: {short(', '.join(list(state)[:3]))}, …")
+    raise UserError(f"{source} holds no supported network, but {short(', '.join(list(state)[:3]))}, …")
 
 
 def _classes(config, state, kind):
@@ -266,7 +266,7 @@ def _classes(config, state, kind):
         return ["images"]
     label = state.get("map_label.weight")
     if kind != "edm" or label is None or label.ndim != 2:
-        raise UserError("this network knows no labels: leave model.conditional=False")
+        raise UserError("this network takes no labels: leave model.conditional=False")
     return [str(i) for i in range(label.shape[1])]
 
 
@@ -274,7 +274,7 @@ def _channels(state, name):
     """Channels of the images: those that the first convolution reads."""
     inputs = [value.shape[1] for value in state.values() if value.ndim == 4]
     if not inputs:
-        raise UserError(f"{name} holds no convolution, so no network that is known")
+        raise UserError(f"{name} holds no convolution, so it is not a supported network")
     return min(inputs)
 
 

@@ -66,17 +66,17 @@ def examine(generator, workdir):
     """
     config = generator.config
     if generator.derived.get("dtype", "uint8") == "float32":
-        return Gate(lines=("not asked: these are generated points, not images",))
+        return Gate(lines=("not applied: these are generated points, not images",))
     if not config.export.samples:
         return Gate(("the gate was left out (export.samples=0)",))
     try:
         dataset = protocol.real_images(generator)
     except UserError as error:
-        return Gate((f"its training images are not at hand, so that nothing was examined ({error})",))
+        return Gate((f"its training images are not available, so nothing was examined ({error})",))
     held_out = [split for split in (dataset.val, dataset.test) if len(split)]
     number = sum(map(len, held_out))
     if number < HELD_OUT:
-        return Gate((f"{number} held-out images of {dataset.name} are fewer than the {HELD_OUT} that it takes",))
+        return Gate((f"{number} held-out images of {dataset.name} are fewer than the {HELD_OUT} required",))
     folder = atomic.writable(pathlib.Path(workdir, "results"))
     try:
         copies, panel = _copies(generator, dataset, held_out, folder)

@@ -37,7 +37,7 @@ def from_torch(model, state, kind, size=32):
       UserError: an unknown kind; tensors that are missing, left over, or of another shape.
     """
     if kind not in KINDS:
-        raise UserError(f"unknown kind of weights {kind!r}; there are {', '.join(KINDS)}{nearest(kind, KINDS)}")
+        raise UserError(f"unknown kind of weights {kind!r}; choose from {', '.join(KINDS)}{nearest(kind, KINDS)}")
     state = {bare(name): np.asarray(value) for name, value in state.items()}
     _check_filters(model, state)
     state = {name: value for name, value in state.items() if not BUFFERS.search(name)}
@@ -213,7 +213,7 @@ def _score_sde(model, wanted, state):
         if path[0] == "fourier":
             return (f"all_modules.{number['fourier']}.W",), lambda w: w
         if path[0] not in number:
-            raise UserError(f"{path[0]} has no counterpart in score_sde's networks, which know no labels")
+            raise UserError(f"{path[0]} has no counterpart in score_sde's networks, which take no labels")
         if "attention" in path:
             prefix, part = f"all_modules.{number[path[0] + '/attention']}", path[2]
             if part == "norm":

@@ -43,12 +43,12 @@ def _array(path):
     if not path.exists():
         raise UserError(f"{path} does not exist: give points [n, 2] in a .npy file, or a run's folder")
     if not path.is_file():
-        raise UserError(f"{path} is no file: give points [n, 2] in a .npy file, or a run's folder")
+        raise UserError(f"{path} is not a file: give points [n, 2] in a .npy file, or a run's folder")
     try:
         points = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError) as error:
         reason = printable(str(error).split("\n")[0])
-        raise UserError(f"{path} is no .npy file of numbers: {reason}") from None
+        raise UserError(f"{path} is not a .npy file of numbers: {reason}") from None
     shape = getattr(points, "shape", None)
     if shape is None:
         raise UserError(f"{path} holds several arrays: save one, points [n, 2], with numpy.save")

@@ -56,7 +56,7 @@ def require_noise(N: int, D: float) -> None:
     """Raises UserError for a D that float32 does not hold, or where N + D is 2 or less."""
     require_D(D)
     if N + D <= 2:
-        raise UserError(f"the noise of a reverse SDE needs N + D > 2, and here N = {N}, D = {D:g}")
+        raise UserError(f"the noise of a reverse SDE needs N + D > 2, got N = {N}, D = {D:g}")
 
 
 def lift(

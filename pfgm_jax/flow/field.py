@@ -55,15 +55,15 @@ def posterior_mean(
       chunk: stream over the data, this many points at a time; None takes them whole.
       allowed: [B, n] which points count for which query (such as those of its label); None is all. Every query needs
         at least one.
-      prepare: what makes points of a part of `points`, such as `data.to_unit` of uint8 images, so that no more than a
-        chunk of them is ever held as floats; None leaves them.
+      prepare: converts a part of `points`, such as `data.to_unit` for uint8 images, so that only a chunk is held as
+        floats at a time; None leaves them.
       axis_name: mapped axis over whose devices the data are spread; queries are the same on each.
 
     Returns:
       [B, *S]; NaN for a query whose x or σ is not finite.
 
     Raises:
-      UserError: shapes that do not match, chunk < 1, or a D that float32 does not hold (`kernel.require_D`).
+      UserError: shapes that do not match, chunk < 1, or a D that float32 cannot represent (`kernel.require_D`).
     """
     # Not x − displacement, which would round at the size of x: far from the data that is more than the mean itself.
     sums = _total(x, sigma, kernel_sums.Data(points, allowed, prepare, chunk), D, axis_name)
@@ -128,7 +128,7 @@ def posterior_draw(
       x, sigma, points, D: as for `posterior_mean`; the points are taken whole, with B n floats of weights.
 
     Raises:
-      UserError: shapes that do not match, or a D that float32 does not hold.
+      UserError: shapes that do not match, or a D that float32 cannot represent.
     """
     require_same_shape(x, points)
     require_D(D)
@@ -159,7 +159,7 @@ def churn(
 
 
 def require_same_shape(x, points):
-    """Raises UserError unless queries [B, *S] and points [n, *S] are of one shape S, and there is one of each."""
+    """Raises UserError unless queries [B, *S] and points [n, *S] have the same shape S, and there is one of each."""
     if not x.ndim or not len(x):
         raise UserError(f"there are no queries in x of shape {x.shape}")
     if x.shape[1:] != points.shape[1:] or not len(points):

@@ -33,7 +33,7 @@ SMALLEST_D = 0.5
 def require_D(D: float) -> None:
     """Refuses a D that is no number, not positive, or so small that float32 does not hold the kernel's draws."""
     if not D >= SMALLEST_D:
-        raise UserError(f"D must be a number from {SMALLEST_D} on or inf (float32 does not hold less), got {D}")
+        raise UserError(f"D must be inf or at least {SMALLEST_D} (float32 cannot represent less), got {D}")
 
 
 def kernel_noise(key: PRNGKey, shape: tuple[int, ...], D: float, dtype=None) -> Float[Array, "*S"]:

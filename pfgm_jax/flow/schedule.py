@@ -1,7 +1,7 @@
 """Noise schedules: x_t = s(t) (y + σ(t) n), where n is a draw of the kernel at σ = 1.
 
 A schedule is three functions of arrays, `sigma(t)`, `scale(t)` = s(t), and `time(sigma)`, the inverse of `sigma`. They
-say how a process tells the time, nothing else: the flow, dx/dσ = (x − E[y | x, σ]) / σ in the unscaled x = x_t / s(t),
+only parametrise a process's time: the flow, dx/dσ = (x − E[y | x, σ]) / σ in the unscaled x = x_t / s(t),
 is the same for all of them.
 
 With B(t) = ∫₀ᵗ β, the schedules of score-based SDEs (arXiv 2011.13456, eq. 29) are

@@ -1,4 +1,4 @@
-"""What is asked of a denoiser besides samples: likelihoods, latents, and an exact way there and back.
+"""Uses of a denoiser besides sampling: likelihoods, latents, and an exactly reversible solver.
 
 `likelihood.log_likelihood(process, denoise, x, key)` and `reversible.follow(denoise, pair, rows)` take any denoiser, an
 exact field as well as a network; `upwards.upwards(process)` makes an encoder of every solver of the flow. `encode`,

@@ -26,7 +26,7 @@ def over_batches(program, arrays, size, what, progress=True):
       program: a mapped function of arrays [devices, b, …] that returns a tree of arrays [devices, b, …], or of
         [devices] for figures of a batch.
       size: rows at once; made a multiple of the number of devices. The last batch is filled up with its last row.
-      what: a few words for the bar.
+      what: label of the progress bar.
 
     Returns:
       The tree, rows joined to [n, …] and figures of batches to [batches, devices], on the host.
@@ -120,11 +120,11 @@ def check_solver(solver, options):
         if solver in sampling.SOLVERS:
             raise UserError(f"{solver} cannot run backwards: give one of reversible, {', '.join(FLOW_SOLVERS)}")
         known = ("reversible", *FLOW_SOLVERS)
-        raise UserError(f"unknown solver {solver!r}; there are {', '.join(known)}{nearest(solver, known)}")
-    reasons = {"S_churn": "draws noise", "last_denoise": "is no part of the flow", "frames": "keeps states"}
+        raise UserError(f"unknown solver {solver!r}; choose from {', '.join(known)}{nearest(solver, known)}")
+    reasons = {"S_churn": "draws noise", "last_denoise": "is not part of the flow", "frames": "keeps states"}
     for name, why in reasons.items():
         if options.get(name):
-            raise UserError(f"{name} {why}: leave it out of encoding and decoding")
+            raise UserError(f"{name} {why}: leave it out when encoding or decoding")
     sampling.check_options(solver, options)
     return tuple(sorted((_DEFAULTS.get(solver, {}) | options).items()))
 

@@ -29,7 +29,7 @@ class Latents:
       states: float32 [n, H, W, C] at σ_max, unscaled; of the reversible solver int32 [n, 2, H, W, C], a pair that only
         together leads back to the same bytes.
       labels: int32 [n] classes that the network was given, −1 for none.
-      solver: its name; options: what it was told, as sorted pairs.
+      solver: its name; options: its options, as sorted pairs.
       sigma: the level σ_max.
       run: identifies the weights.
     """
@@ -51,7 +51,7 @@ class Latents:
                 + ("; a single state of a pair does not lead back" if pairs else "")
             )
         if self.labels.shape != self.states.shape[:1]:
-            raise UserError(f"{len(self.states)} latents need as many labels, got {list(self.labels.shape)}")
+            raise UserError(f"{len(self.states)} latents need one label each, got {list(self.labels.shape)}")
 
     def __len__(self):
         return len(self.states)
@@ -115,7 +115,7 @@ def load(path: Any) -> Latents:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: give a file of latents, as Latents.save writes it") from None
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        raise UserError(f"{path} is no file of latents: Latents.save writes one") from None
+        raise UserError(f"{path} is not a file of latents; Latents.save writes one") from None
 
 
 def _number(value):
@@ -135,7 +135,7 @@ def slerp(a: Float[Arrays, "*S"], b: Float[Arrays, "*S"], t: Any) -> Float[np.nd
     """
     norm_a, norm_b = np.linalg.norm(a), np.linalg.norm(b)
     if not (norm_a > 0 and norm_b > 0):
-        raise UserError("there is no direction in a latent of zeros")
+        raise UserError("a latent of zeros has no direction")
     a, b = np.asarray(a, np.float64) / norm_a, np.asarray(b, np.float64) / norm_b
     # The angle by its half: the arc cosine of a product near 1 keeps half the digits.
     angle = 2 * math.atan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
@@ -169,15 +169,17 @@ def between(first: Latents, second: Latents, count: Any, path: str = "slerp") ->
       UserError: an unknown path, fewer than 2 points, or latents that do not go together.
     """
     if path not in PATHS:
-        raise UserError(f"unknown path {path!r}; there are {', '.join(PATHS)}")
+        raise UserError(f"unknown path {path!r}; choose from {', '.join(PATHS)}")
     count = arguments.whole("n", count, 2)
     for name in ("run", "solver", "options", "sigma"):
         if getattr(first, name) != getattr(second, name):
             raise UserError(
-                f"latents of another {name} do not go together: {getattr(first, name)} and {getattr(second, name)}"
+                f"latents of different {name} cannot be combined: {getattr(first, name)} and {getattr(second, name)}"
             )
     if len(first) != 1 or len(second) != 1:
-        raise UserError(f"a way leads from one latent to one other, got {len(first)} and {len(second)}: use z[0], z[1]")
+        raise UserError(
+            f"interpolation is between two single latents, got {len(first)} and {len(second)}: use z[0], z[1]"
+        )
     t = np.linspace(0, 1, count)
     if first.solver == "reversible":
         ends = [[z.states[0, i].astype(np.float64) for i in (0, 1)] for z in (first, second)]
@@ -228,5 +230,5 @@ def from_hemisphere(directions: Float[Arrays, "n M"], r: float, shape: tuple) ->
     """
     directions = np.asarray(directions, np.float64)
     if not (directions[:, -1] > 0).all():
-        raise UserError("directions of a hemisphere have a last coordinate above 0")
+        raise UserError("directions of a hemisphere must have a last coordinate above 0")
     return (r * directions[:, :-1] / directions[:, -1:]).reshape(len(directions), *shape).astype(np.float32)

@@ -92,7 +92,7 @@ def log_likelihood(
     if vectors < 0:
         raise UserError(f"vectors must be at least 1, or 0 for the exact trace, got {vectors}")
     if vectors == EXACT and N > MOST_EXACT:
-        raise UserError(f"an exact trace takes {N:,} derivatives an evaluation: give a number of vectors, such as 1")
+        raise UserError(f"an exact trace takes {N:,} derivatives per evaluation: estimate it with vectors=1 or more")
     if vectors == EXACT:
         directions = None
     else:

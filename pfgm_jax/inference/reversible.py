@@ -68,7 +68,7 @@ def half_steps(sigmas: Any, upwards: bool) -> HalfSteps:
 def follow(denoise: Denoiser, pair: Int32[Arrays, "B 2 *S"], rows: HalfSteps) -> Int32[Array, "B 2 *S"]:
     """The pair after the half steps.
 
-    Up and down are one program, told apart by `rows` alone: the increments of a step are then equal to the last bit.
+    Up and down are one program, distinguished only by `rows`: the increments of a step are then equal to the last bit.
 
     Args:
       denoise: posterior mean `(x [B, *S], sigma [B]) -> [B, *S]`.

@@ -161,8 +161,8 @@ def check(dataset):
         raise UserError(f"{dataset.name} holds points: a classifier needs images")
     if len(np.unique(dataset.train.labels)) < 2:
         raise UserError(
-            f"all training images of {dataset.name} have one class: a classifier needs two or more, so give a set "
-            "with labels, or measure with the Inception network"
+            f"all training images of {dataset.name} have one class, and a classifier needs two or more: give a "
+            "set with labels, or measure with the Inception network"
         )
 
 

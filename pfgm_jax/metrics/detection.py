@@ -35,7 +35,7 @@ def auc(usual, unusual, level=0.95):
     usual, unusual = (np.asarray(scores, np.float64).ravel() for scores in (usual, unusual))
     m, n = len(usual), len(unusual)
     if min(m, n) < 2 or not (np.isfinite(usual).all() and np.isfinite(unusual).all()):
-        raise UserError(f"an area under the curve needs 2 finite scores or more of each set, got {m} and {n}")
+        raise UserError(f"an area under the curve needs at least 2 finite scores per set, got {m} and {n}")
     ranks = rankdata(np.concatenate([usual, unusual]))
     # Share of the other set that each score is on the right side of.
     of_usual = 1 - (ranks[:m] - rankdata(usual)) / n

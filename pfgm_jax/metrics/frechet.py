@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """[d, d], with n - 1; ValueError for fewer than two features."""
         if self.n < 2:
-            raise ValueError(f"a covariance needs 2 features or more, not {self.n}")
+            raise ValueError(f"a covariance needs the features of at least 2 images, got {self.n}")
         return self.scatter / (self.n - 1)
 
 

@@ -57,7 +57,7 @@ def load(path: str | pathlib.Path = "", early: bool = False) -> inception.Incept
     network = inception.Inception(params, NAME)
     if network.fingerprint != STANDARD:
         if not path:
-            raise UserError(f"{cached} is damaged: delete it, the next run downloads it anew")
+            raise UserError(f"{cached} is damaged: delete it, and the next run downloads it again")
         network.name = f"Inception of {path} (not the FID's: no published figure compares), 2048 features"
     if early:
         name = EARLY_NAME if network.fingerprint == STANDARD else network.name.replace("2048", "64 early")

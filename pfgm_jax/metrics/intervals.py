@@ -86,7 +86,7 @@ def compare(
     """
     n = len(a)
     if n != len(b):
-        raise ValueError(f"figures of {n} and {len(b)} samples do not compare: pass equally many")
+        raise ValueError(f"figures of {n} and {len(b)} samples cannot be compared: pass equally many")
     values_a, values_b = metric(a), metric(b)
     halves = zip(_halves(n, replicates, seed, 0), _halves(n, replicates, seed, 0 if paired else 1), strict=True)
     figures = [(metric(a[i]), metric(b[j])) for i, j in halves]
@@ -101,7 +101,7 @@ def compare(
 def _halves(n, replicates, seed, stream):
     """Random subsets of n // 2 of n indices."""
     if n < 4 or replicates < 2:
-        raise ValueError(f"an interval needs 4 samples and 2 replicates or more, not {n} and {replicates}")
+        raise ValueError(f"an interval needs at least 4 samples and 2 replicates, got {n} and {replicates}")
     rng = np.random.default_rng([seed, stream])
     return [rng.choice(n, n // 2, replace=False) for _ in range(replicates)]
 

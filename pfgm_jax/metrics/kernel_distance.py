@@ -3,8 +3,8 @@
     k(a, b) = (a.b / d + 1)^3
     KID = mean of k over pairs of different fakes + the same of reals - 2 (mean of k over all fakes and reals)
 
-This estimator of the squared maximum mean discrepancy has no bias at any n, so that figures of different n compare, and
-may come out negative.
+This estimator of the squared maximum mean discrepancy is unbiased at any n, so figures of different n are comparable;
+it may be negative.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def _total(a, b):
 def _within(a):
     """Mean of k over pairs of different rows."""
     if len(a) < 2:
-        raise ValueError("a kernel distance needs 2 features or more of each kind")
+        raise ValueError("a kernel distance needs the features of at least 2 images of each kind")
     itself = ((a * a).sum(axis=1) / a.shape[1] + 1) ** 3
     return (_total(a, a) - itself.sum()) / (len(a) * (len(a) - 1))
 
@@ -59,8 +59,8 @@ def kid_subsets(
 ) -> tuple[float, float]:
     """(mean, std) over random subsets, as KID is published; of `size` images or all of the smaller set.
 
-    The std is the spread of a figure of that many images. It is no error of the mean, nor is std / sqrt(subsets), since
-    subsets overlap: `intervals.estimate` gives one.
+    The std is the spread of a figure of that many images. Neither it nor std / sqrt(subsets) is the error of the mean,
+    since subsets overlap; `intervals.estimate` gives that.
     """
     real, fake = as_features(real), as_features(fake)
     size = min(size, len(fake), len(real))

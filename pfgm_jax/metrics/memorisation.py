@@ -133,7 +133,7 @@ def memorisation(
     if m < max(2, least):
         raise TooFew(f"{m} held-out images that equal no training image are fewer than {max(2, least)}")
     if not n:
-        raise ValueError("no samples to look at")
+        raise ValueError("there are no samples")
 
     def features_of(images):
         return as_features(extractor(images))

@@ -97,7 +97,7 @@ def usefulness(
             f"each synthetic image needs a class of {dataset.name}, 0 to {dataset.num_classes - 1}: sample with labels"
         )
     if seeds < 2:
-        raise ValueError(f"seeds = {seeds}: an error needs two or more")
+        raise ValueError(f"seeds = {seeds}: a standard error needs at least 2")
     steps = classifier.steps_for(len(dataset.train), steps)
     real, real_labels = classifier.gather(dataset.train)
     test_images, test_labels = classifier.gather(test)

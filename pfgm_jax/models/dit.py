@@ -99,7 +99,7 @@ class DiT(nn.Module):
         """(rows, columns) of patches for images of `size` (H, W); raises UserError where there is only one patch."""
         if self.patch < 1 or self.channels % 4 or self.channels % max(1, self.channels // self.head_channels):
             raise UserError(
-                f"model.name=dit needs patch >= 1 and channels that 4 and the number of heads divide, got "
+                "model.name=dit needs patch >= 1 and channels divisible by 4 and by the number of heads, got "
                 f"patch {self.patch}, channels {self.channels}, head_channels {self.head_channels}"
             )
         rows, columns = (-(-side // self.patch) for side in size)

@@ -176,6 +176,7 @@ class NCSNv2(nn.Module):
         """(H, W) of each resolution for images of `size`; raises UserError where the network cannot take them."""
         if len(self.multipliers) < 3 or self.multipliers[-1] != self.multipliers[-2]:
             raise UserError(
-                f"NCSNv2 has 3 stages or more (model.multipliers), the last two as wide, got {self.multipliers}"
+                "NCSNv2 needs at least 3 stages (model.multipliers), the last two of equal width, got "
+                f"{self.multipliers}"
             )
         return level_sizes(size, len(self.multipliers) - 2)

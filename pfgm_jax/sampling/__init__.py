@@ -74,7 +74,7 @@ def find(name: str) -> tuple[Callable, dict[str, Any]]:
       UserError: an unknown name.
     """
     if name not in SOLVERS:
-        raise UserError(f"unknown solver {name!r}; there are {', '.join(SOLVERS)}{nearest(name, SOLVERS)}")
+        raise UserError(f"unknown solver {name!r}; choose from {', '.join(SOLVERS)}{nearest(name, SOLVERS)}")
     parameters = inspect.signature(SOLVERS[name]).parameters.values()
     return SOLVERS[name], {
         p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in _PLUMBING
@@ -82,7 +82,7 @@ def find(name: str) -> tuple[Callable, dict[str, Any]]:
 
 
 def option_kinds() -> dict[str, type]:
-    """{option: type} of everything that some solver can be told, but for the number of frames."""
+    """{option: type} of the options of all solvers, except the number of frames."""
     defaults: dict[str, Any] = {}
     for name in SOLVERS:
         defaults |= {option: value for option, value in find(name)[1].items() if defaults.get(option) is None}
@@ -102,20 +102,20 @@ def check_options(name: str, options: dict[str, Any]) -> None:
         if value is not None:
             _check_kind(f"{name} takes {option} as", value, kinds[option])
     if (options.get("frames") or 0) < 0:
-        raise UserError(f"frames must be 0, for none, or more, got {options['frames']}")
+        raise UserError(f"frames must be 0 or more (0: none), got {options['frames']}")
 
 
 def check_effect(name: str, options: dict[str, Any], given: Iterable[str]) -> None:
-    """Raises UserError for one of the `given` options of a solver that does nothing beside its other `options`."""
+    """Raises UserError for one of the `given` options of a solver that has no effect with its other `options`."""
     taken = find(name)[1] | options
     for option in given:
         if option == "rho" and taken["grid"] not in (None, "edm"):
-            raise UserError(f"sample.rho shapes grid=edm alone, and the grid is {taken['grid']}: leave it out")
+            raise UserError(f"sample.rho is for grid=edm, and the grid is {taken['grid']}: leave it out")
         if option in ("S_min", "S_max", "S_noise") and not taken["S_churn"]:
-            raise UserError(f"sample.{option} is of the noise of churn, and there is none: set sample.S_churn too")
+            raise UserError(f"sample.{option} has no effect without churn: set sample.S_churn too")
         if option in ("rtol", "atol", "max_steps") and taken["fixed_steps"]:
             fixed = taken["fixed_steps"]
-            raise UserError(f"sample.{option} does nothing beside sample.fixed_steps={fixed}: leave one of them out")
+            raise UserError(f"sample.{option} has no effect with sample.fixed_steps={fixed}: leave one of them out")
 
 
 def _check_kind(asks, value, kind):
@@ -142,7 +142,7 @@ def concrete(name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def levels_of(name: str, process: Process, options: dict[str, Any]) -> Float[np.ndarray, "n"]:
-    """The descending levels [n + 1] that n steps of a solver visit; a hundred of ln σ where it chooses its own."""
+    """The descending levels [n + 1] that n steps of a solver visit; a hundred even in ln σ for adaptive solvers."""
     name, options = concrete(name, options)
     taken = find(name)[1] | options
     if "grid" in taken:
@@ -161,7 +161,7 @@ def shares_steps(name: str, options: dict[str, Any]) -> bool:
 def check(name: str, process: Process, options: dict[str, Any]) -> None:
     """Raises UserError if the solver called `name` is not defined for the process, or not with these options.
 
-    The solver is traced on an empty denoiser, which costs little and finds whatever it would refuse.
+    The solver is traced with an empty denoiser, which is cheap and raises whatever errors it would raise.
     """
     check_options(name, {option: value for option, value in options.items() if option not in _PLUMBING})
     solver = SOLVERS[name]

@@ -54,10 +54,10 @@ def rk45(
       x: [B, *S] draws of the prior at σ_max, unscaled.
       keys: not needed; every solver takes them.
       rtol, atol: tolerances of the local error.
-      per_sample: every sample takes steps of its own, by its own error (three times the tolerance, which makes up for
+      per_sample: every sample takes its own steps, by its own error (three times the tolerance, to compensate for
         the batch's waiting for its slowest sample), so that it does not depend on the batch;
-        `denoise` is still called for the whole batch at once, as long as any sample is under way. Without it one step
-        size serves all, its error norm being the root mean square over all pixels of all samples.
+        `denoise` is still called for the whole batch at once, until every sample has finished. Otherwise all share one
+        step size, with the root mean square over all pixels of all samples as the error norm.
       fixed_steps: this many equal steps in ln σ instead of error control; 0 for control.
       max_steps: limit on steps, accepted and rejected, of the error control.
       last_denoise: end with E[y | x, σ_min], one Euler step from σ_min to 0.
@@ -100,7 +100,7 @@ def tsit5(
 
 
 class Control(NamedTuple):
-    """How steps are chosen: see `rk45`. UserError for values that make none."""
+    """How steps are chosen: see `rk45`. UserError for impossible values."""
 
     rtol: float
     atol: float

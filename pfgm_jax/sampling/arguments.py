@@ -35,7 +35,7 @@ def require_memory(name: str, n: int, shape: tuple[int, ...]) -> None:
     size, free = 4 * n * math.prod(shape), parallel.host_memory()
     if size > free:
         by, needed = "×".join(map(str, shape)), f"{size // 2**30:,} GiB, and {free / 2**30:.3g} GiB are free"
-        raise UserError(f"{name}={n} is out of reach: samples of {by} would take {needed}")
+        raise UserError(f"{name}={n} is too large: samples of {by} would take {needed}")
 
 
 def require_key(key: Any) -> None:
@@ -92,7 +92,7 @@ def noise_levels(sigma: Any, x: Float[Array, "B *S"]) -> Float[Array, "B"]:
     """
     sigma = _array("sigma", sigma)
     if sigma.shape not in ((), (1,), x.shape[:1]) or jnp.issubdtype(sigma.dtype, jnp.complexfloating):
-        raise UserError(f"sigma must be a number or [{x.shape[0]}], one a state of x, got {list(sigma.shape)}")
+        raise UserError(f"sigma must be a number or [{x.shape[0]}], one per state of x, got {list(sigma.shape)}")
     if not isinstance(sigma, jax.core.Tracer) and not (np.asarray(sigma) > 0).all():
         raise UserError(f"sigma must be above 0, got {np.min(np.asarray(sigma)):g}")
     return jnp.broadcast_to(sigma, x.shape[:1]).astype(x.dtype)
@@ -114,7 +114,8 @@ def state_labels(labels: Any, B: int, classes: int) -> Int[Array, "B"] | None:
     labels = _array("labels", labels)
     if labels.shape not in ((), (B,)) or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise UserError(
-            f"labels must be a whole number or [{B}] of them, one a state of x, got {labels.dtype} {list(labels.shape)}"
+            f"labels must be a whole number or [{B}] of them, one per state of x, got {labels.dtype} "
+            f"{list(labels.shape)}"
         )
     known = isinstance(labels, jax.core.Tracer) or ((np.asarray(labels) >= -1) & (np.asarray(labels) < classes)).all()
     if not known:

@@ -1,6 +1,6 @@
 """A solver by the number of evaluations: the one that did best at so many on digits and blood cells (docs/solvers.md).
 
-Not on a searched grid, which is asked for: its samples lie nearer to the flow's end, and of blood cells farther from
+It never chooses a searched grid by itself: its samples lie nearer to the flow's end, but for blood cells farther from
 the data.
 """
 
@@ -19,7 +19,7 @@ _SOLVERS = {"ipndm": ipndm, "dpmpp_3m": dpmpp_3m}
 
 
 def choice(steps: int, grid: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The solver that `auto` takes for so many evaluations and its options: `(name, {"steps": …, "grid": …})`.
+    """The solver that `auto` chooses for a number of evaluations, and its options: `(name, {"steps": …, "grid": …})`.
 
     Up to FEW evaluations that is `ipndm`, beyond them `dpmpp_3m`, each on its own grid unless another is given. On
     its own grid `ipndm` has its published weights, which did better there; on any other, such as a searched one, those
@@ -54,7 +54,7 @@ def auto(
     Args:
       process, denoise, x, keys, last_denoise, frames, framed, axis_name: as for `single_step.euler`.
       steps: evaluations, and levels of the grid.
-      grid: another grid than the solver's own, such as a searched one.
+      grid: a grid other than the solver's own, such as a searched one.
 
     Returns:
       (samples [B, *S], SolveStats).

@@ -43,7 +43,7 @@ def flow_map(
       tolerance: rtol and atol of the solver.
 
     Raises:
-      UserError: levels that do not fall.
+      UserError: levels that are not descending.
     """
     low = sigma_next or process.sigma_min
     if not 0 <= sigma_next < sigma or not low < sigma < math.inf:
@@ -92,7 +92,7 @@ def consistency(
       (samples [B, *S], SolveStats).
 
     Raises:
-      UserError: steps < 1, or levels that are no falling numbers between σ_max and σ_min or fewer than are needed.
+      UserError: steps < 1, or levels that are not descending numbers between σ_max and σ_min, or too few of them.
     """
     sigmas = _levels(process, steps, levels)
     if steps > 1:
@@ -112,13 +112,13 @@ def consistency(
 def _levels(process, steps, text):
     """[steps] float64 noise levels of the evaluations: σ_max, and those of the text."""
     if not 1 <= steps <= 1000:
-        raise UserError(f"consistency takes 1 to 1,000 steps, its evaluations, got {steps}")
+        raise UserError(f"consistency takes 1 to 1,000 steps (evaluations), got {steps}")
     if text is None:
         return np.geomspace(process.sigma_max, process.sigma_min, steps + 1)[:-1]
     try:
         sigmas = np.array([process.sigma_max, *(float(word) for word in text.split(",") if word.strip())])
     except ValueError:
-        raise UserError(f"the levels of consistency are numbers like 0.8,0.3, got {text!r}") from None
+        raise UserError(f"the levels of consistency must be numbers like 0.8,0.3, got {text!r}") from None
     if len(sigmas) < steps:
         raise UserError(
             f"consistency with steps={steps} needs {steps - 1} levels below σ_max, and {text!r} has {len(sigmas) - 1}: "
@@ -127,7 +127,7 @@ def _levels(process, steps, text):
     sigmas = sigmas[:steps]
     if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] >= process.sigma_min):
         raise UserError(
-            f"the levels of consistency fall from below σ_max = {process.sigma_max:.4g} to no less than σ_min = "
-            f"{process.sigma_min:g}, got {text}"
+            f"the levels of consistency must fall from below σ_max = {process.sigma_max:.4g} to no less than "
+            f"σ_min = {process.sigma_min:g}, got {text}"
         )
     return sigmas

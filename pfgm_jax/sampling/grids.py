@@ -74,11 +74,11 @@ def levels(process: Process, grid: str | None, steps: int, rho: float = 7.0) -> 
         raise UserError("grid=searched is found for the weights of a run, by mode=schedule, and kept with them")
     if grid not in GRIDS:
         names = (*GRIDS, SEARCHED)
-        raise UserError(f"unknown grid {grid!r}; there are {', '.join(names)}{nearest(grid, names)}")
+        raise UserError(f"unknown grid {grid!r}; choose from {', '.join(names)}{nearest(grid, names)}")
     if steps < 2:
         raise UserError(f"a grid needs steps >= 2, got {steps}")
     if steps > MOST:
-        raise UserError(f"a grid of {steps} steps is out of reach: at most {MOST:,}")
+        raise UserError(f"a grid can have at most {MOST:,} steps, got {steps}")
     return edm_grid(process, steps, rho) if grid == "edm" else GRIDS[grid](process, steps)
 
 
@@ -87,7 +87,9 @@ def _written(process, text, steps):
     try:
         sigmas = np.array([float(word) for word in text.split(",")])
     except ValueError:
-        raise UserError(f"a grid is a name ({', '.join(GRIDS)}) or numbers like 80,11,0.002, got {text!r}") from None
+        raise UserError(
+            f"a grid must be a name ({', '.join(GRIDS)}) or numbers like 80,11,0.002, got {text!r}"
+        ) from None
     if len(sigmas) != steps:
         raise UserError(f"the grid {text} has {len(sigmas)} levels, and steps is {steps}: give as many")
     if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0):

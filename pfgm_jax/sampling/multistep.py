@@ -183,7 +183,7 @@ def _walk(order, rows, start, denoise, x, sigmas, output):
     The values are those of d where m = 3 (DPM-Solver++), of the slope (x − d)/σ where m = 4 (iPNDM).
     """
     if start not in STARTS:
-        raise UserError(f"unknown start {start!r}; there are {', '.join(STARTS)}{nearest(start, STARTS)}")
+        raise UserError(f"unknown start {start!r}; choose from {', '.join(STARTS)}{nearest(start, STARTS)}")
     kept = rows.shape[1] - 2
 
     def value(x, d, sigma):

@@ -76,7 +76,7 @@ def estimate(
     Args:
       process: gives D and the range of levels.
       denoiser: labels [B] -> denoise.
-      images: [n, *S] training data, uint8 or in the unit scale; labels: [n] what the denoiser is told of them.
+      images: [n, *S] training data, uint8 or in the unit scale; labels: [n] the classes given to the denoiser.
       draws: images of each level.
       tick: called after each level.
 

@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
         if steps not in self.grids:
             there = ", ".join(map(str, sorted(self.grids)))
             raise UserError(
-                f"no grid of {steps} levels was searched for this run, those there have {there}: search again with "
+                f"no grid of {steps} levels was searched for this run, only of {there}: search again with "
                 f"schedule.steps={steps}, or use another grid"
             )
         return self.grids[steps]
@@ -85,7 +85,7 @@ def load(folder: str | os.PathLike) -> Schedule | None:
             TraceCurve(float(trace["D"]), numbers("log_scale"), numbers("log_trace")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is no schedule ({printable(repr(error))}): remove it; {MAKE_ONE}") from None
+        raise UserError(f"{path} is not a schedule ({printable(repr(error))}): remove it; {MAKE_ONE}") from None
 
 
 def prepared(
@@ -103,7 +103,7 @@ def prepared(
 
     def required(what):
         if schedule is None:
-            raise UserError(f"{what} takes the run's {NAME}, and there is none: {MAKE_ONE}")
+            raise UserError(f"{what} needs the run's {NAME}, which does not exist: {MAKE_ONE}")
         schedule.require(*own())
         return schedule
 

@@ -111,7 +111,9 @@ def check_network(run, settings):
     config, weight, guide = run.config, settings.guidance, settings.guide
     if run.tuned != (settings.solver == "consistency"):
         tuned = "this network is tuned to the end of the flow: sample with sample.solver=consistency"
-        other = "consistency needs a tuned network, and this one is a posterior mean: --mode=tune makes one of it"
+        other = (
+            "consistency needs a tuned network, and this one predicts the posterior mean: --mode=tune makes one from it"
+        )
         raise UserError(tuned if run.tuned else other)
     if run.tuned and weight != 1:
         raise UserError(
@@ -120,8 +122,10 @@ def check_network(run, settings):
     if not math.isfinite(weight):
         raise UserError(f"guidance must be a number, 1 for none, got {weight:g}")
     if guide and weight == 1:
-        raise UserError("a guide does nothing at guidance 1: set sample.guidance, such as to 2, or leave the guide out")
-    away = "guidance leads away from the network without its label, and this one was trained"
+        raise UserError(
+            "a guide has no effect at guidance 1: set sample.guidance, such as to 2, or leave the guide out"
+        )
+    away = "guidance needs the network's output without a label, and this one was trained"
     weaker = "give a weaker network as sample.guide"
     if weight != 1 and not guide and not config.model.conditional:
         raise UserError(f"{away} without labels: {weaker}, or train one with model.conditional and train.label_dropout")

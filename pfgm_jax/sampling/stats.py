@@ -1,4 +1,4 @@
-"""What every solver reports beside its samples."""
+"""What every solver returns with its samples."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ class SolveStats(NamedTuple):
 
     Attributes:
       nfe: [] number of times `denoise` was called on the batch.
-      sample_nfe: [B] evaluations that each sample needed; below `nfe` where every sample takes steps of its own.
+      sample_nfe: [B] evaluations that each sample needed; below `nfe` where every sample takes its own steps.
       steps: [] accepted steps, of the sample with the most.
-      rejected: [] steps that the error control refused and repeated, of the sample with the most.
+      rejected: [] steps that the error control rejected and repeated, of the sample with the most.
       completed: [] whether the end was reached.
-      finite: [] False where the solve stopped because `denoise` returned NaN or inf; an adaptive solver finds out by
-        refusing ever smaller steps, and would also stop so at a jump that its tolerance does not let it cross.
+      finite: [] False where the solve stopped because `denoise` returned NaN or inf; an adaptive solver detects that by
+        rejecting ever smaller steps, and also stops at a jump that its tolerance does not allow.
       sigma: [] the level where it stopped: the last one if `completed`, the one of the first NaN or inf if not
-        `finite`, else how far the step limit let it come.
+        `finite`, else the one where the step limit was reached.
       sigmas: [T] noise levels of the trajectory, T = 0 where none was requested.
       trajectory: [T, B, *S] states at those levels, unscaled, from the prior to the data.
     """

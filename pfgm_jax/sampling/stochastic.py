@@ -216,7 +216,9 @@ def predictor_corrector(
     if corrector_steps < 0 or not snr > 0:
         raise UserError(f"{solver} needs corrector_steps >= 0 and snr > 0, got {corrector_steps} and {snr}")
     if predictor == "euler_maruyama" and process.schedule.discrete:
-        raise UserError(f"euler_maruyama needs a continuous time, and {process.name} has levels; use ancestral or ddim")
+        raise UserError(
+            f"euler_maruyama needs a continuous time, and {process.name} has discrete levels; use ancestral or ddim"
+        )
     sigmas = levels(process, grid, steps, rho)
     draws = corrector_steps + 1
 
@@ -295,4 +297,4 @@ def _mean_norm(a, axis_name):
 
 def _one_of(what, value, options):
     if value not in options:
-        raise UserError(f"unknown {what} {value!r}; there are {', '.join(options)}{nearest(value, options)}")
+        raise UserError(f"unknown {what} {value!r}; choose from {', '.join(options)}{nearest(value, options)}")

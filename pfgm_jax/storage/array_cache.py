@@ -39,7 +39,7 @@ def load(path):
     Raises:
       UserError: a damaged file.
     """
-    again = "delete it, the next run makes it anew"
+    again = "delete it, and the next run makes it again"
     try:
         arrays = torch_files.read(path)
     except UserError as error:

@@ -20,8 +20,8 @@ def expanded(path):
         kind, name, rest = bucket.groups()
         mount = f"gcsfuse {name} ~/{name}" if kind == "gs" else "mount it as a folder"
         raise UserError(
-            f"{path} is a bucket's address and no folder: mount the bucket first ({mount}) and write the folder, "
-            f"such as ~/{name}/{rest}"
+            f"{path} is the address of a bucket, not a folder: mount the bucket first ({mount}) and write the "
+            f"folder, such as ~/{name}/{rest}"
         )
     try:
         return pathlib.Path(path).expanduser()
@@ -124,7 +124,7 @@ def concerns(folder, error):
 def unwritable(folder, error):
     """Why the OSError `error` kept a file from being written to `folder`, and what to do: a line for a person."""
     if error.errno in _FULL:
-        return f"the disk that holds {folder} is full: free some space and give the same command again"
+        return f"the disk that holds {folder} is full: free some space and run the same command again"
     if not os.path.isdir(folder):
         return f"{folder} is gone: it was moved or removed, or its disk was unmounted; put it back"
     return f"cannot write to {folder}: {error.strerror or error}"

@@ -233,7 +233,7 @@ def restore(workdir, like, step=None, run=None, optional=()):
                 except Exception as error:  # orbax and tensorstore raise many types for a damaged file
                     reason = error
                 line = "; ".join(step_files.changes(_folder(workdir) / str(number))) or _line(reason)
-                passed_over.append(f"checkpoint {number} in {workdir} is damaged and passed over: {line}")
+                passed_over.append(f"checkpoint {number} in {workdir} is damaged and skipped: {line}")
         if doubtful:  # and nothing else, so it is no damage
             passed_over.clear()
             raise doubtful
@@ -241,7 +241,7 @@ def restore(workdir, like, step=None, run=None, optional=()):
         for line in passed_over:
             print(line, file=sys.stderr)
     if step is not None:
-        raise UserError(f"checkpoint {step} in {workdir} is damaged; leave out the step to take the newest sound one")
+        raise UserError(f"checkpoint {step} in {workdir} is damaged; leave out the step to use the newest intact one")
     raise UserError(
         f"every checkpoint in {workdir}/checkpoints is damaged; put a copy back, or start again in another folder"
     )
@@ -287,7 +287,7 @@ def _require_run(step, there, here):
             if key in (now := here.get(section, {})) and now[key] != value:
                 name = key if section == "config" else f"{section}.{key}"
                 raise _OtherRun(
-                    f"checkpoint {step} was made with {printable(f'{name}={value}')}, and config.json says "
+                    f"checkpoint {step} was made with {printable(f'{name}={value}')}, but config.json says "
                     f"{printable(str(now[key]))}: config.json was changed or damaged since; put that value back",
                     True,
                 )

@@ -70,7 +70,7 @@ def load(path, like, config=None):
                 raise UserError(f"{path} {what} {printable(repr(name))}: it holds the weights of another network")
     except (OSError, SafetensorError, AttributeError, TypeError) as error:  # the last two: types that NumPy has not
         reason = printable(" ".join(str(error).split()))
-        raise UserError(f"{path} is no readable safetensors file: {reason}") from None
+        raise UserError(f"{path} is not a readable safetensors file: {reason}") from None
     if config is not None and said.get(CONFIG, config) != config:
         raise UserError(
             f"the config.json beside {path} is not the one that it was exported with, or is damaged: copy or export "

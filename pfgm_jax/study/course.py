@@ -164,8 +164,8 @@ def _require_same(entry):
         recorded, _ = run_record.load(entry.folder)
         if different := run_record.differences(entry.config, recorded):
             raise UserError(
-                f"{entry.name}: {entry.folder} holds a run with another {', '.join(different)}; rename the variant, "
-                "use another workdir, or its values"
+                f"{entry.name}: {entry.folder} holds a run with different {', '.join(different)}; rename the "
+                "variant, use its values or another workdir"
             )
 
 

@@ -29,7 +29,7 @@ def every(findings):
 
 
 def _style(i):
-    """Colour, marker and line of the i-th entry: told apart without colours too."""
+    """Colour, marker and line of the i-th entry: distinguishable without colours too."""
     return dict(color=plots.PALETTE[i % len(plots.PALETTE)], marker=MARKERS[i % len(MARKERS)], markersize=5,
                 linestyle=LINES[i // len(plots.PALETTE) % len(LINES)], linewidth=1.3)  # fmt: skip
 

@@ -124,7 +124,9 @@ def entries(study, path, workdir, overrides):
     for changes in (overrides, study.common, *(variant.changes for variant in study.variants.values())):
         if "seed" in changes:
             seed = changes["seed"]
-            raise UserError(f"seed={seed} does nothing in a study: its variants have theirs, Variant(seeds=({seed},))")
+            raise UserError(
+                f"seed={seed} has no effect in a study: its variants have their own, Variant(seeds=({seed},))"
+            )
     first, later, folders = [], [], {}
     for name, variant in study.variants.items():
         seeds = list(variant.seeds) if isinstance(variant.seeds, tuple | list) else []

@@ -26,7 +26,7 @@ def compare(workdir, overrides):
     """
     generator = generator_lib.load(workdir).with_overrides(overrides)
     if not generator.config.train.power_ema:
-        raise UserError(f"{workdir} was trained without train.power_ema=True, so its average has the one length it has")
+        raise UserError(f"{workdir} was trained without train.power_ema=True, so the length of its average is fixed")
     val = data.load(generator.config.data).val
     if not len(val):
         raise UserError("the data set has no validation images: data.val=0.1 sets some aside")

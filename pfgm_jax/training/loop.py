@@ -42,7 +42,7 @@ def train(config, workdir):
     Ctrl-C save a checkpoint before they end the run, within train.grace seconds; before the first step there is none.
 
     Raises:
-      UserError: a config, data file or run directory that a person has to mend, or a step or weights that are not
+      UserError: a config, data file or run directory that the user has to fix, or a step or weights that are not
         finite; the last checkpoint is kept.
       KeyboardInterrupt: after an interrupt, with the state saved.
     """
@@ -83,7 +83,7 @@ def _require_agreement(config, derived):
     mine = json.loads(json.dumps({"data": derived} | config_lib.flatten(config)))
     first = parallel.from_first(lambda: mine)
     if different := [key for key in mine if mine[key] != first.get(key) and key != "data.dir"]:
-        raise UserError(f"this process has another {', '.join(different)} than the first one")
+        raise UserError(f"this process has a different {', '.join(different)} than the first one")
 
 
 def _opened(training):

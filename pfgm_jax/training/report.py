@@ -112,6 +112,6 @@ def what_to_lower(config):
     skip = (
         ""
         if config.train.skip_outliers
-        else ("; or go on in this one with train.skip_outliers=10, which passes over such steps")
+        else "; or go on in this one with train.skip_outliers=10, which skips such steps"
     )
     return f"Lower optim.lr={config.optim.lr:g} or set optim.clip=1, in another workdir{skip}"

@@ -116,7 +116,7 @@ def test_downloads_once_into_the_cache(path, digest, capsys):
     assert path.read_bytes() == BODY and os.listdir(path.parent) == ["file.bin"]
     assert "file.bin: 100%" in capsys.readouterr().err
     path.write_bytes(BODY[:-1])
-    with pytest.raises(UserError, match="delete it, the next run downloads it anew"):
+    with pytest.raises(UserError, match="delete it, and the next run downloads it again"):
         download.cached(server.url, "file.bin", checksum)
 
 
@@ -230,7 +230,7 @@ def test_a_full_disk_is_one_line(path, monkeypatch):
     with Server() as server:
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 2**20))
-            fails(server, path, f"no room in {path.parent}", "3 MB to come, 1 MB free", "PFGM_JAX_CACHE")
+            fails(server, path, f"no space in {path.parent}", "3 MB to download, 1 MB free", "PFGM_JAX_CACHE")
 
         class Full:
             def __init__(self, stream):
@@ -244,7 +244,7 @@ def test_a_full_disk_is_one_line(path, monkeypatch):
 
         attempt = download._attempt
         monkeypatch.setattr(download, "_attempt", lambda url, part, stream: attempt(url, part, Full(stream)))
-        fails(server, path, f"no room in {path.parent}", "No space left on device", "PFGM_JAX_CACHE")
+        fails(server, path, f"no space in {path.parent}", "No space left on device", "PFGM_JAX_CACHE")
     assert not path.exists()
 
 

@@ -135,7 +135,7 @@ def test_images_beside_class_folders_are_listed(tmp_path, capsys):
 
 
 def test_folders_that_are_none(tmp_path, monkeypatch):
-    fails("", "say which folder")
+    fails("", "give the folder of the images")
     fails(tmp_path / "absent", "absent does not exist")
     fails(tmp_path, "holds no images (png, jpg", "nothing of a known type")
     (tmp_path / "notes.txt").write_text("x")
@@ -187,7 +187,7 @@ def test_files_that_give_no_image_are_skipped_and_listed(tmp_path, capsys, monke
     for words in ("7 files cut short or damaged (a/cut.bmp: ", "7 files of 0 bytes (b/empty.bmp)",
                   "2 files without an image (a/program.jpg)", "2 files of more than 100 million pixels (a/huge.png: ",
                   "1 file unreadable (a/gone.png: ", "1 file of another type (.txt) (a/notes.txt)",
-                  "1 folder met before, by a link (b/loop)",
+                  "1 folder read already, through a link (b/loop)",
                   "skipped    21"):  # fmt: skip
         assert words in said, said
     # Without them the splits are the same: they may be deleted, and a run continued.
@@ -360,7 +360,7 @@ def test_what_does_not_fit_stays_in_its_files(tmp_path, monkeypatch):
     assert data.moments(made.train.images) == data.moments(in_memory.train.images)
     for path in tmp_path.glob("a/*.png"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"a/\d.png gives no image \(of 0 bytes\): replace it"):
+    with pytest.raises(UserError, match=r"a/\d.png cannot be read as an image \(of 0 bytes\): replace it"):
         made.train.images[:]
 
 

@@ -162,7 +162,7 @@ def test_what_does_not_fit_in_memory_is_refused_before(tmp_path, given, copies, 
 
 def test_a_pipe_is_no_npz_file(tmp_path):
     os.mkfifo(tmp_path / "a.npz")
-    fails(tmp_path / "a.npz", "a.npz is no file")
+    fails(tmp_path / "a.npz", "a.npz is not a file")
     fails(tmp_path, "holds no npz file")
 
 

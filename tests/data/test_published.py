@@ -151,12 +151,12 @@ def test_damaged_archives(archive, tmp_path):
 def test_pickles_are_named_and_never_loaded(tmp_path, name):
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch pickled'\ntR.")
     for place in (tmp_path, tmp_path / name):
-        fails(cifar(place), "as Python pickles, never loaded: get the binary version", cifar10.URL)
+        fails(cifar(place), "as Python pickles, which are never loaded: get the binary version", cifar10.URL)
 
 
 def test_folders_without_cifar10(tmp_path):
     fails(cifar(tmp_path / "absent"), "absent does not exist", "to download")
-    fails(cifar(tmp_path), "holds no cifar10.npz")
+    fails(cifar(tmp_path), "has no cifar10.npz")
     fails(config("cifar10", tmp_path, 28), "data.size=32")
 
 
@@ -225,7 +225,7 @@ def test_damaged_celeba(faces):
         (b"<html>", "without an image"),
     ):
         first.write_bytes(content)
-        fails(data_config, f"{first} gives no image ({words}", "replace it")
+        fails(data_config, f"{first} cannot be read as an image ({words}", "replace it")
     photo(first, np.zeros((100, 100, 3), np.uint8))
     fails(data_config, "smaller than the crop of 140 px, 100×100")
     first.unlink()

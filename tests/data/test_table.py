@@ -21,7 +21,9 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
     assert counts(made) == [4, 2, 2] and made.classes == ("red, dark", "é")
     np.testing.assert_array_equal(made.train.labels, [0, 1, 0, 1])
     said = capsys.readouterr().err
-    assert "1 row that labels.csv has twice (x/0.png)" in said and "1 image without a row in labels.csv (z.png)" in said
+    assert (
+        "1 row that labels.csv lists twice (x/0.png)" in said and "1 image without a row in labels.csv (z.png)" in said
+    )
     table(tmp_path, [row[:2] for row in rows])
     assert sum(counts(data.load(config(tmp_path)))) == 8
 
@@ -30,7 +32,11 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
     "rows, columns, words",
     [
         ([("0.png", "a"), ("absent.png", "a"), ("b/c.png", "a")], ("file", "label"), ["names 2 files", "absent.png"]),
-        ([("0.png", "a"), ("0.png", "b")], ("file", "label"), ["line 3", "0.png is there twice with different labels"]),
+        (
+            [("0.png", "a"), ("0.png", "b")],
+            ("file", "label"),
+            ["line 3", "0.png is listed twice with different labels"],
+        ),
         ([("0.png", "a"), ("1.png",)], ("file", "label"), ["line 3 has 1 value for the columns file,label"]),
         ([("0.png", "")], ("file", "label"), ["line 2", "lacks a file, a label"]),
         ([("0.png", "a", "holdout")], ("file", "label", "split"), ["line 2", "train, val or test"]),
@@ -42,8 +48,8 @@ def test_classes_and_splits_by_a_table(tmp_path, capsys):
             ["has the columns class and target: name one of them label"],
         ),
         ([("0.png", "a", "b")], ("file", "label", "label"), ["has the columns label and label"]),
-        ([("../0.png", "a")], ("file", "label"), ["line 2: '../0.png' is outside of"]),
-        ([("/etc/passwd", "a")], ("file", "label"), ["line 2: '/etc/passwd' is outside of"]),
+        ([("../0.png", "a")], ("file", "label"), ["line 2: '../0.png' is outside"]),
+        ([("/etc/passwd", "a")], ("file", "label"), ["line 2: '/etc/passwd' is outside"]),
         ([("\x1b[31m.png", "a")], ("file", "label"), [r"names a file that is not there, such as \x1b[31m.png"]),
         ([], (), ["has the columns none"]),
     ],
@@ -72,7 +78,7 @@ def test_a_table_in_a_folder_by_a_way_round(tmp_path, capsys):
 def test_a_table_that_is_none(tmp_path):
     put(tmp_path / "0.png")
     (tmp_path / "labels.csv").write_bytes(b"file,label\n\xff\xfe\x00,1\n")
-    fails(tmp_path, "labels.csv is no table in UTF-8")
+    fails(tmp_path, "labels.csv is not a UTF-8 table")
 
 
 @pytest.mark.parametrize("file", ["file", "filename", "file_name", "path", "image", "Image"])
@@ -112,9 +118,9 @@ def test_a_table_in_every_split(tmp_path, capsys):
     classes(tmp_path / "val", {"a": 2})
     assert counts(data.load(config(tmp_path)))[1] == 5
     table(tmp_path / "testing", [("scans/0.png", "a", "train")], ("file", "label", "split"))
-    fails(tmp_path, "line 2: the split train, in the folder of test: take the column out")
+    fails(tmp_path, "line 2: the split train in the folder of test: remove the column")
     table(tmp_path / "testing", [("../train/scans/0.png", "a")])
-    fails(tmp_path, "line 2: '../train/scans/0.png' is outside of", "testing: name files in that folder")
+    fails(tmp_path, "line 2: '../train/scans/0.png' is outside", "testing: list only files of that folder")
 
 
 def test_a_table_in_capitals_and_beside_a_folder(tmp_path, capsys):
@@ -128,7 +134,7 @@ def test_a_table_in_capitals_and_beside_a_folder(tmp_path, capsys):
     for name in ("Labels.CSV", "labels.csv"):
         (tmp_path / name).unlink()
     os.mkfifo(tmp_path / "labels.csv")
-    fails(tmp_path, "labels.csv is no file that can be read")
+    fails(tmp_path, "labels.csv cannot be read as a file")
 
 
 def test_tables_that_are_not_read_are_named(tmp_path, capsys):
@@ -192,7 +198,7 @@ def test_images_without_a_patient_are_by_themselves(tmp_path, capsys):
 
 def test_groups_that_are_none(tmp_path):
     patients(tmp_path)
-    fails(tmp_path, "beside the column patient of labels.csv: leave one of them out", group="x")
+    fails(tmp_path, "and the column patient of labels.csv both name groups: leave one out", group="x")
     (tmp_path / "labels.csv").unlink()
-    fails(tmp_path, "data.group=( is no regular expression", group="(")
-    fails(tmp_path, "data.group=x matches no path, such as 0.png", group="x")
+    fails(tmp_path, "data.group=( is not a valid regular expression", group="(")
+    fails(tmp_path, "data.group=x matches none of the paths, such as 0.png", group="x")

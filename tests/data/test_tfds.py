@@ -80,7 +80,7 @@ def test_missing_packages_and_foreign_features(prepared, monkeypatch):
     (prepared / "one/1.10.0/features.json").write_text(
         json.dumps({"featuresDict": {"features": {"image": {"pythonClassName": "antigravity.Image"}}}})
     )
-    with pytest.raises(UserError, match="not tfds's own: antigravity.Image"):
+    with pytest.raises(UserError, match="that tfds does not define: antigravity.Image"):
         data.load(config("tfds:one", prepared))
     (prepared / "one/1.10.0/features.json").write_text(
         json.dumps({"pythonClassName": "tensorflow_datasets.core.features.video_feature.Video"})

@@ -41,7 +41,7 @@ def test_toys(name):
     counts = np.bincount(toy.train.labels, minlength=toy.num_classes)
     # Classes are equally likely: 5 standard deviations of a binomial count.
     assert np.abs(counts / 8000 - 1 / toy.num_classes).max() < 5 * np.sqrt(0.25 / 8000)
-    with pytest.raises(UserError, match=f"{name} is of points, not of images: write data.size=1"):
+    with pytest.raises(UserError, match=f"{name} holds points, not images: write data.size=1"):
         load(name, size=28)
 
 
@@ -215,5 +215,5 @@ def test_dry_run_and_every_process():
     assert 1 / np.hypot(1, flow.max_norm / flow.sigma_max) == pytest.approx(0.1, abs=0.01)
     turned = toy.get_config("dataset=rings,D=2")
     turned.train.flip = True
-    with pytest.raises(UserError, match="rings is of points: train.augment and train.flip are for images"):
+    with pytest.raises(UserError, match="rings holds points: train.augment and train.flip are for images"):
         dry_run.prepare(turned)

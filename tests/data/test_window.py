@@ -138,7 +138,7 @@ def test_values_that_are_no_numbers_are_skipped(tmp_path, capsys):
     put(tmp_path / "0.tif", np.eye(8, dtype=np.float32))
     put(tmp_path / "1.tif", np.full((8, 8), np.nan, np.float32))
     assert counts(data.load(config(tmp_path, val=0, test=0, window="auto"))) == [1, 0, 0]
-    assert "1 file with values that are no numbers (1.tif: NaN or infinite)" in capsys.readouterr().err
+    assert "1 file with values that are not numbers (1.tif: NaN or infinite)" in capsys.readouterr().err
 
 
 def test_the_window_is_recorded_with_the_run(tmp_path):

@@ -213,13 +213,13 @@ def test_what_a_curve_sweeps(made):
         ("evaluate", "sample.n=100", "sample.n=100 is for --mode=sample: write evaluate.num_samples=NUMBER"),
         ("curve", "sample.frames=0", "sample.frames=0 is for --mode=sample: leave it out"),
         ("curve", "sample.eta=0.5", "no option 'eta'"),
-        ("curve", "sample.solver=heun", "does nothing in a curve: write evaluate.solvers"),
-        ("curve", "sample.steps=5", "does nothing in a curve: write evaluate.steps"),
-        ("curve", "sample.rtol=0.1", "does nothing in a curve: its points have rtol = atol = 0.1, 0.01"),
+        ("curve", "sample.solver=heun", "has no effect on a curve: write evaluate.solvers"),
+        ("curve", "sample.steps=5", "has no effect on a curve: write evaluate.steps"),
+        ("curve", "sample.rtol=0.1", "has no effect on a curve: its points have rtol = atol = 0.1, 0.01"),
         ("sample", "evaluate.num_samples=20", "takes overrides of sample.*, not of evaluate.num_samples"),
-        ("evaluate", "data.name=imported", "say which real images to compare with"),
+        ("evaluate", "data.name=imported", "give the real images to compare with"),
         ("evaluate", "train.batch=5", "takes overrides of sample.* and evaluate.* and data.*"),
-        ("curve", "evaluate.solvers=huen", "unknown solver 'huen'; there are rk45"),
+        ("curve", "evaluate.solvers=huen", "unknown solver 'huen'; choose from rk45"),
         ("curve", "evaluate.solvers=ancestral", "ancestral"),
         ("curve", "evaluate.steps=0", "evaluate.steps, such as 9,18"),
         ("curve", "evaluate.D=64,none", "give numbers > 0 or inf"),
@@ -278,13 +278,13 @@ def test_held_out_images_are_those_that_the_run_did_not_see(tmp_path):
     assert len(protocol.real_images(made).val) == 6
     for key, value in (("data.split_seed", 1), ("data.val", 0.2), ("data.test", 0.0), ("data.group", "p"),
                        ("data.condition", "superres:2")):  # fmt: skip
-        with pytest.raises(UserError, match=f"a trained run keeps its {key}: leave it out"):
+        with pytest.raises(UserError, match=f"{key} cannot be changed in a trained run: leave it out"):
             made.with_overrides({key: value})
     other = made.with_overrides({"data.name": "digits", "data.split_seed": 1})  # another set has not been trained on
     assert protocol.real_images(other).name == "digits"
     for changed, words in ((np.concatenate([images, images[:10]]), "train_images"), (images // 2, "mean, std")):
         np.savez(tmp_path / "own.npz", images=changed)
-        with pytest.raises(UserError, match=f"other images than the run learned from .another {words}") as caught:
+        with pytest.raises(UserError, match=f"other images than the run was trained on .different {words}") as caught:
             protocol.real_images(made.with_overrides({"sample.n": 2}))
         assert "\n" not in str(caught.value)
     imported = run_lib.make_run(config, dict(made.derived) | {"imported": "a.pth"})  # of which nothing is known
@@ -371,5 +371,5 @@ def test_absurd_numbers_are_refused_at_once(workdir, monkeypatch, item):
 
 def test_an_absurd_chunk_is_refused_at_once(made, tmp_path):
     settings = dataclasses.replace(made.settings, n=20, batch=10**15)
-    with pytest.raises(UserError, match="sample.batch=1000000000000000 is out of reach"):
+    with pytest.raises(UserError, match="sample.batch=1000000000000000 is too large"):
         sample_cache.collect(made, settings, tmp_path, Fake())

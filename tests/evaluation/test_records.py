@@ -80,7 +80,7 @@ def test_fields_that_make_no_run(folder, section, key, value):
 
 
 def test_a_pipe_is_not_waited_for(folder):
-    for name, words in (("model.safetensors", "no file of weights"), ("config.json", "holds no run")):
+    for name, words in (("model.safetensors", "not a file of weights"), ("config.json", "holds no run")):
         (folder / name).unlink()
         os.mkfifo(folder / name)
         with pytest.raises(UserError, match=words):

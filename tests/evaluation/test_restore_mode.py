@@ -81,11 +81,11 @@ def test_measured_floats(command, run, tmp_path, digits):
     ("overrides", "words"),
     [
         (("restore.task=inpant",), "did you mean 'inpaint'"),
-        (("restore.task=superres",), "8×8 px, and this task takes 4×4"),
-        (("restore.mask=nowhere.png",), "restore.mask=nowhere.png is none of centre"),
+        (("restore.task=superres",), "8×8 px, but this task takes 4×4"),
+        (("restore.mask=nowhere.png",), "restore.mask=nowhere.png is neither one of centre"),
         (("restore.task=denoise", "restore.simulate=True"), "--config.restore.level=0.3"),
         (("restore.label=3",), "leave restore.label out"),
-        (("restore.method=pigdm",), "needs the score of D = inf"),
+        (("restore.method=pigdm",), "needs the score, which only D = inf has"),
         (("sample.n=3",), "takes overrides of restore.*"),
         (("restore.n=0",), "at least 1"),
         (("restore.task=denoise", "restore.mask=right"), "restore.mask=right is for --config.restore.task=inpaint"),
@@ -149,7 +149,7 @@ def test_many_images_need_few_open_files(tmp_path):
 
 
 def test_a_network_that_always_saw_a_class_needs_one():
-    with pytest.raises(UserError, match="never trained without a label: say which, restore.label=NAME"):
+    with pytest.raises(UserError, match="needs a label: set restore.label=NAME"):
         restoration._label(make(conditional=True), "")
     assert restoration._label(make(conditional=True, label_dropout=0.1), "") is None
     assert restoration._label(make(conditional=True), "3") == 3

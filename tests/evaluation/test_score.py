@@ -162,12 +162,15 @@ def folder_of(tmp_path, image, n=LEAST):
     "make, words",
     [
         (lambda at: np.zeros((40, 4, 4, 1), np.float32), "images are float32"),
-        (lambda at: np.zeros((40, 5, 5, 1), np.uint8), r"uint8 \[40, 5, 5, 1\], the real ones uint8 \[n, 4, 4, 1\]"),
+        (
+            lambda at: np.zeros((40, 5, 5, 1), np.uint8),
+            r"uint8 \[40, 5, 5, 1\], but the real ones are uint8 \[n, 4, 4, 1\]",
+        ),
         (lambda at: np.zeros((40, 4, 4, 3), np.uint8), r"\[40, 4, 4, 3\]"),
         (lambda at: np.zeros((11, 4, 4, 1), np.uint8), "11 images are too few"),
         (lambda at: at / "nowhere", "neither a folder of images nor an npz file"),
         (lambda at: at, "holds no images"),
-        (lambda at: folder_of(at, np.zeros((6, 4), np.uint8)), r"0.png is 4×6 px, the real images 4×4"),
+        (lambda at: folder_of(at, np.zeros((6, 4), np.uint8)), r"0.png is 4×6 px, but the real images are 4×4"),
         (
             lambda at: folder_of(at, np.eye(4, dtype=np.uint8)[..., None] * np.array([9, 0, 0], np.uint8)),
             "0.png is in colour",

@@ -75,7 +75,7 @@ def test_samples_take_it(kept):
     np.testing.assert_array_equal(images, g.sample(jax.random.key(0), 4, grid=searched, **ask)[0])
     np.testing.assert_array_equal(images, g.sample(jax.random.key(0), 4, solver="auto", grid="searched", steps=8)[0])
     assert stats.nfe == 8
-    with pytest.raises(UserError, match="no grid of 7 levels was searched for this run, those there have 5, 8"):
+    with pytest.raises(UserError, match="no grid of 7 levels was searched for this run, only of 5, 8"):
         g.sample(jax.random.key(0), 4, solver="ipndm", grid="searched", steps=7)
     assert "grid" not in g.prepared(g.settings.changed(solver="auto", steps=8)).options  # unless it is asked for
 
@@ -111,9 +111,9 @@ def test_weights_of_another_step_have_none(kept):
 
 
 @pytest.mark.parametrize("options, words", [
-    (dict(solver="ipndm", grid="searched"), "grid=searched takes the run's schedule.json, and there is none"),
-    (dict(solver="sde"), "sde with noise at D = 128 takes the run's schedule.json, and there is none: mode=schedule"),
-    (dict(solver="heun", S_churn=1.0), "heun with noise at D = 128 takes the run's schedule.json"),
+    (dict(solver="ipndm", grid="searched"), "grid=searched needs the run's schedule.json, which does not exist"),
+    (dict(solver="sde"), "sde with noise at D = 128 needs the run's schedule.json, which does not exist"),
+    (dict(solver="heun", S_churn=1.0), "heun with noise at D = 128 needs the run's schedule.json"),
     (dict(solver="auto", steps=1), "auto needs steps >= 2"),
 ])  # fmt: skip
 def test_without_a_schedule(options, words, tmp_path):
@@ -124,7 +124,7 @@ def test_without_a_schedule(options, words, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", '{"weights": 1}', '{"grids": 3}', "{", "null"])
 def test_a_file_that_is_no_schedule(tmp_path, text):
     (tmp_path / "schedule.json").write_text(text)
-    with pytest.raises(UserError, match="is no schedule .*: remove it; mode=schedule makes one"):
+    with pytest.raises(UserError, match="is not a schedule .*: remove it; mode=schedule makes one"):
         schedules.load(tmp_path)
 
 

@@ -202,7 +202,7 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
     run_record.save(tmp_path, config, known | unknown)
     safetensors.save(tmp_path / safetensors.EXPORTED, made.params, {})
     code, _, err = command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS)
-    assert code == 2 and "its training images are not at hand" in err and "--config.export.force=True" in err
+    assert code == 2 and "its training images are not available" in err and "--config.export.force=True" in err
     assert not (tmp_path / "export").exists()
     force = "--config.export.force=True"
     assert command("--mode=export", f"--workdir={tmp_path}", *ARGUMENTS, force)[0] == 0
@@ -215,7 +215,7 @@ def test_imported_weights_are_exported_as_imported(run, tmp_path, command):
     assert list((tmp_path / "export" / "samples").glob("heun.[gw]*"))  # the animation
     same(pfgm_jax.load(tmp_path / "export").params, jax.device_get(made.params))
     code, _, err = command("--mode=evaluate", f"--workdir={tmp_path}")
-    assert code == 2 and "say which real images to compare with" in err
+    assert code == 2 and "give the real images to compare with" in err
 
 
 # ---- what is refused
@@ -377,7 +377,7 @@ def test_a_flipped_bit_is_no_other_weight(folder):
     record["config"]["sample.n"] = 7  # which belongs to whoever samples
     config.write_text(json.dumps(record))
     assert pfgm_jax.load(folder).config.sample.n == 7
-    assert "which are of one step" in refusal(pfgm_jax.load, folder, 32)
+    assert "which have only one step" in refusal(pfgm_jax.load, folder, 32)
 
 
 def test_folders_of_older_versions_have_no_checksum(folder):
@@ -420,7 +420,7 @@ def test_pretrained_weights(exported, tmp_path, monkeypatch, command):
     (tmp_path / "unfinished").mkdir()
     same(pfgm_jax.load("pretrained:digits").params, pfgm_jax.load(exported).params)
     assert "did you mean 'digits'" in refusal(pfgm_jax.load, "pretrained:digit")
-    assert "there are digits" in refusal(pfgm_jax.load, "pretrained:unfinished")
+    assert "choose from digits" in refusal(pfgm_jax.load, "pretrained:unfinished")
     refusal(pfgm_jax.load, "pretrained:../digits")
     code, _, err = command("--mode=sample", "--workdir=pretrained:digits")
     assert code == 2 and err.count("\n") == 1 and "--mode=import --source=pretrained:digits --workdir=FOLDER" in err

@@ -273,14 +273,14 @@ def test_weights_that_do_not_fit(refused):
 def test_arrays_alone_need_a_config(refused, pfgm_config):
     assert "config file" in refused(ff.zipped(checkpoint()), "a.pth")
     assert "leave out the config" in refused(snapshot("edm"), config=pfgm_config)
-    assert "no network that is known" in refused(ff.zipped({"a": ff.tensor(np.ones(3))}), "a.pth", pfgm_config)
+    assert "no supported network" in refused(ff.zipped({"a": ff.tensor(np.ones(3))}), "a.pth", pfgm_config)
     flat = {"all_modules.0.weight": ff.tensor(np.ones(3))}
     assert "no convolution" in refused(ff.zipped(flat), "a.pth", pfgm_config)
 
 
 def test_configs_that_leave_something_open(refused, pfgm_config):
     data = ff.zipped(checkpoint())
-    assert "knows no labels" in refused(data, "a.pth", _with(pfgm_config, conditional=True))
+    assert "takes no labels" in refused(data, "a.pth", _with(pfgm_config, conditional=True))
     pfgm_config.model.conditional = False
     pfgm_config.process.M = None
     assert "process.M" in refused(data, "a.pth", pfgm_config)

@@ -78,7 +78,7 @@ def test_a_run_in_the_plane_gives_its_training_points(tmp_path):
         (np.zeros((0, 2)), "1 to 10,000,000 points, it has 0"),
         (np.array([[0, 1], [np.nan, 2], [3, np.inf]]), "2 points that are not finite, the first in row 1"),
         (np.array([[1e200, 0.0]]), "beyond 1e100"),
-        (np.array([[{}, {}]], dtype=object), "no .npy file of numbers"),
+        (np.array([[{}, {}]], dtype=object), "not a .npy file of numbers"),
     ],
 )
 def test_points_that_are_none(tmp_path, points, message):
@@ -94,8 +94,8 @@ def test_sources_that_are_none(tmp_path, command):
     np.savez(tmp_path / "several.npz", a=np.zeros(2))
     run_record.save(tmp_path, default(), {"shape": [8, 8, 1]})
     for name, message in {
-        "text.npy": "no .npy file",
-        "empty.npy": "no .npy file",
+        "text.npy": "not a .npy file",
+        "empty.npy": "not a .npy file",
         "several.npz": "several arrays",
         "absent.npy": "does not exist",
         ".": "a run on images of 8×8×1: the explorer needs points in the plane",

@@ -109,9 +109,9 @@ def test_tau_of_the_limit():
 
 
 def test_tau_needs_two_dimensions_more():
-    with pytest.raises(UserError, match="needs N \\+ D > 2, and here N = 1, D = 1"):
+    with pytest.raises(UserError, match="needs N \\+ D > 2, got N = 1, D = 1"):
         diffusion.tau(np.ones(1, np.float32), 1.0, 1, 1.0)
-    with pytest.raises(UserError, match="D must be a number from 0.5 on"):
+    with pytest.raises(UserError, match="D must be inf or at least 0.5"):
         diffusion.tau(np.ones(1, np.float32), 1.0, 3, 0.1)
 
 

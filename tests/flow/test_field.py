@@ -362,7 +362,7 @@ def test_errors():
         field.posterior_mean(x, 1.0, points, 1, chunk=0)
     for D in [0, -2, math.nan, 0.1, 0.49]:
         for function in [field.posterior_mean, field.displacement, field.poisson_field]:
-            with pytest.raises(UserError, match="^D must be a number from 0.5 on or inf.*got"):
+            with pytest.raises(UserError, match="^D must be inf or at least 0.5.*got"):
                 function(x, 1.0, points, D)
 
 

@@ -122,7 +122,7 @@ WRONG = [
     (images(2), "denoise", {"level": 0.3, "noise": "salt"}, "unknown noise"),
     (images(2), "inpaint", {"mask": HALF, "noise": "heavy"}, "needs a level above 0"),
     (images(2), "denoise", {"level": -1.0}, "or above, got -1"),
-    (images(2), "deblur", {"method": "pigdm"}, "needs the score of D = inf"),
+    (images(2), "deblur", {"method": "pigdm"}, "needs the score, which only D = inf has"),
     (images(2), "deblur", {"method": "repaint"}, "is for inpaint, not for deblur"),
     (images(2), "deblur", {"sweep": 3}, "did you mean 'sweeps'"),
     (images(2), "denoise", {"level": 0.3, "steps": 0}, "steps must be at least 1"),

@@ -140,8 +140,8 @@ def test_restoration_is_conditioned_on_the_measurement():
     (lambda g: g.denoise(np.zeros((1, 8, 8, 1), np.float32), 1.0), "use restore"),
     (lambda g: g.encode(np.zeros((1, 8, 8, 1), np.uint8)), "use restore"),
     (lambda g: g.restore(np.zeros((1, 8, 8, 1)), "denoise", level=0.4), "the task is 'superres'"),
-    (lambda g: g.restore(np.zeros((1, 2, 2, 1)), "superres", factor=4), "factor=4 is something else: leave it out"),
-    (lambda g: g.restore(np.zeros((1, 4, 4, 1)), "superres", level=0.1), "level=0.1 is something else"),
+    (lambda g: g.restore(np.zeros((1, 2, 2, 1)), "superres", factor=4), "factor=4 contradicts that: leave it out"),
+    (lambda g: g.restore(np.zeros((1, 4, 4, 1)), "superres", level=0.1), "level=0.1 contradicts that"),
     (lambda g: g.restore(np.zeros((1, 4, 4, 1)), "superres", method="split_gibbs"), "method=split_gibbs"),
 ])  # fmt: skip
 def test_what_an_image_conditional_network_does_not_do(ask, words):
@@ -171,7 +171,7 @@ def test_conditions_that_are_none(text):
             lambda: told_config("superres:3"),
             "data.condition=superres:3: factor=3 must be at least 2 and divide the 8×8 pixels",
         ),
-        (lambda: told_config("superres:2", **{"model.name": "ncsnv2"}), "takes no image beside"),
+        (lambda: told_config("superres:2", **{"model.name": "ncsnv2"}), "does not take a conditioning image"),
     ],
 )
 def test_configs_that_do_not_go_with_it(config, words):
@@ -185,14 +185,14 @@ def test_points_have_none():
     config_lib.override(config, "data.condition", "denoise:0.1")
     config_lib.override(config, "model.name", "mlp")
     config_lib.override(config, "train.large_batch", 0)
-    with pytest.raises(UserError, match="takes no image beside"):
+    with pytest.raises(UserError, match="does not take a conditioning image"):
         dry_run.prepare(config)
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"restore.factor": 2}, "conditioned on superres:4, and factor=2 is something else"),  # though 2 is the default
+        ({"restore.factor": 2}, "conditioned on superres:4, and factor=2 contradicts that"),  # though 2 is the default
         ({"restore.sweeps": 3}, "the method conditional has no option 'sweeps'"),
         ({"restore.mask": "right"}, "restore.mask=right is for restore.task=inpaint, not for superres"),
     ],

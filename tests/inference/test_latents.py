@@ -82,7 +82,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "text.npz").write_text("text")
     np.savez(tmp_path / "other.npz", images=np.zeros(3))
     for name in ("text.npz", "other.npz"):
-        with pytest.raises(UserError, match="no file of latents"):
+        with pytest.raises(UserError, match="not a file of latents"):
             load_latents(tmp_path / name)
 
 
@@ -146,13 +146,13 @@ def test_prior_of_pfgm_is_uniform_on_the_hemisphere():
     ("make", "words"),
     [
         (lambda: latents(solver="reversible", states=np.zeros((3, 4, 4, 1), np.int32)), "pair"),
-        (lambda: latents(labels=np.zeros(2, np.int32)), "as many labels"),
+        (lambda: latents(labels=np.zeros(2, np.int32)), "one label each"),
         (lambda: latents().scaled(0.0), "above 0"),
         (lambda: latents().scaled([1.0, 2.0]), r"a number or \[3\] of them, got \[2\]"),
         (lambda: class_direction(latents(), [0, 1], 0, 1), "3 latents have 3 classes"),
         (lambda: between(latents()[0], latents()[1], 1), "n must be at least 2"),
         (lambda: between(latents()[0], latents()[1], 2.5), "n must be a whole number"),
-        (lambda: between(latents(), latents()[1], 3), "one latent to one other"),
+        (lambda: between(latents(), latents()[1], 3), "between two single latents"),
         (lambda: between(latents()[0], latents()[1], 3, "bent"), "slerp, straight"),
         (lambda: between(latents()[0], latents(run="other")[1], 3), "another run"),
         (lambda: slerp(np.ones(3), -2 * np.ones(3), [0.5]), "point away from each other"),

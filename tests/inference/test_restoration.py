@@ -286,7 +286,7 @@ def test_what_no_posterior_is_made_of():
     points = images(20)
     with pytest.raises(UserError, match="matches no image"):
         exact.posterior(points, images(1, seed=9), operators.identity, "gaussian", 0.01)
-    with pytest.raises(UserError, match="held-out images match none"):
+    with pytest.raises(UserError, match="held-out images match no other"):
         exact.posterior(points, points[:1], operators.identity, "gaussian", 0.0)
     with pytest.raises(UserError, match="raise the noise level"):
         exact.posterior(points, points[:1], operators.identity, "gaussian", 0.1).require_calibratable()

@@ -117,7 +117,7 @@ def test_images_are_shifted_whole():
 
 def test_what_cannot_be_classified(digits):
     one = Split(digits.train.images[:9], np.zeros(9, np.int32))
-    with pytest.raises(UserError, match="have one class: a classifier needs two"):
+    with pytest.raises(UserError, match="have one class, and a classifier needs two"):
         module.classifier(dataclasses.replace(digits, train=one))
     points = Split(np.zeros((4, 1, 1, 2), np.float32), np.arange(4, dtype=np.int32))
     nothing = Split(points.images[:0], points.labels[:0])

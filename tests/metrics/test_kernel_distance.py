@@ -42,7 +42,7 @@ def test_no_bias_and_negative_values():
 
 
 def test_what_has_no_distance_is_refused():
-    with pytest.raises(ValueError, match="2 features or more"):
+    with pytest.raises(ValueError, match="at least 2 images"):
         kid(A, B[:1])
     with pytest.raises(ValueError, match="differ in width"):
         kid(A, B[:, :3])

@@ -73,7 +73,7 @@ def test_damage_is_noticed(cache):
     data = path.read_bytes()
     for damaged in (data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], data[:100]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="delete it, the next run makes it anew"):
+        with pytest.raises(UserError, match="delete it, and the next run makes it again"):
             make(dataset(), "train", Extractor())
 
 

@@ -87,7 +87,7 @@ def test_a_side_that_is_no_multiple_of_the_patch_sees_zeros_beyond_it():
     [
         (dict(patch=8), (8, 8), "is one patch: set model.patch below 8"),
         (dict(patch=0), (8, 8), "patch >= 1"),
-        (dict(channels=18), (8, 8), "4 and the number of heads divide"),
+        (dict(channels=18), (8, 8), "divisible by 4 and by the number of heads"),
         (dict(channels=20, head_channels=6), (8, 8), "the number of heads"),
     ],
 )

@@ -95,7 +95,7 @@ def test_weights_that_do_not_fit():
         from_torch(model.clone(blocks=2), state, kind)
     with pytest.raises(UserError, match="has no counterpart"):
         from_torch(model, networks.state(networks.load("pfgm_ddpmpp")), "score_sde")
-    with pytest.raises(UserError, match="unknown kind of weights 'edn'; there are .*; did you mean 'edm'"):
+    with pytest.raises(UserError, match="unknown kind of weights 'edn'; choose from .*; did you mean 'edm'"):
         from_torch(model, state, "edn")
     with pytest.raises(UserError, match="not weights of kind 'ncsnv2'"):
         from_torch(model, state, "ncsnv2")

@@ -130,7 +130,7 @@ REFUSALS = [
     (pfgmpp(128), dict(noise=math.inf), "sde needs noise >= 0 and finite, got inf"),
     (pfgmpp(128), dict(noise=math.nan), "sde needs noise >= 0 and finite, got nan"),
     (pfgmpp(128), {}, "D = 128 needs second_moment, .*field.exact_second_moment.* use no noise, or D = inf"),
-    (pfgmpp(1), dict(second_moment=oracles.second_moment(np.zeros((1, 1)), 1)), "N \\+ D > 2, and here N = 1, D = 1"),
+    (pfgmpp(1), dict(second_moment=oracles.second_moment(np.zeros((1, 1)), 1)), "N \\+ D > 2, got N = 1, D = 1"),
 ]
 
 

@@ -76,7 +76,7 @@ def test_a_written_grid():
 
 
 @pytest.mark.parametrize("grid, message", [
-    ("80,x,0.002", "a grid is a name \\(edm, log, time\\) or numbers like 80,11,0.002, got '80,x,0.002'"),
+    ("80,x,0.002", "a grid must be a name \\(edm, log, time\\) or numbers like 80,11,0.002, got '80,x,0.002'"),
     ("80,11,1,0.002", "has 4 levels, and steps is 3"),
     ("80,90,0.002", "must fall and stay above 0"),
     ("80,nan,0.002", "must fall and stay above 0"),

@@ -169,7 +169,7 @@ def test_arrays_are_not_restored_under_other_settings(tmp_path):
     more = {"config": RUN["config"] | {"optim.new": 1}, "derived": {}}  # of a version that has more settings
     for run in (None, RUN, more):
         assert_equal(checkpoint.restore(tmp_path, TREE, run=run)[1], TREE)
-    with pytest.raises(UserError, match=r"made with process.D=128.0, and config.json says 64.0"):
+    with pytest.raises(UserError, match=r"made with process.D=128.0, but config.json says 64.0"):
         checkpoint.restore(tmp_path, TREE, run=RUN | {"config": {"process.D": 64.0}})
     with pytest.raises(UserError, match=r"made with derived.sigma_max=24.5"):
         checkpoint.restore(tmp_path, TREE, run=RUN | {"derived": {"sigma_max": 25.0}})

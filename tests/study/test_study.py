@@ -243,7 +243,7 @@ def test_a_file_makes_runs(file, tmp_path):
     assert [stages.admits(each, "ancestral") for each in made] == [False, True, False]
     with pytest.raises(UserError, match="unknown config key 'train.bach'; did you mean 'train.batch'"):
         plan.entries(study, path, tmp_path, {"train.bach": "1"})
-    with pytest.raises(UserError, match=r"seed=5 does nothing in a study: .* Variant\(seeds=\(5,\)\)"):
+    with pytest.raises(UserError, match=r"seed=5 has no effect in a study: .* Variant\(seeds=\(5,\)\)"):
         plan.entries(study, path, tmp_path, {"seed": "5"})
 
 
@@ -253,7 +253,7 @@ def test_mistakes_in_a_study(file, tmp_path, command):
         ("def get_study(arg=None):\n    return 'x'\n", "returns str: return the Study"),
         (FILE.replace('("heun", 3)', "()"), "a headline such as"),
         (FILE.replace('"DDPM"', '"PFGM++: D   64"'), "would share a folder"),
-        (FILE.replace("digits.py:quick", "digit.py:quick"), "there is no such file; did you mean"),
+        (FILE.replace("digits.py:quick", "digit.py:quick"), "no such file; did you mean"),
         (FILE.replace("D=64", "E=64"), "unknown config argument 'E'"),
     ):
         file.write_text(text)
@@ -340,7 +340,7 @@ def test_a_variant_that_was_changed_is_refused(tmp_path):
     course._require_same(made)
     changed = digits.get_config("")
     changed.model.channels = 64
-    with pytest.raises(UserError, match="holds a run with another model.channels; rename the variant"):
+    with pytest.raises(UserError, match="holds a run with different model.channels; rename the variant"):
         course._require_same(dataclasses.replace(made, config=changed))
 
 

@@ -153,7 +153,7 @@ def test_run_that_a_smaller_network_saves():
 def test_run_that_nothing_saves():
     said = marks(findings(speed={512: (0.001, 10.0, 1)}))
     assert said.changes == {} and "another machine" in said.STOP
-    assert "No setting alone mends that" in report(findings(speed={512: (0.001, 10.0, 1)}))
+    assert "No single setting fixes that" in report(findings(speed={512: (0.001, 10.0, 1)}))
 
 
 def test_long_but_not_hopeless():
@@ -198,7 +198,7 @@ def test_hours_say_what_they_are_measured_on():
     found = findings(speed={4: (100.0, 5.0, 9)})
     assert "speed of batch 4" in marks(found).note
     busy = findings()._replace(machine=trial.Machine("made up", 1, True, 80 * GB, 100 * GB, load=3.0))
-    assert "3 programs a core" in marks(busy).note and marks(findings()).note == ""
+    assert "3 programs per core" in marks(busy).note and marks(findings()).note == ""
 
 
 def test_disk_too_small_for_the_checkpoints():

@@ -126,7 +126,9 @@ def test_a_process_that_is_inside_compiled_code_answers_and_ends(signals, grace)
         if signals == 2:
             process.send_signal(signal.SIGTERM)
         else:
-            assert "0.5 s are over, stopping as it is; all is kept" in [process.stderr.readline() for _ in range(2)][1]
+            assert (
+                "not finished after 0.5 s, ending now; all is kept" in [process.stderr.readline() for _ in range(2)][1]
+            )
         assert process.wait(timeout=60) == 143
     finally:
         process.kill()

@@ -273,7 +273,7 @@ def test_the_checkpoint_with_the_lowest_validation_loss_is_kept(tmp_path, monkey
     assert err.count("has left its range, 0.4 to 0.5") == 1 and 'step="best"' in err and 'step="best"' in out
     with pytest.raises(UserError, match="there are 8, 16"):
         pfgm_jax.load(tmp_path, step=12)
-    with pytest.raises(UserError, match="is no step"):
+    with pytest.raises(UserError, match="is not a step"):
         pfgm_jax.load(tmp_path, step="newest")
 
 
@@ -608,8 +608,8 @@ def test_the_network_is_told_how_its_images_were_augmented(monkeypatch):
 @pytest.mark.parametrize(
     "settings, words",
     [({"train.large_batch": 64}, "use train.large_batch=0"), ({"train.flip": True}, "mirrors half"),
-     ({"model.name": "ncsnv2"}, "takes no augmentation labels"), ({"train.augment": 1.5}, "from 0 to 1"),
-     ({"process.name": "pfgm", "process.D": 1.0, "train.large_batch": 64}, "PFGM goes with train.flip=True")],
+     ({"model.name": "ncsnv2"}, "does not take augmentation labels"), ({"train.augment": 1.5}, "from 0 to 1"),
+     ({"process.name": "pfgm", "process.D": 1.0, "train.large_batch": 64}, "for PFGM use train.flip=True")],
 )  # fmt: skip
 def test_augmentation_that_cannot_be(settings, words):
     config = tiny(**({"train.augment": 0.1, "train.large_batch": 0} | settings))

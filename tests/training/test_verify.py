@@ -119,7 +119,7 @@ def test_a_damaged_export_and_lines_that_are_no_records(run, command):
 def test_a_schedule_that_is_none_is_damage(run, command):
     (run / "schedule.json").write_text("{")
     code, _, err = command("--mode=verify", f"--workdir={run}")
-    assert code == 2 and "schedule.json is no schedule" in err and "continues from step 8" in err
+    assert code == 2 and "schedule.json is not a schedule" in err and "continues from step 8" in err
 
 
 def test_an_emptied_run(run, command):

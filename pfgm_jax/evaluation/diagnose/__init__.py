@@ -41,7 +41,7 @@ def diagnose(workdir, sources, overrides):
     for place, generator in zip(sources, opened[1:], strict=True):
         if generator.shape != opened[0].shape:
             shapes = ["×".join(map(str, g.shape)) for g in (opened[0], generator)]
-            raise UserError(f"{workdir} makes images of {shapes[0]}, {place} of {shapes[1]}")
+            raise UserError(f"{workdir} makes images of {shapes[0]}, but {place} of {shapes[1]}")
     dataset = protocol.real_images(opened[0])
     chosen = _chosen(settings, dataset.train.images.dtype == np.uint8)
     if settings.quick:
@@ -82,9 +82,9 @@ def _chosen(settings, of_images):
         return names
     there = [name for name in names if name in FLOWS]
     if not there:
-        raise UserError(f"points in the plane have no figure of quality: diagnose.studies={','.join(FLOWS)}")
+        raise UserError(f"quality is not measured for points in the plane: use diagnose.studies={','.join(FLOWS)}")
     if len(there) < len(names):
-        print(f"points in the plane have no figure of quality: {', '.join(there)} alone", file=sys.stderr)
+        print(f"quality is not measured for points in the plane: only {', '.join(there)}", file=sys.stderr)
     return there
 
 

@@ -68,9 +68,9 @@ class Subject:
     def no_truth(self):
         """Why there is no exact posterior mean to compare with, "" where there is one."""
         if weighs_by_class(self.generator.config.train.order, self.generator.classes):
-            return "this network, which is given no class, saw every class as often: its images are weighed by class"
+            return "this unconditional network was trained on class-balanced batches"
         too_many = math.prod(self.dataset.train.images.shape) > TRUTH_LIMIT
-        return "the training set is too large for it" if too_many else ""
+        return "the training set is too large for that" if too_many else ""
 
     @functools.cached_property
     def points(self):
@@ -97,7 +97,7 @@ class Subject:
         return jax.jit(posterior_mean)
 
     def exact(self, x, sigma, labels):
-        """The exact posterior mean [n, *S] of the training set, of a state's own class if the network is told it."""
+        """The exact posterior mean [n, *S] of the training set, by class for a class-conditional network."""
         return self._in_batches(self._exact, self.points, x, sigma, labels)
 
     def _in_batches(self, compiled, first, x, sigma, labels):

@@ -17,7 +17,7 @@ def study(subjects, store):
     """
     if reason := next((subject.no_truth for subject in subjects if subject.no_truth), ""):
         raise UserError(
-            f"diagnose.studies=truth needs the exact posterior mean, and {reason}; leave truth out of diagnose.studies"
+            f"diagnose.studies=truth needs the exact posterior mean, but {reason}; leave truth out of diagnose.studies"
         )
     drawing, (panels,) = figure(2, sharey=True, width=5.2)
     colour, rows, numbers = colours(subjects), [], {}

@@ -115,7 +115,9 @@ def parse(text: str) -> Condition | None:
         return None
     task, *words = text.split(":")
     if task not in _VALUES:
-        raise UserError(f"{quoted(text)} is no task; there are {', '.join(_VALUES)}{nearest(task, _VALUES)}: {_FORMS}")
+        raise UserError(
+            f"{quoted(text)} is not a task; choose from {', '.join(_VALUES)}{nearest(task, _VALUES)}: {_FORMS}"
+        )
     kind = _VALUES[task]
     try:
         value: Any = kind(words.pop(0)) if kind else None
@@ -126,7 +128,7 @@ def parse(text: str) -> Condition | None:
         raise UserError(f"{quoted(text)} is not {_FORMS}")
     if kind is str and value not in operators.MASKS:
         there = ", ".join(operators.MASKS)
-        raise UserError(f"{quoted(value)} is no mask; there are {there}{nearest(value, operators.MASKS)}")
+        raise UserError(f"{quoted(value)} is not a mask; choose from {there}{nearest(value, operators.MASKS)}")
     if kind in (int, float) and not 0 < float(value) < 1_000:
         raise UserError(f"{quoted(text)} is not {_FORMS}")
     return Condition(task, value, level)

@@ -130,7 +130,8 @@ def posterior(
     """
     if not 0 < level < math.inf:
         raise UserError(
-            f"an exact posterior needs noise above 0, got {level:g}: without any, held-out images match none"
+            f"an exact posterior needs noise above 0, got {level:g}: without noise, held-out images match no "
+            "other image"
         )
     points, measurement = jnp.asarray(points), jnp.asarray(measurement)
     clean = operator.forward(points)

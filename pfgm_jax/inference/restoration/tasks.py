@@ -109,8 +109,8 @@ def task(
         raise UserError(f"the method {method} is for {' and '.join(chosen.tasks)}, not for {name}: use {usual}")
     if chosen.gaussian and not process.is_gaussian:
         raise UserError(
-            f"the method {method} needs the score of D = inf, and this network has D = {process.D:g}, whose field is "
-            "none: use split_gibbs"
+            f"the method {method} needs the score, which only D = inf has, and this network has D = "
+            f"{process.D:g}: use split_gibbs"
         )
     mask = None if mask is None else _checked_mask(mask, shape)
     return Task(name, operator, mask, noise, level, method, _checked_options(method, options), measured, condition)
@@ -126,7 +126,7 @@ def _of_condition(condition, name, asked):
     for key, value in asked.items():
         if value is not None and value != own.get(key):
             raise UserError(
-                f"this network is conditioned on {condition}, and {key}={value} is something else: leave it out"
+                f"this network is conditioned on {condition}, and {key}={value} contradicts that: leave it out"
             )
     return own
 
@@ -137,7 +137,7 @@ def _trained_mask(condition, mask, shape):
         return mask
     own = np.asarray(condition.mask(jax.random.split(jax.random.key(0), 1), shape))[0]
     if mask is not None and (_checked_mask(mask, shape) != own).any():
-        raise UserError(f"this network was trained with the mask {condition.value} alone: leave mask out")
+        raise UserError(f"this network was trained only with the mask {condition.value}: leave mask out")
     return own
 
 
@@ -156,7 +156,7 @@ def _usual(name, process, level):
 def _one_of(what, value, options, more=""):
     if not isinstance(value, str) or value not in options:
         there = ", ".join(options) + (f", or {more}" if more else "")
-        raise UserError(f"unknown {what} {value!r}; there are {there}{nearest(value, options)}")
+        raise UserError(f"unknown {what} {value!r}; choose from {there}{nearest(value, options)}")
 
 
 def _checked_level(level, name, kind, process):
@@ -181,7 +181,7 @@ def _checked_mask(mask, shape):
         raise UserError(f"mask must be of booleans, True where a pixel is observed, got {mask.dtype}")
     wide = mask[..., None] if mask.ndim == 2 else mask
     if wide.ndim not in (3, 4) or wide.shape[-3:-1] != (H, W) or wide.shape[-1] not in (1, C):
-        raise UserError(f"mask must be [{H}, {W}], or one an image [B, {H}, {W}, 1 or {C}], got {list(mask.shape)}")
+        raise UserError(f"mask must be [{H}, {W}], or one per image [B, {H}, {W}, 1 or {C}], got {list(mask.shape)}")
     return np.broadcast_to(wide, (*wide.shape[:-1], C))
 
 

@@ -62,13 +62,13 @@ def read(path):
         raise UserError(f"cannot read {name}: it does not fit into memory") from None
     except _DAMAGE as error:
         reason = short(str(error))
-        raise UserError(f"refuses to load {name}: it is damaged or no checkpoint ({reason})") from None
+        raise UserError(f"refuses to load {name}: it is damaged or not a checkpoint ({reason})") from None
 
 
 def _content(path):
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):  # a pipe would block, a device has no end
-        raise Refusal("it is no file")
+        raise Refusal("it is not a file")
     if status.st_size > MAX_FILE:
         raise Refusal(f"it is larger than {MAX_FILE >> 30} GiB")
     with open(path, "rb") as file:
@@ -114,19 +114,21 @@ def _walk(module):
     def visit(module, prefix, depth):
         nonlocal entries
         if depth > MAX_DEPTH or len(prefix) > MAX_NAME or not _is_module(module):
-            raise UserError(f"{short(prefix) or 'the tree'} is no network: too deep, or no module there")
+            raise UserError(f"{short(prefix) or 'the tree'} is not a network: too deep, or no module there")
         parts = _parts(module)
         if not all(isinstance(part, dict) for part in parts):
-            raise UserError(f"{short(prefix) or 'the tree'} is no network: its _parameters or the like are no dict")
+            raise UserError(
+                f"{short(prefix) or 'the tree'} is not a network: its _parameters or the like are not a dict"
+            )
         entries += 1 + sum(map(len, parts))  # modules may be shared, and so name exponentially many arrays
         if entries > MAX_NAMES:
-            raise UserError(f"{short(prefix) or 'the tree'} is no network: it has more than {MAX_NAMES} parts")
+            raise UserError(f"{short(prefix) or 'the tree'} is not a network: it has more than {MAX_NAMES} parts")
         transient = module["state"].get("_non_persistent_buffers_set")
         transient = transient if isinstance(transient, set | list | tuple) else ()
         for name, value in [*parts[0].items(), *((k, v) for k, v in parts[1].items() if k not in transient)]:
             if value is not None:  # what the module does without
                 if not isinstance(value, np.ndarray) or len(str(name)) > MAX_NAME:
-                    raise UserError(f"{short(f'{prefix}{name}')} is no array but a {type(value).__name__}")
+                    raise UserError(f"{short(f'{prefix}{name}')} is not an array but a {type(value).__name__}")
                 arrays[f"{prefix}{name}"] = value
         for name, child in parts[2].items():
             if child is not None:

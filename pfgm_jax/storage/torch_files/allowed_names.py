@@ -38,7 +38,7 @@ class Record:
 
     def set_state(self, state):
         if type(state) is not dict or self.state is not None:
-            raise Refusal(f"the state of its {short(self.name)} is no dict of attributes; {PLAIN_ONLY}")
+            raise Refusal(f"the state of its {short(self.name)} is not a dict of attributes; {PLAIN_ONLY}")
         self.state = state
 
 
@@ -109,7 +109,7 @@ def key(value):
 
 def _of(value, kind):
     if type(value) is not kind:
-        raise Refusal(f"it is damaged or no checkpoint: a {type(value).__name__} in place of a {kind.__name__}")
+        raise Refusal(f"it is damaged or not a checkpoint: a {type(value).__name__} in place of a {kind.__name__}")
     return value
 
 
@@ -164,7 +164,7 @@ def _load_from_bytes(machine, data):
 def _persistent_object(machine, meta):
     """Of EDM's meta, the class's name and the attributes; `module_src`, which EDM itself would run, is dropped."""
     if _of(meta, dict).get("type") != "class":
-        raise Refusal(f"its persistent object is no object of a class; {PLAIN_ONLY}")
+        raise Refusal(f"its persistent object is not an object of a class; {PLAIN_ONLY}")
     record = Record(_of(meta.get("class_name"), str))
     record.set_state(meta.get("state"))
     return record

@@ -52,7 +52,7 @@ def read_zip(data):
     members = {info.filename: info for info in zipfile.ZipFile(io.BytesIO(data)).infolist()}
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
-        raise Refusal("it is a zip archive, but no checkpoint of PyTorch")
+        raise Refusal("it is a zip archive, but not a checkpoint of PyTorch")
     root = pickles[0].removesuffix("data.pkl")
     if f"{root}byteorder" in members and bytes(_member(data, members[f"{root}byteorder"])) != b"little":
         raise Refusal("it was written on a big-endian machine")
@@ -98,11 +98,11 @@ def read_safetensors(data):
     dtypes |= {f"{c}{b}": f"{name}{b}" for c, name in (("I", "int"), ("U", "uint")) for b in (8, 16, 32, 64)}
     dtypes |= {"C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
     if int.from_bytes(data[:8], "little") > MAX_HEADER:
-        raise Refusal("it is damaged or no safetensors file: its header is too large")
+        raise Refusal("it is damaged or not a safetensors file: its header is too large")
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
-        raise Refusal(f"it is damaged or no safetensors file: {short(str(error))}") from None
+        raise Refusal(f"it is damaged or not a safetensors file: {short(str(error))}") from None
     arrays = {}
     for name, entry in entries:
         if entry["dtype"] not in dtypes:

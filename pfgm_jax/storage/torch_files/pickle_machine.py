@@ -43,14 +43,14 @@ class Machine:
             if opcode == stop:
                 return self.pop()
             if opcode not in OPCODES:
-                raise Refusal(f"it is damaged or no checkpoint: {opcode:#04x} is none of a checkpoint's opcodes")
+                raise Refusal(f"it is damaged or not a checkpoint: {opcode:#04x} is not an opcode of checkpoints")
             OPCODES[opcode](self)
-        raise Refusal("it is truncated, damaged or no checkpoint")
+        raise Refusal("it is truncated, damaged or not a checkpoint")
 
     def take(self, count):
         """The next `count` bytes, as a view: nothing is allocated for a length that only claims to be there."""
         if not 0 <= count <= len(self.data) - self.position:
-            raise Refusal("it is truncated, damaged or no checkpoint")
+            raise Refusal("it is truncated, damaged or not a checkpoint")
         self.position += count
         return self.data[self.position - count : self.position]
 
@@ -61,7 +61,7 @@ class Machine:
         rest = bytes(self.data[self.position : self.position + MAX_LINE])
         end = rest.find(b"\n")
         if end < 0:
-            raise Refusal("it is truncated, damaged or no checkpoint")
+            raise Refusal("it is truncated, damaged or not a checkpoint")
         self.position += end + 1
         return rest[:end]
 
@@ -70,7 +70,7 @@ class Machine:
 
     def top(self):
         if not self.stack or self.stack[-1] is _MARK:
-            raise Refusal("it is damaged or no checkpoint: an operand is missing")
+            raise Refusal("it is damaged or not a checkpoint: an operand is missing")
         return self.stack[-1]
 
     def pop(self):
@@ -84,14 +84,14 @@ class Machine:
                 items = self.stack[i + 1 :]
                 del self.stack[i:]
                 return items
-        raise Refusal("it is damaged or no checkpoint: an operand is missing")
+        raise Refusal("it is damaged or not a checkpoint: an operand is missing")
 
     def remember(self, index):
         self.memo[index] = self.top()
 
     def recall(self, index):
         if index not in self.memo:
-            raise Refusal("it is damaged or no checkpoint: it recalls what it never stored")
+            raise Refusal("it is damaged or not a checkpoint: it recalls what it never stored")
         self.push(self.memo[index])
 
     def call(self, function, arguments):
@@ -99,7 +99,7 @@ class Machine:
             what = short(function.text) if isinstance(function, Name) else f"a {type(function).__name__}"
             raise Refusal(f"the file calls {what}; only tensors and plain containers are read")
         if type(arguments) is not tuple:
-            raise Refusal("it is damaged or no checkpoint: the arguments of a call are no tuple")
+            raise Refusal("it is damaged or not a checkpoint: the arguments of a call are not a tuple")
         self.push(function.make(self, *arguments))
 
     def set_items(self, items):
@@ -152,7 +152,7 @@ def _new(machine, keywords):
 def _old_instance(machine):
     items = machine.pop_to_mark()
     if not items:
-        raise Refusal("it is damaged or no checkpoint: an operand is missing")
+        raise Refusal("it is damaged or not a checkpoint: an operand is missing")
     machine.call(items[0], tuple(items[1:]))
 
 
@@ -164,7 +164,7 @@ def _instance(machine):
 def _global_on_stack(machine):
     name, module = machine.pop(), machine.pop()
     if type(name) is not str or type(module) is not str:
-        raise Refusal("it is damaged or no checkpoint: the name of a class is no string")
+        raise Refusal("it is damaged or not a checkpoint: the name of a class is not a string")
     machine.push(allowed_names.find(module, name))
 
 
@@ -201,13 +201,13 @@ def _text_integer(machine):
 def _text_string(machine):
     line = machine.line().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"" or b"\\" in line:
-        raise Refusal("it is damaged or no checkpoint: a string without quotes, or with escapes")
+        raise Refusal("it is damaged or not a checkpoint: a string without quotes, or with escapes")
     machine.push(line[1:-1].decode("ascii"))
 
 
 def _protocol(machine):
     if machine.number("B") > pickle.HIGHEST_PROTOCOL:
-        raise Refusal("it is damaged or no checkpoint: a pickle protocol that does not exist")
+        raise Refusal("it is damaged or not a checkpoint: a pickle protocol that does not exist")
 
 
 def _unsupported(what):

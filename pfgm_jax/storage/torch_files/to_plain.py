@@ -79,7 +79,7 @@ class _Plain:
 def _naturals(values, what):
     """`values` as a tuple, if they are non-negative integers of 64 bits, few enough to be a shape."""
     if type(values) not in (tuple, list) or len(values) > MAX_DIMENSIONS:
-        raise Refusal(f"it holds an array whose {what} is no tuple of at most {MAX_DIMENSIONS} integers")
+        raise Refusal(f"it holds an array whose {what} is not a tuple of at most {MAX_DIMENSIONS} integers")
     for value in values:
         if type(value) is not int or not 0 <= value < 2**63:
             raise Refusal(f"it holds an array whose {what} has negative or huge entries")

@@ -129,7 +129,7 @@ def verdict(result, lines, hours, argument, overrides, workdir):
     else:
         head = f"This plan goes{' with the changes above' if changes else ''}{takes}."
     if any(not line.change for line in stops):
-        return [head, "No setting alone mends that: see the lines marked STOP."]
+        return [head, "No single setting fixes that: see the lines marked STOP."]
     flags = {key: config_lib.to_text(value) for key, value in changes.items()}
     untried = any(key.startswith("model.") for key in changes)
     mode = ["--mode=advise"] if untried else []

@@ -185,8 +185,8 @@ def process_lines(facts):
     c, sigma_max, lines = facts.config.process, facts.derived["sigma_max"], []
     if c.name == "pfgmpp" and c.D <= 2:
         why = (
-            f"D = {c.D:g}: the kernel has no variance, so that what this network is given has no bound. D = 1 has a "
-            "process of its own, pfgm; else take 128"
+            f"D = {c.D:g}: the kernel has no variance, so the network's input is unbounded. D = 1 has its own "
+            "process, pfgm; otherwise use 128"
         )
         lines.append(Line("CHANGE", why, {"process.D": 128.0}))
     elif c.name == "pfgmpp" and c.D < 16:
@@ -203,7 +203,8 @@ def process_lines(facts):
         return [*lines, Line("ok", f"{why}; it is from the data")]
     if nats > MOST_NATS and c.name in ("pfgmpp", "edm"):
         why += (
-            f", so that samples start where no data come from. The data's own is {rule:.4g} ({run_lib.PRIOR_NATS} nats)"
+            f", so samples start where no data come from. The value derived from the data is {rule:.4g} "
+            f"({run_lib.PRIOR_NATS} nats)"
         )
         return [*lines, Line("CHANGE", why, {"process.sigma_max": None})]
     far = nats > MOST_NATS or sigma_max > 8 * rule
@@ -231,7 +232,7 @@ def hours_lines(facts, hours):
     if not machine.cpu and config.model.dtype == "float32":
         options.append("model.dtype=bfloat16 may be faster (not tried)")
     if not change:
-        options.append("what would help is smaller images or another machine")
+        options.append("smaller images or another machine would help")
     return [Line("STOP", f"{length} of training: " + "; ".join(options), change)]
 
 
@@ -277,7 +278,9 @@ def judge(facts):
         if measured != batch:
             lines.append(Line("note", f"the hours below are at the speed of batch {measured}; others were not tried"))
         if facts.machine.load > BUSY:
-            why = f"{facts.machine.load:.0f} programs a core are at work here: alone, this one is faster than measured"
+            why = (
+                f"{facts.machine.load:.0f} programs per core are running here: alone, this one is faster than measured"
+            )
             lines.append(Line("note", why))
         lines += hours_lines(facts, hours)
     copies = facts.config.train.keep + 1  # the new one is there before the oldest goes
