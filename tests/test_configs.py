@@ -180,8 +180,8 @@ def test_the_largest_sigma_of_ve_is_the_datas_diameter():
         ("process=vp", {"process.beta_max": "0.1"}, ["0 < beta_min < beta_max"]),
         ("", {"sample.D": "0"}, ["sample.D=0"]),
         ("", {"sample.D": "nan"}, ["sample.D=nan"]),
-        ("", {"sample.D": "0.1"}, ["sample.D=0.1", "from 0.5 on"]),
-        ("", {"process.D": "0.1"}, ["process.D=0.1", "from 0.5 on"]),
+        ("", {"sample.D": "0.1"}, ["sample.D=0.1", "must be at least 0.5"]),
+        ("", {"process.D": "0.1"}, ["process.D=0.1", "must be at least 0.5"]),
     ],
 )
 def test_impossible_processes_and_solvers(arg, changes, words):

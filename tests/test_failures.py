@@ -147,7 +147,7 @@ def of_a_person(tmp_path, monkeypatch, capsys):
         ("x = 1\n", ["no function get_config"]),
         ("get_config = 3\n", ["must take one argument"]),
         ("def get_config():\n    pass\n", ["must take one argument"]),
-        ("def get_config(arg):\n    pass\n", ["returns NoneType"]),
+        ("def get_config(arg):\n    pass\n", ["must return a modified config.default(), not NoneType"]),
         (b"\x80\x04\x95\xff\xfe", ["mine.py"]),
     ],
 )

@@ -329,7 +329,7 @@ def test_guidance_that_is_not_to_be_had(told):
         ),
         "must be a number": (told, dict(guidance=math.nan)),
         "has no effect at guidance 1": (told, dict(guide=told)),
-        "the guide makes images of 9×8×1, this network of 8×8×1": (told, dict(guidance=2.0, guide=other_shape)),
+        "the guide makes images of 9×8×1, but this network of 8×8×1": (told, dict(guidance=2.0, guide=other_shape)),
         "the guide is for D = 128, σ from 5 to 0.002, but must cover this network's D = 128, σ from 19.55": (
             told, dict(guidance=2.0, guide=other_range),
         ),

@@ -171,10 +171,10 @@ def between(first: Latents, second: Latents, count: Any, path: str = "slerp") ->
     if path not in PATHS:
         raise UserError(f"unknown path {path!r}; choose from {', '.join(PATHS)}")
     count = arguments.whole("n", count, 2)
-    for name in ("run", "solver", "options", "sigma"):
+    for name, kind in (("run", "runs"), ("solver", "solvers"), ("options", "options"), ("sigma", "sigma")):
         if getattr(first, name) != getattr(second, name):
             raise UserError(
-                f"latents of different {name} cannot be combined: {getattr(first, name)} and {getattr(second, name)}"
+                f"latents of different {kind} cannot be combined: {getattr(first, name)} and {getattr(second, name)}"
             )
     if len(first) != 1 or len(second) != 1:
         raise UserError(

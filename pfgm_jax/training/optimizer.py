@@ -45,4 +45,5 @@ def make_optimizer(config, derived):
 
 def _trained(params):
     """A tree of booleans: all parameters but the stored frequencies of a Fourier embedding, which nothing changes."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "frequencies", params)
+    key = lambda path: getattr(path[-1], "key", "") if path else ""
+    return jax.tree_util.tree_map_with_path(lambda path, _: key(path) != "frequencies", params)

@@ -264,7 +264,7 @@ def test_what_the_score_of_digits_does_not_use(workdir, monkeypatch, argument, w
 def test_images_of_another_size(workdir, tmp_path):
     np.savez(tmp_path / "other.npz", images=np.zeros((60, 6, 6), np.uint8))
     arguments = ["--config.data.name=npz", f"--config.data.dir={tmp_path}/other.npz", "--config.data.size=6"]
-    with pytest.raises(UserError, match="the run makes images of 8×8×1, those of npz are 6×6×1"):
+    with pytest.raises(UserError, match="the run makes images of 8×8×1, but those of npz are 6×6×1"):
         main.run(["--mode=evaluate", f"--workdir={workdir}", *arguments])
 
 

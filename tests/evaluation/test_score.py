@@ -198,7 +198,7 @@ def test_other_mistakes(real):
         with pytest.raises(UserError, match=words):
             pfgm_jax.audit(images, real, **options)
     points = Split(np.zeros((40, 1, 1, 2), np.float32), np.zeros(40, np.int32))
-    with pytest.raises(UserError, match="points, not images"):  # and no weights are fetched for that
+    with pytest.raises(UserError, match="holds points"):  # and no weights are fetched for that
         pfgm_jax.audit(images, Dataset("toy", points, points, points, ("a",), "none", "made up"))
 
 

@@ -235,7 +235,7 @@ def test_D_not_said(refused):
         (dict(arguments={"_init_args": (8,), "_init_kwargs": {}}), "_init_kwargs"),
         (dict(img_resolution=2**40), "img_resolution"),
         (dict(img_channels="3"), "img_channels"),
-        (dict(beta_d="much"), "does not say"),
+        (dict(beta_d="much"), "lacks the description"),
     ],
 )
 def test_files_that_say_other_things(refused, change, words):
@@ -246,7 +246,7 @@ def test_files_that_say_other_things(refused, change, words):
     "arguments, words",
     [
         (dict(num_blocks=10**9), "num_blocks"),
-        (dict(num_blocks=1000), "too few"),
+        (dict(num_blocks=1000), "cannot fill its network"),
         (dict(channel_mult=[1, "2"]), "channel_mult"),
         (dict(model_channels=-8), "model_channels"),
         (dict(encoder_type="sideways"), "encoder"),
@@ -267,7 +267,7 @@ def test_weights_that_do_not_fit(refused):
     )
     assert "left over more.weight" in refused(snapshot("edm", state | {"more.weight": np.ones(3, np.float32)}))
     assert "of another shape" in refused(snapshot("edm", state | {first: state[first][:4]}))
-    assert "too few" in refused(snapshot("edm", {}))
+    assert "cannot fill its network" in refused(snapshot("edm", {}))
 
 
 def test_arrays_alone_need_a_config(refused, pfgm_config):

@@ -154,7 +154,7 @@ def test_prior_of_pfgm_is_uniform_on_the_hemisphere():
         (lambda: between(latents()[0], latents()[1], 2.5), "n must be a whole number"),
         (lambda: between(latents(), latents()[1], 3), "between two single latents"),
         (lambda: between(latents()[0], latents()[1], 3, "bent"), "slerp, straight"),
-        (lambda: between(latents()[0], latents(run="other")[1], 3), "another run"),
+        (lambda: between(latents()[0], latents(run="other")[1], 3), "latents of different runs cannot be combined"),
         (lambda: slerp(np.ones(3), -2 * np.ones(3), [0.5]), "point away from each other"),
         (lambda: slerp(np.zeros(3), np.ones(3), [0.5]), "no direction"),
     ],

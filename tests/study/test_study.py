@@ -250,7 +250,7 @@ def test_a_file_makes_runs(file, tmp_path):
 def test_mistakes_in_a_study(file, tmp_path, command):
     for text, words in (
         (FILE.replace("get_study", "get_config"), "has no function get_study(arg)"),
-        ("def get_study(arg=None):\n    return 'x'\n", "returns str: return the Study"),
+        ("def get_study(arg=None):\n    return 'x'\n", "must return the Study, not str"),
         (FILE.replace('("heun", 3)', "()"), "a headline such as"),
         (FILE.replace('"DDPM"', '"PFGM++: D   64"'), "would share a folder"),
         (FILE.replace("digits.py:quick", "digit.py:quick"), "no such file; did you mean"),

@@ -55,7 +55,7 @@ def test_parts_that_do_not_divide_are_refused():
         UserError, match="train.microbatch=5 is not possible: 0 for the whole batch, or .*train.batch=16"
     ):
         config_rules.check(tiny(**{"train.microbatch": 5}))
-    with pytest.raises(UserError, match="train.microbatch=4 cannot be shared by 8 devices; use a multiple of 8"):
+    with pytest.raises(UserError, match="train.microbatch=4 cannot be split evenly over 8 devices"):
         dry_run.prepare(tiny(**{"train.microbatch": 4}))
 
 
