@@ -2,8 +2,8 @@
 
     python -m benchmarks.training [--quick] [--networks=cpu_28,dit_cpu] [--seconds=20]
 
-For each network prints its images a second, its GFLOP/s and their share of the peak, then every part of the step by
-itself. Operations are those of the plain network's matrix products and convolutions, counted from the shapes of its
+For each network prints its images a second, its GFLOP/s and their share of the peak, then, on one device, every part of
+the step by itself. Operations are those of the plain network's matrix products and convolutions, counted from the shapes of its
 forward pass and multiplied by three for the gradient, whatever routine computes them. The peak is the best of five
 float32 products of 2048³, in the same run. Images are random; times are medians of compiled calls of several steps,
 after one that is not counted. --quick takes a few seconds a network and leaves CIFAR-10's DDPM++ out.
@@ -179,6 +179,8 @@ def measure(name, best, seconds):
         f"first call {compiling:.0f} s |",
         flush=True,
     )
+    if parallel.device_count() > 1:
+        return
     alone = parts(task, parallel.unreplicate(held[0]), (images, labels), jax.tree.map(lambda a: a[0], batches))
     for part, (function, arguments) in alone.items():
         arguments = jax.device_put(arguments)

@@ -296,6 +296,22 @@ def test_group_norm(channels, groups):
     np.testing.assert_allclose(out, ((split - mean) / np.sqrt(var + 1e-6)).reshape(x.shape), rtol=0, atol=2e-5)
 
 
+def test_group_norm_is_flaxs(x64):
+    # flax.linen.GroupNorm in float64, an independent implementation: with a scale and bias, and in its gradients.
+    rng = np.random.default_rng(0)
+    x, weight = 2 + rng.normal(size=(2, 3, 5, 4, 12))
+    params = {"params": {"scale": rng.normal(size=12), "bias": rng.normal(size=12)}}
+    ours, theirs = (norm(3, epsilon=1e-3, dtype=jnp.float64) for norm in (layers.GroupNorm, nn.GroupNorm))
+    assert jax.tree.structure(ours.init(jax.random.key(0), x)) == jax.tree.structure(params)
+    loss = lambda norm: lambda params, x: jnp.sum(weight * norm.apply(params, x) ** 2)
+    values, expected = (jax.value_and_grad(loss(norm), (0, 1))(params, x) for norm in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-11), values, expected)
+    half = layers.GroupNorm(3, 1e-3, jnp.bfloat16).apply(params, x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    # bfloat16 has 8 bits: the input is rounded, and the result.
+    np.testing.assert_allclose(half.astype(np.float64), theirs.apply(params, x), rtol=2**-7, atol=2**-5)
+
+
 def test_attention(x64):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 3, 4, 8))
