@@ -136,8 +136,16 @@ def empty_split(shape) -> Split:
 def to_uint8(x):
     """[-1, 1] -> uint8, numpy or JAX, any shape: clip(127.5 x + 128, 0, 255), truncated.
 
-    The inverse of `to_unit`, exact on all 256 values: 128 is 127.5 and the half by which truncation rounds.
+    The inverse of `to_unit`, exact on all 256 values: 128 is 127.5 and the half by which truncation rounds. uint8 is
+    kept as it is.
+
+    Raises:
+      UserError: whole numbers of another type.
     """
+    if x.dtype == np.uint8:
+        return x
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise UserError(f"images must be floats in [-1, 1], or uint8, got {x.dtype}: convert them first")
     xp = jnp if isinstance(x, jax.Array) else np
     scaled = x * np.float32(127.5) + 128  # a strong float32, so that half precision is widened first
     return xp.clip(scaled, 0, 255).astype(xp.uint8)

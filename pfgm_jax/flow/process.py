@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import betaln, gammaln
 
@@ -258,15 +259,17 @@ def perturb(process: Process, keys: PRNGKeys, y: Float[Arrays, "B *S"], sigma: L
     Args:
       keys: [B] one PRNG key per example, so that a draw does not depend on the rest of the batch.
       y: [B, *S] images.
-      sigma: [B] noise levels, or one for all.
+      sigma: [B] noise levels, or one for all, not below 0; at 0 x is y.
 
     Returns:
       [B, *S], in the unscaled variable x_t / s(t).
 
     Raises:
-      UserError: keys that are not B.
+      UserError: keys that are not B, levels below 0 or nan.
     """
     require_key_of_each(keys, len(y))
+    if not isinstance(sigma, jax.core.Tracer) and not ((levels := np.asarray(sigma)) >= 0).all():
+        raise UserError(f"sigma must not be below 0, got {np.min(levels):g}")
     return jax.vmap(kernel_draw, (None, 0, 0, 0))(
         process.D, keys, y, jnp.broadcast_to(sigma, y.shape[:1]).astype(y.dtype)
     )

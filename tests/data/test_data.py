@@ -65,6 +65,15 @@ def test_to_uint8_rounds_and_clips(array):
     np.testing.assert_array_equal(np.asarray(to_uint8(x)), [0, 0, 0, 1, 128, 255, 255, 255, 255])
 
 
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_to_uint8_of_whole_numbers(array):
+    """uint8 is what it makes; others would be taken for numbers from -1 to 1."""
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(to_uint8(array(images)), images, strict=True)
+    with pytest.raises(UserError, match="floats in \\[-1, 1\\], or uint8, got int32"):
+        to_uint8(array(images.astype(np.int32)))
+
+
 def test_to_uint8_widens_half_precision():
     x = jnp.linspace(-1, 1, 1001, dtype=jnp.bfloat16)
     np.testing.assert_array_equal(to_uint8(x), to_uint8(x.astype(jnp.float32)))

@@ -99,6 +99,12 @@ def test_draws_and_densities_are_finite_at_the_smallest_D():
     assert np.isfinite(processes.log_prior(process, x)).all()
 
 
+@pytest.mark.parametrize("sigma", [-1.0, np.float32([1, -0.5]), math.nan])
+def test_perturb_refuses_levels_below_zero(sigma):
+    with pytest.raises(UserError, match="sigma must not be below 0, got"):
+        processes.perturb(edm(), jax.random.split(jax.random.key(0), 2), np.zeros((2, 3), np.float32), sigma)
+
+
 def test_perturb_is_the_kernel_around_each_image():
     y = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
     keys, sigma = jax.random.split(jax.random.key(1), 5), np.array([0.01, 0.1, 1, 10, 80], np.float32)
