@@ -101,8 +101,12 @@ class Generator:
 
     @property
     def classes(self):
-        """Number of classes, 0 for an unconditional network."""
-        return len(self.derived["classes"]) if self.config.model.conditional else 0
+        """Names of the classes; () for an unconditional network."""
+        return tuple(self.derived["classes"]) if self.config.model.conditional else ()
+
+    @property
+    def num_classes(self):
+        return len(self.classes)
 
     @property
     def needs_label(self):
@@ -110,7 +114,7 @@ class Generator:
         return bool(self.classes and not self.config.train.label_dropout and not self.derived.get("imported"))
 
     def __repr__(self):
-        conditional = f"class-conditional, {self.classes} classes" if self.classes else "unconditional"
+        conditional = f"class-conditional, {self.num_classes} classes" if self.classes else "unconditional"
         if self.run.condition:
             conditional += f", conditioned on {self.run.condition}"
         card = self._card()
@@ -134,7 +138,7 @@ class Generator:
         """In a notebook: its card, and the newest picture of its samples where its folder holds one."""
         from pfgm_jax.metrics.tables import as_html  # scipy.stats comes with metrics: not for every `load`
 
-        classes = {"classes": ", ".join(map(printable, self.derived["classes"]))} if self.classes else {}
+        classes = {"classes": ", ".join(map(printable, self.classes))} if self.classes else {}
         card = as_html([["Generator", self.source], *map(list, (self._card() | classes).items())])
         if not (picture := self._repr_png_()):
             return card
@@ -266,10 +270,10 @@ class Generator:
         if guide_flow.D != flow.D or not covered:
             ranges = [f"D = {p.D:g}, σ from {p.sigma_max:.4g} to {p.sigma_min:.4g}" for p in (guide_flow, flow)]
             raise UserError(f"the guide is for {ranges[0]}, but must cover this network's {ranges[1]}")
-        if weak.classes and (not self.classes or weak.derived["classes"] != self.derived["classes"]):
-            names = ", ".join(weak.derived["classes"][:20])
+        if weak.classes and weak.classes != self.classes:
+            names = ", ".join(weak.classes[:20])
             raise UserError(f"the guide is conditioned on classes that this network does not have: {names}")
-        return batches.Guide(weak.network, weak.params, weak.classes > 0, settings.guidance)
+        return batches.Guide(weak.network, weak.params, bool(weak.classes), settings.guidance)
 
     @functools.cached_property
     def schedule(self) -> schedules.Schedule | None:
@@ -399,7 +403,7 @@ class Generator:
 
     def _state_labels(self, labels, n):
         """`arguments.state_labels`; UserError for none where the network `needs_label`."""
-        labels = arguments.state_labels(labels, n, self.classes)
+        labels = arguments.state_labels(labels, n, self.num_classes)
         if self.needs_label:
             traced = isinstance(labels, jax.core.Tracer)
             if labels is None or not traced and (np.asarray(labels) < 0).any():

@@ -544,7 +544,7 @@ def test_a_bar_moves_by_levels():
 @pytest.mark.parametrize(("name", "shape", "classes"), [("digits", (8, 8, 1), 0), ("bloodmnist28", (28, 28, 3), 8)])
 def test_weights_that_come_with_the_package(name, shape, classes):
     g = pfgm_jax.load(f"pretrained:{name}")
-    assert (g.shape, g.classes) == (shape, classes) and not g.config.data.dir
+    assert (g.shape, g.num_classes) == (shape, classes) and not g.config.data.dir
     card = (stored_run.PRETRAINED / name / "README.md").read_text()
     assert "licence of the data | CC BY 4.0" in card and "EMA weights after" in card
     noise = 0.5 * np.random.default_rng(0).normal(size=(2, *shape))  # drawn towards the data, which are within ±1

@@ -55,7 +55,7 @@ def sample(workdir, overrides):
             np.savez_compressed(stream, images=images, **({"labels": labels} if generator.classes else {}))
         if generator.classes and not points:
             plots.save(
-                plots.class_grid(images[:256], labels[:256], generator.derived["classes"]), f"{stem}_classes.png"
+                plots.class_grid(images[:256], labels[:256], generator.classes), f"{stem}_classes.png"
             )
             lines += [f"  by class   {stem}_classes.png"]
         lines += [f"  samples    {stem}.npz"]
@@ -74,7 +74,7 @@ def sample(workdir, overrides):
 
 def _save_files(images, labels, generator, folder):
     """Every image as folder/NUMBER.png, or folder/CLASS/NUMBER.png of a class-conditional network."""
-    classes = naming.folder_names(generator.derived["classes"]) if generator.classes else None
+    classes = naming.folder_names(generator.classes) if generator.classes else None
     for i, (image, label) in enumerate(zip(images, labels, strict=True)):
         place = pathlib.Path(folder, classes[label]) if classes else pathlib.Path(folder)
         place.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _measure_run(generator, folder, measure):
     stem = folder / f"{protocol.features_of(config)}-{config.sample.solver}-{key}"
     picture = plots.grid(samples.images)
     if generator.classes:
-        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], generator.derived["classes"])
+        picture = plots.class_grid(samples.images, samples.labels[: len(samples.images)], generator.classes)
     plots.save(picture, f"{stem}.png")
     whole = len(samples.features) >= min(protocol.usual(config, measure.dataset), TELLING)
     weights = generator.weights_digest
@@ -181,7 +181,7 @@ def _measured(generator, folder, measure):
     samples, settings = _collected(generator, folder, measure)
     n = settings.n
     protocol.say(f"comparing {n:,} samples with {measure.reference.name}")
-    by_class = generator.classes and tuple(generator.derived["classes"]) == tuple(measure.dataset.classes)
+    by_class = generator.classes and generator.classes == measure.dataset.classes
     return measure(samples.features, samples.labels, protocol.sampled(generator, settings, samples), by_class), samples
 
 

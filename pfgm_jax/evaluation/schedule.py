@@ -75,8 +75,7 @@ def _field(generator, dataset, settings, key):
         return field.exact_denoiser(points, generator.process.D)
     labels = None
     if generator.classes:
-        derived = generator.derived
-        labels = class_labels("real", settings.draws, key, derived["classes"], derived["label_counts"])
+        labels = class_labels("real", settings.draws, key, generator.classes, generator.derived["label_counts"])
     return generator.network.denoiser(generator.params, labels)
 
 

@@ -145,7 +145,7 @@ def membership(generator, dataset, held_out) -> Area:
     An image's score is its squared error at each of SIGMAS over the mean of all images there, averaged over the levels,
     with the same noise for every image. Images that are on both sides are left out.
     """
-    same = generator.classes and tuple(generator.derived["classes"]) == tuple(dataset.classes)
+    same = generator.classes and generator.classes == dataset.classes
     train, held_out = _chosen([dataset.train]), _chosen(held_out)
     images, step = dataset.train.images, 4096
     in_train = {digest for i in range(0, len(images), step) for digest in of_images(images[i : i + step])}

@@ -130,7 +130,7 @@ def headline(place):
     row, _, samples = _point(place, generator, *study.headline, study.n)
     pictures = {"grid": plots.grid(samples.images[: ROWS**2], ROWS)}
     if generator.classes:
-        names, labels = generator.derived["classes"], samples.labels
+        names, labels = generator.classes, samples.labels
         images = sample_cache.images_of(place.entry.folder / "results", samples.key, study.n)
         rows = [(name, images[labels == k][:ROWS]) for k, name in enumerate(names)]
         pictures["classes"] = plots.labelled_rows([row for row in rows if len(row[1])], ROWS)

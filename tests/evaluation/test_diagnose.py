@@ -126,11 +126,11 @@ def test_images_weighed_by_class_have_another_truth(store, monkeypatch):
     run = studied()
     balanced = config_lib.default()
     balanced.train.order = "balanced"
-    run.generator = types.SimpleNamespace(config=balanced, classes=0)
+    run.generator = types.SimpleNamespace(config=balanced, num_classes=0)
     assert run.points is None
     with pytest.raises(UserError, match="was trained on class-balanced batches; leave truth out of diagnose"):
         truth.study([run], store)
-    run.generator.classes = 10
+    run.generator.num_classes = 10
     assert not run.no_truth
     monkeypatch.setattr(subject, "TRUTH_LIMIT", 0)
     with pytest.raises(UserError, match="the training set is too large"):

@@ -46,7 +46,7 @@ class Subject:
     @property
     def identity(self):
         """What results of this subject depend on, as JSON: weights, process, labels, seed."""
-        return [self.generator.weighted.run, self.generator.classes, self.settings.seed]
+        return [self.generator.weighted.run, self.generator.num_classes, self.settings.seed]
 
     @functools.cached_property
     def content(self):
@@ -67,7 +67,7 @@ class Subject:
     @property
     def no_truth(self):
         """Why there is no exact posterior mean to compare with, "" where there is one."""
-        if weighs_by_class(self.generator.config.train.order, self.generator.classes):
+        if weighs_by_class(self.generator.config.train.order, self.generator.num_classes):
             return "this unconditional network was trained on class-balanced batches"
         too_many = math.prod(self.dataset.train.images.shape) > TRUTH_LIMIT
         return "the training set is too large for that" if too_many else ""
