@@ -2,11 +2,11 @@
 
     python -m benchmarks.training [--quick] [--networks=cpu_28,dit_cpu] [--seconds=20]
 
-For each network prints its images a second, its GFLOP/s and their share of the peak, then, on one device, every part of
-the step by itself. Operations are those of the plain network's matrix products and convolutions, counted from the shapes of its
-forward pass and multiplied by three for the gradient, whatever routine computes them. The peak is the best of five
-float32 products of 2048³, in the same run. Images are random; times are medians of compiled calls of several steps,
-after one that is not counted. --quick takes a few seconds a network and leaves CIFAR-10's DDPM++ out.
+For each network prints its images a second, its GFLOP/s and their share of the peak, then, on one device, every part
+of the step by itself. Operations are those of the plain network's matrix products and convolutions, counted from the
+shapes of its forward pass and multiplied by three for the gradient, whatever routine computes them. The peak is the
+best of five float32 products of 2048³, in the same run. Images are random; times are medians of compiled calls of
+several steps, after one that is not counted. --quick takes a few seconds a network and leaves CIFAR-10's DDPM++ out.
 """
 
 import argparse
