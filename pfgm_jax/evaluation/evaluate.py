@@ -54,9 +54,7 @@ def sample(workdir, overrides):
         with atomic.replacing(f"{stem}.npz") as temporary, open(temporary, "wb") as stream:
             np.savez_compressed(stream, images=images, **({"labels": labels} if generator.classes else {}))
         if generator.classes and not points:
-            plots.save(
-                plots.class_grid(images[:256], labels[:256], generator.classes), f"{stem}_classes.png"
-            )
+            plots.save(plots.class_grid(images[:256], labels[:256], generator.classes), f"{stem}_classes.png")
             lines += [f"  by class   {stem}_classes.png"]
         lines += [f"  samples    {stem}.npz"]
         if config.sample.files:
