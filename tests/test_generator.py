@@ -545,6 +545,7 @@ def test_a_bar_moves_by_levels():
 def test_weights_that_come_with_the_package(name, shape, classes):
     g = pfgm_jax.load(f"pretrained:{name}")
     assert (g.shape, g.num_classes) == (shape, classes) and not g.config.data.dir
+    assert g.classes == () or g.classes[0] == "basophil"
     card = (stored_run.PRETRAINED / name / "README.md").read_text()
     assert "licence of the data | CC BY 4.0" in card and "EMA weights after" in card
     noise = 0.5 * np.random.default_rng(0).normal(size=(2, *shape))  # drawn towards the data, which are within ±1
