@@ -258,6 +258,7 @@ def _alone(part, elsewhere):
         from fcntl import LOCK_EX, LOCK_NB, flock
     except ImportError:
         raise UserError(f"this system has no flock, which downloads need: {elsewhere}") from None
+    told = False
     while True:
         with _disk(part):
             stream = open(part, "ab")
@@ -265,7 +266,9 @@ def _alone(part, elsewhere):
             try:
                 flock(stream, LOCK_EX | LOCK_NB)
             except BlockingIOError:
-                print(f"another process is downloading {name}: waiting for it", file=sys.stderr)
+                if not told:  # of several that wait, all but one wait again, for each other
+                    print(f"another process is downloading {name}: waiting for it", file=sys.stderr)
+                told = True
                 flock(stream, LOCK_EX)
             # That process may have finished, or thrown the part away.
             if not part.exists() or os.fstat(stream.fileno()).st_ino != part.stat().st_ino:
