@@ -155,7 +155,7 @@ class Generator:
         if self.derived.get("imported"):
             return "imported"
         tuned = f" of tuning from step {self.config.tune.step:,} of its source" if self.run.tuned else ""
-        return f"{self.average} after {self.step * self.config.train.batch:,} images{tuned}"
+        return f"{self.average} after {self.run.images_seen(self.step)}{tuned}"
 
     @property
     def average(self):

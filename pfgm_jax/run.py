@@ -45,6 +45,12 @@ class Run:
         """See `is_tuned`."""
         return is_tuned(self.config)
 
+    def images_seen(self, step):
+        """How many images the weights of `step` were trained on, in words; before the + those of train.init's."""
+        own = f"{step * self.config.train.batch:,} images"
+        before = self.derived.get("init_images", 0)
+        return f"{before:,} + {own}" if before else own
+
 
 def make_run(config, derived):
     """The Run of a checked config and its derived numbers."""
@@ -170,8 +176,8 @@ def check_derived(derived):
     require(derived.get("N") == math.prod(shape), "N", f"{math.prod(shape)}, the numbers of an image")
     require(whole(derived.get("M")) and 0 <= derived["M"] < 2**31, "M", "a whole number, 0 or more")
     require(derived.get("dtype", "uint8") in ("uint8", "float32"), "dtype", "uint8 or float32")
-    step = derived.get("step", 0)
-    require(whole(step) and step >= 0, "step", "a whole number, 0 or more")
+    for key in ("step", "init_images"):
+        require(whole(derived.get(key, 0)) and derived.get(key, 0) >= 0, key, "a whole number, 0 or more")
 
 
 def _given(**options):

@@ -161,8 +161,8 @@ def sampled(generator, settings, stats):
     calls = f"{stats.nfe:g} function evaluations" + (" of 2 network calls each" if guided else "")
     if stats.sample_nfe.min() < stats.sample_nfe.max():
         calls += f" ({stats.sample_nfe.mean():.0f} a sample, at most {stats.sample_nfe.max()})"
-    imported, images = generator.derived.get("imported"), generator.step * generator.config.train.batch
-    weights = f"weights of {imported}" if imported else f"{generator.average} after {images:,} images"
+    imported, seen = generator.derived.get("imported"), generator.run.images_seen(generator.step)
+    weights = f"weights of {imported}" if imported else f"{generator.average} after {seen}"
     if generator.run.tuned:
         tune = generator.config.tune
         weights += f" of tuning (from step {tune.step:,}, weights {tune.digest})"

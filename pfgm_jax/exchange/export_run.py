@@ -151,6 +151,7 @@ def _origin(generator):
         return unknown, unknown, f"by other code; imported from {imported}"
     counts = ", ".join(f"{name} {n}" for name, n in zip(derived["classes"], derived["label_counts"], strict=True))
     large, tune = config.train.large_batch, config.tune
+    falling = f", to its {config.optim.lr_end:g}-fold by a cosine" if config.optim.decay == "cosine" else ""
     target = f"the posterior mean of {large} images" if large else "the clean image"
     if generator.run.tuned:
         target = (
@@ -160,8 +161,8 @@ def _origin(generator):
         f"{config.data.name}, {derived['train_images']} training images ({counts})",
         derived.get("licence", "not recorded"),
         (f"from the weights of {printable(config.train.init)}, " if config.train.init else "")
-        + f"{generator.step * config.train.batch:,} images at batch {config.train.batch}, "
-        f"learning rate {derived['lr']:.2e}, "
+        + f"{generator.run.images_seen(generator.step)} at batch {config.train.batch}, "
+        f"learning rate {derived['lr']:.2e}{falling}, "
         f"target {target}; the weights are the "
         f"exponential moving average, half-life {config.train.ema_halflife:,} images",
     )

@@ -6,9 +6,26 @@ import jax
 import numpy as np
 
 from pfgm_jax import config as config_lib
-from pfgm_jax import generator, models
+from pfgm_jax import generator, models, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError, printable
+
+
+def init_images(config, workdir):
+    """{"init_images": the images that the weights of train.init had seen} of the run in `workdir`, {} where none had.
+
+    A run that is there already keeps what it recorded, so that it goes on without those weights.
+
+    Raises:
+      UserError: no such weights.
+    """
+    if (workdir / "config.json").exists():
+        return {key: n for key, n in run_record.load(workdir)[1].items() if key == "init_images"}
+    if not config.train.init or run_lib.is_tuned(config):
+        return {}
+    other = _load(config)[1]
+    images = other.derived.get("init_images", 0) + other.step * other.config.train.batch
+    return {"init_images": images} if images else {}
 
 
 def start_from(config, derived, task, state):
@@ -19,11 +36,7 @@ def start_from(config, derived, task, state):
     Raises:
       UserError: no such weights, or those of another network (it names the differences).
     """
-    name = f"train.init={printable(config.train.init)}"
-    try:
-        other = generator.load(config.train.init)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from None
+    name, other = _load(config)
     if different := _differences(config, derived, other):
         raise UserError(f"{name} has another network: {'; '.join(different)}")
     params = jax.tree.map(np.asarray, jax.device_get(other.params))
@@ -37,6 +50,15 @@ def start_from(config, derived, task, state):
         print(f"{name} was trained with {there}, and this run has {here}: it learns another scale", file=sys.stderr)
     params = jax.tree.map(lambda new, old: np.asarray(new, old.dtype), params, state.params)
     return state.replace(params=params, ema=params, opt_state=jax.device_get(jax.jit(task.optimizer.init)(params)))
+
+
+def _load(config):
+    """(the setting in words, its Generator); UserError where there are no such weights."""
+    name = f"train.init={printable(config.train.init)}"
+    try:
+        return name, generator.load(config.train.init)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def _differences(config, derived, other):

@@ -342,8 +342,19 @@ def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
     assert int(begun[0].step) == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(begun[0].opt_state))
     assert run_record.load(tmp_path)[0].train.init == str(whole)
     monkeypatch.setattr(loop, "start_from", None)  # a resumed run does not read them again
+    monkeypatch.setattr(warm_start, "_load", None)
     config.train.images = 128
     loop.train(config, tmp_path)
+
+
+def test_a_run_says_how_many_images_its_first_weights_had_seen(uninterrupted, tmp_path):
+    before = pfgm_jax.load(uninterrupted[1])
+    seen = [before.step * before.config.train.batch]
+    for name, init, images in (("second", uninterrupted[1], 64), ("third", tmp_path / "second", 128)):
+        loop.train(tiny(**MLP, **{"train.init": str(init), "train.images": images}), tmp_path / name)
+        assert f"EMA weights after {sum(seen):,} + {images} images" in repr(pfgm_jax.load(tmp_path / name))
+        seen.append(images)
+    assert warm_start.init_images(tiny(**MLP), tmp_path / "new") == {}  # random weights
 
 
 def test_weights_of_another_scale_are_said_to_be(uninterrupted, capsys):
