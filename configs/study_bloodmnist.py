@@ -59,7 +59,7 @@ def on_cpu(study):
         base=study.base + ",cpu",
         variants={name: shorter(variant) for name, variant in study.variants.items()},
         ways={"heun": (9, 18), "dpmpp_3m": (5, 9), "ancestral": (50,)},
-        features="domain", also=("inception",), split="test", usefulness=1, likelihood=16,
+        features="domain", also=("inception",), split="test", usefulness=2, likelihood=16,
     )  # fmt: skip
 
 

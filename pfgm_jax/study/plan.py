@@ -57,7 +57,7 @@ class Study:
       n: samples of the headline. curve: samples of every other point.
       features, split: as evaluate.features and evaluate.split.
       also: other features that headlines are measured in too, in a table of their own, each with its own floor.
-      usefulness: classifiers of each kind; 0 to leave it out, as all of these:
+      usefulness: classifiers of each kind, 2 or more; 0 to leave it out, as all of these:
       likelihood: images of each set. latents: pairs of images between which is interpolated.
       cost: measure memory, compilation and speed, in a process of their own.
       measure: False writes the report of what there is.
@@ -104,11 +104,14 @@ def load_study(argument):
     """(Study, path of its file) that "FILE:ARGS" makes.
 
     Raises:
-      UserError: no such file, or one without get_study(arg) that returns a Study with variants and a possible headline.
+      UserError: no such file, or one without get_study(arg) that returns a Study with variants and a possible headline;
+        a single classifier for its usefulness.
     """
     study, path = config_file.call(argument, "get_study", Study, "the Study")
     if not study.variants or len(study.headline) != 2:
         raise UserError(f"the study of {path} needs variants, and a headline such as ('heun', 18)")
+    if study.usefulness == 1:
+        raise UserError(f"the study of {path} has usefulness=1: error bars need 2 or more classifiers, 0 leaves it out")
     return study, path
 
 

@@ -252,6 +252,7 @@ def test_mistakes_in_a_study(file, tmp_path, command):
         (FILE.replace("get_study", "get_config"), "has no function get_study(arg)"),
         ("def get_study(arg=None):\n    return 'x'\n", "must return the Study, not str"),
         (FILE.replace('("heun", 3)', "()"), "a headline such as"),
+        (FILE.replace("common=", "usefulness=1, common="), "error bars need 2 or more classifiers"),
         (FILE.replace('"DDPM"', '"PFGM++: D   64"'), "would share a folder"),
         (FILE.replace("digits.py:quick", "digit.py:quick"), "no such file; did you mean"),
         (FILE.replace("D=64", "E=64"), "unknown config argument 'E'"),
