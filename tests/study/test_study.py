@@ -210,6 +210,14 @@ def test_the_report_stands_alone(findings, tmp_path):
     assert "![" in (tmp_path / "report.md").read_text()
 
 
+def test_images_of_the_first_weights_are_told_apart(findings):
+    findings.records["A <pp>", "train"]["init_images"] = 1024
+    shown = {row[0]: row[1] for row in tables.quality(findings).rows}
+    assert shown["A <pp>"] == "1,024 + 2,048" and shown["B|"] == "2,048"
+    different = {row[0]: row[1:3] for row in tables.settings(findings).rows}
+    assert different["→ images trained"] == ["1,024 + 2,048", "2,048"]
+
+
 # ---- the study's file
 
 
