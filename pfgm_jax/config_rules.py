@@ -27,7 +27,7 @@ _ONE_OF = {
     "model.decoder": ("standard", "skip"),
     "model.dtype": ("float32", "bfloat16", "float64"),
     "optim.decay": ("constant", "cosine"),
-    "optim.name": ("adam", "radam"),
+    "optim.name": ("adam", "muon", "radam"),
     "train.order": ("real", "balanced"),
     "train.objective": ("mean", "consistency"),
     "latents.split": ("train", "val", "test"),

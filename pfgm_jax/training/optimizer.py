@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 
 from pfgm_jax.training.cadence import make_cadence
 
@@ -31,19 +32,48 @@ def learning_rate(config, derived):
     return schedule
 
 
+# Muon's steps have the root mean square that Adam's have (arXiv 2502.16982, section 2.2), so that one learning rate
+# serves both; its momentum is that of the published code.
+MUON_RMS, MUON_MOMENTUM = 0.2, 0.95
+# Layers between images and features, whose kernels are no maps of features: Adam trains them, as Muon's authors do.
+OUTER = ("conv_in", "conv_out", "patch_in", "patch_out")
+
+
 def make_optimizer(config, derived):
-    """Adam or RAdam, warm-up, clipping by the global norm and decoupled weight decay, as the config asks for them."""
+    """Adam, RAdam or Muon, warm-up, clipping by the global norm and decoupled weight decay, as the config asks."""
     c = config.optim
     clip = optax.identity() if math.isinf(c.clip) else optax.clip_by_global_norm(c.clip)
     rate = learning_rate(config, derived)
-    if c.name == "radam":
-        decay = optax.add_decayed_weights(c.weight_decay, _trained)
-        moments = optax.scale_by_radam(c.beta1, c.beta2, c.eps)
-        return optax.chain(clip, moments, decay, optax.scale_by_learning_rate(rate))
-    return optax.chain(clip, optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=_trained))
+    if c.name == "adam":
+        adam = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=_trained)
+        return optax.chain(clip, adam)
+    direction = _muon(c) if c.name == "muon" else optax.scale_by_radam(c.beta1, c.beta2, c.eps)
+    decay = optax.add_decayed_weights(c.weight_decay, _trained)
+    return optax.chain(clip, direction, decay, optax.scale_by_learning_rate(rate))
+
+
+def _muon(c):
+    """Muon's direction for kernels, Adam's for all else, before decay and learning rate."""
+    return optax.contrib.muon(
+        -1.0,  # a learning rate, which turns the update round: this leaves the direction
+        beta=MUON_MOMENTUM, adam_b1=c.beta1, adam_b2=c.beta2, eps=c.eps, consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=_matrices,
+    )  # fmt: skip
 
 
 def _trained(params):
     """A tree of booleans: all parameters but the stored frequencies of a Fourier embedding, which nothing changes."""
     key = lambda path: getattr(path[-1], "key", "") if path else ""
     return jax.tree_util.tree_map_with_path(lambda path, _: key(path) != "frequencies", params)
+
+
+def _matrices(params):
+    """Which parameters Muon trains, and as which matrix: what a kernel sums over times what it gives; None: Adam's."""
+
+    def matrix(path, leaf):
+        names = [getattr(part, "key", "") for part in path]
+        if names[-1:] != ["kernel"] or leaf.ndim < 2 or any(name in OUTER for name in names):
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(matrix, params)

@@ -626,3 +626,36 @@ def test_augmentation_that_cannot_be(settings, words):
     config = tiny(**({"train.augment": 0.1, "train.large_batch": 0} | settings))
     with pytest.raises(UserError, match=words):
         config_rules.check(config)
+
+
+def test_muon_turns_kernels_by_their_singular_vectors_and_leaves_the_rest_to_adam():
+    config = tiny(**{"optim.name": "muon", "optim.warmup": 0, "optim.decay": "constant"})
+    derived = run_lib.derive(config, data.load(config.data))
+    generator = np.random.default_rng(0)
+    shapes = {"conv0": {"kernel": (3, 3, 8, 16), "bias": (16,)}, "conv_in": {"kernel": (3, 3, 3, 8)},
+              "norm0": {"scale": (8,)}}  # fmt: skip
+    made = lambda: jax.tree.map(
+        lambda shape: jnp.asarray(generator.normal(size=shape), jnp.float32), shapes, is_leaf=lambda a: type(a) is tuple
+    )
+    params, gradient = made(), made()
+    tx = optimizer.make_optimizer(config, derived)
+    updates, _ = tx.update(gradient, tx.init(params), params)
+    left, _, right = np.linalg.svd(np.asarray(gradient["conv0"]["kernel"], np.float64).reshape(72, 16), False)
+    turned = left.T @ np.asarray(updates["conv0"]["kernel"], np.float64).reshape(72, 16) @ right.T
+    stretch = -np.diag(turned) / (derived["lr"] * 0.2 * math.sqrt(72))
+    # Five of its Newton-Schulz iterations bring singular values between 0.68 and 1.14 (the published coefficients).
+    assert 0.67 < stretch.min() and stretch.max() < 1.15
+    assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-3 * np.abs(turned).max()
+    for path in (("conv0", "bias"), ("conv_in", "kernel"), ("norm0", "scale")):  # Adam's first step is the sign
+        update, slope = (np.asarray(tree[path[0]][path[1]]) for tree in (updates, gradient))
+        np.testing.assert_allclose(update / np.sign(slope), update.flat[0] / np.sign(slope.flat[0]), rtol=1e-3)
+
+
+def test_a_run_of_muon_goes_on_as_if_never_stopped(tmp_path):
+    settings = MLP | {"optim.name": "muon", "optim.decay": "constant"}
+    for name, lengths in (("whole", (128,)), ("parts", (64, 128))):
+        for images in lengths:
+            loop.train(tiny(**settings, **{"train.images": images}), tmp_path / name)
+    config = tiny(**settings, **{"train.images": 128})
+    whole, parts = (final_items(config, tmp_path / name) for name in ("whole", "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
