@@ -1,6 +1,6 @@
 """Where the time of a training step goes, as a share of what the machine's matrix products reach.
 
-    python -m benchmarks.training [--quick] [--networks=cpu_28,dit_cpu] [--seconds=20]
+    python -m benchmarks.training [--quick] [--networks=cpu_28,dit_cpu] [--optim=muon] [--seconds=20]
 
 For each network prints its images a second, its GFLOP/s and their share of the peak, then, on one device, every part
 of the step by itself. Operations are those of the plain network's matrix products and convolutions, counted from the
@@ -92,9 +92,10 @@ def operations(task, shape):
     return 3 * products(jax.make_jaxpr(model.apply)(params, x, noise).jaxpr)
 
 
-def on_random_images(case):
-    """(config, Dataset) of a case, on random images."""
+def on_random_images(case, optim="adam"):
+    """(config, Dataset) of a case, on random images, with the optimiser `optim`."""
     config = case.config.get_config(case.argument or None)
+    config.optim.name = optim
     config.train.batch = case.batch
     n = max(1024, config.train.large_batch)
     shape = (config.data.size, config.data.size, 1 if config.data.name == "digits" else 3)
@@ -150,10 +151,10 @@ def parts(task, state, source, batches):
     return functions
 
 
-def measure(name, best, seconds):
+def measure(name, best, seconds, optim="adam"):
     """Prints the lines of one network."""
     case = CASES[name]
-    config, dataset = on_random_images(case)
+    config, dataset = on_random_images(case, optim)
     task, shape = step.make_task(config, run_lib.derive(config, dataset)), dataset.shape
     images, labels = dataset.train.images, dataset.train.labels
     per_image = operations(task, shape) / 1e9
@@ -193,6 +194,7 @@ def measure(name, best, seconds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", default="", help=f"some of {', '.join(CASES)}")
+    parser.add_argument("--optim", default="adam", help="adam, as the published code, or muon")
     parser.add_argument("--seconds", type=float, default=20.0, help="that each network is timed, at least")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
@@ -201,7 +203,7 @@ def main():
     print(f"{parallel.device_count()} × {parallel.device_kind()}, jax {jax.__version__}; peak {best:.0f} GFLOP/s\n")
     print("| network | part | ms a step | from to | |\n|---|---|--:|---|---|")
     for name in names:
-        measure(name, best, 3.0 if args.quick else args.seconds)
+        measure(name, best, 3.0 if args.quick else args.seconds, args.optim)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Arguments: dataset=bloodmnist, size=28|64|128|224, process=pfgmpp|pfgm|edm|ve|vp
 network=ddpmpp|ncsnpp|adm|ncsnv2|dit_cpu|… (one of `presets.PRESETS`; without, one that fits the size), conditional
 (class-conditional, with 10 % label dropout), balanced (train on every class as often), augment (as EDM does, with
 probability 0.12; the network gets augmentation labels), remat (recompute in the backward pass what would not fit in
-memory, at 128 and 224 px), cpu (a network and budget that two CPU cores can train in about an hour), quick (a smoke
+memory, at 128 and 224 px), cpu (a network and budget that two CPU cores can train in less than an hour), quick (a smoke
 test).
 
 At 28 and 224 px, which are 7/8 of the powers of two that published networks are for, these attend at 7/8 of their

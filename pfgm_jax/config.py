@@ -89,7 +89,7 @@ def default():
     config.optim.warmup = 10_000_000  # images in which the learning rate rises linearly from 0
     config.optim.decay = "constant"  # constant, cosine (to lr_end × lr at train.images)
     config.optim.lr_end = 0.01  # cosine: the last learning rate over lr
-    config.optim.beta1 = 0.9  # Adam's decay rate of the first moment,
+    config.optim.beta1 = 0.9  # Adam's decay rate of the first moment (of muon's other parameters too),
     config.optim.beta2 = 0.999  # and of the second
     config.optim.eps = 1e-8  # Adam's ε
     config.optim.weight_decay = 0.0  # decoupled (AdamW); 0: none

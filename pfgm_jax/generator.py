@@ -158,6 +158,12 @@ class Generator:
         return f"{self.average} after {self.run.images_seen(self.step)}{tuned}"
 
     @property
+    def images_seen(self):
+        """The images that the weights were trained on, those of train.init's included; None where that is not known."""
+        before = None if self.derived.get("imported") else self.run.init_images
+        return None if before is None else before + self.step * self.config.train.batch
+
+    @property
     def average(self):
         """What the weights are an average of, in words."""
         width = self.config.sample.ema_width

@@ -132,11 +132,10 @@ def variations(config, args):
 
 
 def two_cores(config):
-    """A budget that two CPU cores can train in about half an hour, at 28 px, by Muon.
-
-    Muon's held-out loss after 33 thousand blood cells is lower than Adam's after 82 thousand (benchmarks/RESULTS.md).
-    """
-    config.optim.update(name="muon", lr=1e-2, lr_batch=64, warmup=6_400)
+    """A budget that two CPU cores can train in less than an hour, at 28 px; U-Nets by Muon (benchmarks/RESULTS.md)."""
+    config.optim.update(warmup=6_400, lr_batch=64)
+    if config.model.name == "unet":
+        config.optim.update(name="muon", lr=1e-2)
     config.train.update(
         images=150_000,
         batch=min(config.train.batch, 64),

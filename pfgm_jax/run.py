@@ -45,11 +45,20 @@ class Run:
         """See `is_tuned`."""
         return is_tuned(self.config)
 
+    @property
+    def init_images(self):
+        """The images that the weights of train.init had seen, None where that is not known; 0 for random weights."""
+        return self.derived.get("init_images", 0)
+
     def images_seen(self, step):
-        """How many images the weights of `step` were trained on, in words; before the + those of train.init's."""
-        own = f"{step * self.config.train.batch:,} images"
-        before = self.derived.get("init_images", 0)
-        return f"{before:,} + {own}" if before else own
+        """How many images the weights of `step` were trained on, in words: `seen`."""
+        return f"{seen(self.init_images, step * self.config.train.batch)} images"
+
+
+def seen(before, own):
+    """Images of a run's first weights, None for an unknown number, and of the run: "1,000", "500 + 1,000"."""
+    first = "" if before == 0 else "an unknown number + " if before is None else f"{before:,} + "
+    return f"{first}{own:,}"
 
 
 def make_run(config, derived):
@@ -176,8 +185,9 @@ def check_derived(derived):
     require(derived.get("N") == math.prod(shape), "N", f"{math.prod(shape)}, the numbers of an image")
     require(whole(derived.get("M")) and 0 <= derived["M"] < 2**31, "M", "a whole number, 0 or more")
     require(derived.get("dtype", "uint8") in ("uint8", "float32"), "dtype", "uint8 or float32")
-    for key in ("step", "init_images"):
-        require(whole(derived.get(key, 0)) and derived.get(key, 0) >= 0, key, "a whole number, 0 or more")
+    step, before = derived.get("step", 0), derived.get("init_images", 0)
+    require(whole(step) and step >= 0, "step", "a whole number, 0 or more")
+    require(before is None or whole(before) and before >= 0, "init_images", "a whole number, 0 or more, or null")
 
 
 def _given(**options):

@@ -283,5 +283,7 @@ def test_a_step_at_every_size(size, tmp_path):
     # The output of such a network is near 0 and EDM's target has unit size.
     assert 0.1 < loss < 3 and int(after.step) == 1
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before.params, after.params)
-    # Adam's first step is the learning rate, smaller only where gradients are near ε.
-    assert config.optim.lr * 0.2 < max(jax.tree.leaves(moved)) < config.optim.lr
+    # Adam's first step is the learning rate, smaller only where gradients are near ε; with Nesterov's momentum, as
+    # beside Muon, 1.47 times that.
+    most = 1.48 if config.optim.name == "muon" else 1
+    assert config.optim.lr * 0.2 < max(jax.tree.leaves(moved)) < config.optim.lr * most

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pfgm_jax import __version__, plots, run_record
+from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError, printable
 from pfgm_jax.evaluation import protocol
 from pfgm_jax.exchange import release_gate
@@ -81,7 +82,11 @@ def _write(generator, folder, picture, card, gate):
     generator = generator.with_overrides({"data.dir": "", "export.force": False, "export.dtype": "float32"})
     config, derived = generator.config, generator.derived | {"step": generator.step}
     imported = derived.get("imported")
-    origin = {"imported": imported} if imported else {"images": str(generator.step * config.train.batch)}
+    origin = (
+        {"imported": imported}
+        if imported
+        else {"images": run_lib.seen(generator.run.init_images, generator.step * config.train.batch)}
+    )
     fingerprint = run_record.fingerprint(run_record.record(config, derived))
     about = origin | {"pfgm_jax": __version__, safetensors.CONFIG: fingerprint}
     params = generator.params
@@ -151,7 +156,7 @@ def _origin(generator):
         return unknown, unknown, f"by other code; imported from {imported}"
     counts = ", ".join(f"{name} {n}" for name, n in zip(derived["classes"], derived["label_counts"], strict=True))
     large, tune = config.train.large_batch, config.tune
-    falling = f", to its {config.optim.lr_end:g}-fold by a cosine" if config.optim.decay == "cosine" else ""
+    falling = f", falling by a cosine to {config.optim.lr_end:g} of it" if config.optim.decay == "cosine" else ""
     target = f"the posterior mean of {large} images" if large else "the clean image"
     if generator.run.tuned:
         target = (
@@ -162,7 +167,7 @@ def _origin(generator):
         derived.get("licence", "not recorded"),
         (f"from the weights of {printable(config.train.init)}, " if config.train.init else "")
         + f"{generator.run.images_seen(generator.step)} at batch {config.train.batch}, "
-        f"learning rate {derived['lr']:.2e}{falling}, "
+        f"{config.optim.name} at a learning rate of {derived['lr']:.2e}{falling}, "
         f"target {target}; the weights are the "
         f"exponential moving average, half-life {config.train.ema_halflife:,} images",
     )

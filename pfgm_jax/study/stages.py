@@ -68,7 +68,7 @@ def train(place):
     flat = {key: value for key, value in run_record.record(config, {})["config"].items()}
     return {
         "images": generator.step * config.train.batch,
-        "init_images": generator.derived.get("init_images", 0),
+        "init_images": generator.run.init_images,
         "asked": config.train.images,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(generator.params)),
         "process": [generator.process.name, str(generator.process.D), float(generator.process.sigma_max),

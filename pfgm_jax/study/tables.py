@@ -6,6 +6,7 @@ import numpy as np
 
 from pfgm_jax.evaluation.score import TITLES, number
 from pfgm_jax.metrics import tables
+from pfgm_jax.run import seen
 from pfgm_jax.study.findings import ALSO, CLOSE, NOT_MEASURED, OWN
 
 
@@ -54,7 +55,7 @@ def quality(findings):
             rows.append((entry.name, record, trained, stage))
     cells = []
     for name, record, trained, _ in rows:
-        images = _images(trained) if trained else NOT_MEASURED
+        images = seen(trained.get("init_images", 0), trained["images"]) if trained else NOT_MEASURED
         if record is None:
             cells.append([name, images, NOT_MEASURED, *[""] * (2 + len(names))])
             continue
@@ -68,12 +69,6 @@ def quality(findings):
     header = ["", "images trained", "sampler", "evaluations", "n", *(TITLES.get(name, name) for name in names)]
     note = "; ".join(f"{what}: {words}" for what, words in protocol.items())
     return Table("quality", "Quality", header, cells, note)
-
-
-def _images(trained):
-    """How many images a run was trained on; before the + those of the weights that it started from."""
-    before = trained.get("init_images", 0)
-    return (f"{before:,} + " if before else "") + f"{trained['images']:,}"
 
 
 def also(findings):
@@ -301,7 +296,7 @@ def settings(findings):
             "→ D": record["process"][1], "→ smallest σ": low, "→ largest σ": high,
             "→ the network's output": record["parametrisation"], "→ noise in training": record["law"],
             "→ parameters": f"{record['parameters']:,}", "→ learning rate": f"{record['lr']:.3g}",
-            "→ images trained": _images(record),
+            "→ images trained": seen(record.get("init_images", 0), record["images"]),
         }  # fmt: skip
     keys = dict.fromkeys(key for values in facts.values() for key in values)
     text = lambda value: "" if value is None else ",".join(map(str, value)) if isinstance(value, list) else str(value)

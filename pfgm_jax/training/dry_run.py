@@ -104,7 +104,7 @@ def describe(config, plan, state, memory=None):
         + (f", σ_data = {derived['sigma_data']:.3f}" if config.process.name in ("pfgmpp", "edm") else ""),
         f"network    {config.model.name}: {counts:,} parameters, {config.model.dtype}",
         f"training   {counted(cadence.total, 'step')} × {config.train.batch} = {counted(images, 'image')} "
-        f"({counted(round(images / dataset.train_images), 'epoch')}), learning rate {derived['lr']:.2e} "
+        f"({counted(round(images / dataset.train_images), 'epoch')}), {config.optim.name} at {derived['lr']:.2e} "
         f"(= {config.optim.lr:g} × √({config.train.batch}/{config.optim.lr_batch})), "
         f"target {'clean image' if not config.train.large_batch else f'field of {config.train.large_batch} images'}"
         + "".join(f", {text}" for text in _variations(config)),

@@ -24,7 +24,7 @@ from pfgm_jax.training.meter import Meter
 from pfgm_jax.training.milestones import Milestones, asked
 from pfgm_jax.training.report import Report
 from pfgm_jax.training.step import OPTIONAL, init_state, items, train_steps
-from pfgm_jax.training.warm_start import init_images, start_from
+from pfgm_jax.training.warm_start import origin, start_from
 
 
 class Training(NamedTuple):
@@ -52,7 +52,7 @@ def train(config, workdir):
         if parallel.is_first() and not (workdir / "config.json").exists():
             config_rules.check_new(config)
         plan = prepare(config)
-        plan = plan._replace(derived=plan.derived | parallel.from_first(lambda: init_images(config, workdir)))
+        plan = plan._replace(derived=plan.derived | parallel.from_first(lambda: origin(config, workdir)))
         training = Training(config, plan, workdir)
         _require_agreement(config, plan.derived)
         with _opened(training) as recorded:

@@ -1,6 +1,7 @@
 """The optimiser: learning rate over a run, clipping, moments and weight decay."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,11 @@ def learning_rate(config, derived):
     return schedule
 
 
-# Muon's steps have the root mean square that Adam's have (arXiv 2502.16982, section 2.2), so that one learning rate
-# serves both; its momentum is that of the published code.
+# Muon's steps have the root mean square that Adam's have (arXiv 2502.16982, section 2.2), so that kernels and all else
+# share a learning rate; its momentum is that of K. Jordan's published code (2024).
 MUON_RMS, MUON_MOMENTUM = 0.2, 0.95
-# Layers between images and features, whose kernels are no maps of features: Adam trains them, as Muon's authors do.
-OUTER = ("conv_in", "conv_out", "patch_in", "patch_out")
+# Layers whose kernel is no map from features to features: it takes or gives images, or takes a class or augmentation.
+OUTER = re.compile(r"(conv|patch|dense)_(in|out)|gain|label|augment|enc\d+_aux|dec\d+_conv")
 
 
 def make_optimizer(config, derived):
@@ -44,7 +45,7 @@ def make_optimizer(config, derived):
     c = config.optim
     clip = optax.identity() if math.isinf(c.clip) else optax.clip_by_global_norm(c.clip)
     rate = learning_rate(config, derived)
-    if c.name == "adam":
+    if c.name == "adam":  # a chain of its own, as the checkpoints of all versions hold its state
         adam = optax.adamw(rate, c.beta1, c.beta2, c.eps, weight_decay=c.weight_decay, mask=_trained)
         return optax.chain(clip, adam)
     direction = _muon(c) if c.name == "muon" else optax.scale_by_radam(c.beta1, c.beta2, c.eps)
@@ -53,12 +54,12 @@ def make_optimizer(config, derived):
 
 
 def _muon(c):
-    """Muon's direction for kernels, Adam's for all else, before decay and learning rate."""
-    return optax.contrib.muon(
-        -1.0,  # a learning rate, which turns the update round: this leaves the direction
-        beta=MUON_MOMENTUM, adam_b1=c.beta1, adam_b2=c.beta2, eps=c.eps, consistent_rms=MUON_RMS,
+    """Muon's direction for kernels, Adam's with Nesterov's momentum for all else, before decay and learning rate."""
+    muon = optax.contrib.muon(
+        1.0, beta=MUON_MOMENTUM, adam_b1=c.beta1, adam_b2=c.beta2, eps=c.eps, consistent_rms=MUON_RMS,
         muon_weight_dimension_numbers=_matrices,
     )  # fmt: skip
+    return optax.chain(muon, optax.scale(-1.0))  # its updates go down, and the learning rate turns directions round
 
 
 def _trained(params):
@@ -72,7 +73,7 @@ def _matrices(params):
 
     def matrix(path, leaf):
         names = [getattr(part, "key", "") for part in path]
-        if names[-1:] != ["kernel"] or leaf.ndim < 2 or any(name in OUTER for name in names):
+        if names[-1:] != ["kernel"] or leaf.ndim < 2 or any(map(OUTER.fullmatch, names)):
             return None
         return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
 

@@ -11,8 +11,8 @@ from pfgm_jax import run as run_lib
 from pfgm_jax.errors import UserError, printable
 
 
-def init_images(config, workdir):
-    """{"init_images": the images that the weights of train.init had seen} of the run in `workdir`, {} where none had.
+def origin(config, workdir):
+    """What the run in `workdir` records of its first weights: {} for random and for tuned ones, else `Run.init_images`.
 
     A run that is there already keeps what it recorded, so that it goes on without those weights.
 
@@ -23,9 +23,7 @@ def init_images(config, workdir):
         return {key: n for key, n in run_record.load(workdir)[1].items() if key == "init_images"}
     if not config.train.init or run_lib.is_tuned(config):
         return {}
-    other = _load(config)[1]
-    images = other.derived.get("init_images", 0) + other.step * other.config.train.batch
-    return {"init_images": images} if images else {}
+    return {"init_images": _load(config)[1].images_seen}
 
 
 def start_from(config, derived, task, state):
@@ -75,6 +73,8 @@ def _differences(config, derived, other):
     pairs.append(("train.augment", *("on" if c.train.augment else "off" for c in (other.config, config))))
     if config.model.conditional and other.config.model.conditional:
         pairs.append(("classes", *(printable(", ".join(d["classes"])) for d in (other.derived, derived))))
+    if other.run.tuned and not run_lib.is_tuned(config):
+        pairs.append(("train.objective", other.config.train.objective, config.train.objective))
     kinds = (other.parametrization, run_lib.make_parametrization(config, derived))
     pairs.append(("parametrisation", *(type(kind).__name__ for kind in kinds)))
     return [f"{what} is {old} there and {new} here" for what, old, new in pairs if old != new]

@@ -74,6 +74,14 @@ def test_the_configs_of_the_package_have_no_strange_learning_rates():
         assert [line.mark for line in lines] == ["ok"]
 
 
+def test_a_rate_that_is_high_for_muon():
+    config = medmnist.get_config("cpu")
+    config.optim.lr = 0.1
+    (line,) = rules.rate_lines(findings(config, parameters=1_276_931), config.train.batch)
+    assert line.mark == "CHANGE" and "10.0 times Muon's (0.01 at batch 64" in line.why
+    assert line.change == {"optim.lr": 1e-2, "optim.lr_batch": 64}
+
+
 def test_batch_32_at_the_rate_of_512():
     said = marks(findings(overridden(train__batch=32, optim__lr_batch=32)))
     assert "4.0 times EDM's" in said.CHANGE

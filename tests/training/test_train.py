@@ -18,7 +18,7 @@ import pytest
 from training_steps import MLP, examples_of, on_one, stacked, tiny
 
 import pfgm_jax
-from pfgm_jax import config_rules, data, parallel, run_record
+from pfgm_jax import config_rules, data, models, parallel, run_record
 from pfgm_jax import run as run_lib
 from pfgm_jax.data import to_unit
 from pfgm_jax.errors import UserError
@@ -347,6 +347,22 @@ def test_a_run_starts_from_other_weights(uninterrupted, tmp_path, monkeypatch):
     loop.train(config, tmp_path)
 
 
+def test_tuned_weights_are_no_posterior_mean_to_start_from(uninterrupted):
+    config, tuned = tiny(**MLP), tiny(**MLP, **OBJECTIVES["consistency"])
+    dataset, derived, task, _ = dry_run.prepare(config)
+    other = pfgm_jax.Generator(run_lib.make_run(tuned, derived), uninterrupted[2]["ema"], 4)
+    assert "train.objective is consistency there and mean here" in warm_start._differences(config, derived, other)
+
+
+def test_imported_weights_have_seen_an_unknown_number_of_images(uninterrupted, tmp_path, monkeypatch):
+    config, _, items = uninterrupted
+    run = run_lib.make_run(config, dry_run.prepare(config).derived | {"imported": "other.pkl"})
+    monkeypatch.setattr(warm_start.generator, "load", lambda _: pfgm_jax.Generator(run, items["ema"], 0))
+    loop.train(tiny(**MLP, **{"train.init": "imported", "train.images": 64}), tmp_path)
+    monkeypatch.undo()
+    assert "EMA weights after an unknown number + 64 images" in repr(pfgm_jax.load(tmp_path))
+
+
 def test_a_run_says_how_many_images_its_first_weights_had_seen(uninterrupted, tmp_path):
     before = pfgm_jax.load(uninterrupted[1])
     seen = [before.step * before.config.train.batch]
@@ -354,7 +370,7 @@ def test_a_run_says_how_many_images_its_first_weights_had_seen(uninterrupted, tm
         loop.train(tiny(**MLP, **{"train.init": str(init), "train.images": images}), tmp_path / name)
         assert f"EMA weights after {sum(seen):,} + {images} images" in repr(pfgm_jax.load(tmp_path / name))
         seen.append(images)
-    assert warm_start.init_images(tiny(**MLP), tmp_path / "new") == {}  # random weights
+    assert warm_start.origin(tiny(**MLP), tmp_path / "new") == {}  # random weights
 
 
 def test_weights_of_another_scale_are_said_to_be(uninterrupted, capsys):
@@ -646,9 +662,32 @@ def test_muon_turns_kernels_by_their_singular_vectors_and_leaves_the_rest_to_ada
     # Five of its Newton-Schulz iterations bring singular values between 0.68 and 1.14 (the published coefficients).
     assert 0.67 < stretch.min() and stretch.max() < 1.15
     assert np.abs(turned - np.diag(np.diag(turned))).max() < 1e-3 * np.abs(turned).max()
-    for path in (("conv0", "bias"), ("conv_in", "kernel"), ("norm0", "scale")):  # Adam's first step is the sign
+    # All else by Adam, whose first step with Nesterov's momentum is the gradient's sign times 1 + β/(1 + β).
+    first = derived["lr"] * (1 + config.optim.beta1 / (1 + config.optim.beta1))
+    for path in (("conv0", "bias"), ("conv_in", "kernel"), ("norm0", "scale")):
         update, slope = (np.asarray(tree[path[0]][path[1]]) for tree in (updates, gradient))
-        np.testing.assert_allclose(update / np.sign(slope), update.flat[0] / np.sign(slope.flat[0]), rtol=1e-3)
+        np.testing.assert_allclose(update, -first * np.sign(slope), rtol=1e-3)
+
+
+ENDS = {
+    "unet": {"conv_in", "conv_out", "enc1_aux", "enc2_aux", "dec1_conv", "dec2_conv"},
+    "adm": {"conv_in", "conv_out"},
+    "ncsnv2": {"conv_in", "conv_out"},
+    "mlp": {"dense_in", "dense_out", "gain"},
+    "dit": {"patch_in", "patch_out"},
+}
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_muon_leaves_kernels_at_the_ends_of_a_network_to_adam(name):
+    network = models.NETWORKS[name]
+    fields = {"encoder": "residual", "decoder": "skip", "num_labels": 2, "augment_channels": 2}
+    taken = {key: value for key, value in fields.items() if key in models.options(name)}
+    shapes = jax.eval_shape(lambda: models.init(network(3, **taken), (32, 32, 3)))
+    matrices = jax.tree_util.tree_leaves_with_path(optimizer._matrices(shapes), is_leaf=lambda leaf: leaf is None)
+    adams = {path[-2].key for path, matrix in matrices if matrix is None and path[-1].key == "kernel"}
+    assert adams == ENDS[name] | ({"label", "augment"} if "num_labels" in taken else set())
+    assert any(matrix is not None for _, matrix in matrices)
 
 
 def test_a_run_of_muon_goes_on_as_if_never_stopped(tmp_path):

@@ -23,6 +23,8 @@ MANY_EPOCHS, MANY_AUGMENTED = 1_000, 4_000
 # A learning rate may be so many times EDM's under the rule √batch; small networks bear more.
 EDM_RATE, EDM_BATCH = 1e-3, 512
 LARGE_NETWORK, HIGH_RATE, HIGH_RATE_SMALL = 10_000_000, 3.0, 12.0
+# Muon's, of `cpu_28`: a third to three times of it did alike, more was not tried (benchmarks/RESULTS.md).
+MUON_RATE, MUON_BATCH, HIGH_RATE_MUON = 1e-2, 64, 3.0
 BUSY = 1.5  # programs for each core, this one not counted
 MOST_NATS = 0.5  # of mismatch between prior and data
 FEW_IMAGES, FEW_STEPS = 100_000, 2_000  # a run of fewer is not worth proposing
@@ -136,19 +138,23 @@ def _lighter(facts):
 
 
 def rate_lines(facts, batch):
-    """The learning rate against EDM's by the same rule, and its warm-up against the length of the run."""
+    """The learning rate against EDM's, or that of Muon here, by the same rule, and its warm-up against the run."""
     c, images = facts.config.optim, facts.config.train.images
-    rate, rule = run_lib.scaled_rate(c, batch), EDM_RATE * math.sqrt(batch / EDM_BATCH)
-    most = HIGH_RATE if facts.parameters >= LARGE_NETWORK else HIGH_RATE_SMALL
+    whose, known, at, most = "EDM's", EDM_RATE, EDM_BATCH, HIGH_RATE_SMALL
+    if c.name == "muon":
+        whose, known, at, most = "Muon's", MUON_RATE, MUON_BATCH, HIGH_RATE_MUON
+    elif facts.parameters >= LARGE_NETWORK:
+        most = HIGH_RATE
+    rate, rule = run_lib.scaled_rate(c, batch), known * math.sqrt(batch / at)
     if rate > most * rule:
         why = (
-            f"learning rate {rate:.1e} at batch {batch} is {rate / rule:.1f} times EDM's (1e-3 at batch 512, by the "
-            f"rule √batch): the loss may jump. optim.lr is the rate at batch optim.lr_batch, here {c.lr_batch}, and is "
-            "scaled to train.batch by itself"
+            f"learning rate {rate:.1e} at batch {batch} is {rate / rule:.1f} times {whose} ({known:g} at batch {at}, "
+            f"by the rule √batch): the loss may jump. optim.lr is the rate at batch optim.lr_batch, here {c.lr_batch}, "
+            "and is scaled to train.batch by itself"
         )
-        lines = [Line("CHANGE", why, {"optim.lr": EDM_RATE, "optim.lr_batch": EDM_BATCH})]
+        lines = [Line("CHANGE", why, {"optim.lr": known, "optim.lr_batch": at})]
     else:
-        lines = [Line("ok", f"learning rate {rate:.1e} at batch {batch}; EDM's, by the rule √batch, is {rule:.1e}")]
+        lines = [Line("ok", f"learning rate {rate:.1e} at batch {batch}; {whose}, by the rule √batch, is {rule:.1e}")]
     if 2 * c.warmup > images:
         why = f"the learning rate rises for {c.warmup:,} images, of {images:,}; EDM's rises for a twentieth of the run"
         lines.append(Line("CHANGE", why, {"optim.warmup": images // 20}))
