@@ -37,7 +37,7 @@ for picture in sorted(pathlib.Path("cards/mine").rglob("*.png"))[:2]:
 
 # %%
 small = ["--config.model.channels=16", "--config.model.multipliers=1,2", "--config.model.blocks=1",
-         "--config.model.attention=", "--config.train.images=25600",
+         "--config.model.attention=", "--config.optim.lr=3e-3", "--config.train.images=25600",
          "--config.train.ema_halflife=5000", "--config.train.eval_every=12800", "--config.train.sample_every=25600",
          "--config.train.save_every=12800", "--config.sample.solver=heun"]  # fmt: skip
 run(["--mode=advise", f"--config={config}", *small])
