@@ -40,7 +40,7 @@ SOLVERS = [
     ("rk45", dict(per_sample=True)),
     ("tsit5", {}),
     ("heun", dict(steps=64, S_churn=20.0)),
-    ("ancestral", dict(steps=250)),
+    ("ancestral", dict(steps=250, variance="large")),
     ("euler_maruyama", dict(steps=250)),
     ("predictor_corrector", dict(steps=125)),
 ]

@@ -97,7 +97,8 @@ def ve(config, sigma_max, snr, steps=1000, corrector_steps=1):
 def vp(config):
     """The VP and sub-VP SDEs and DDPM, with their samplers."""
     config.process.update(beta_min=0.1, beta_max=20.0, T=1000, betas="linear")
-    config.sample.update(solver="ancestral" if config.process.name == "ddpm" else "euler_maruyama", steps=1000)
+    own = dict(solver="ancestral", variance="large") if config.process.name == "ddpm" else dict(solver="euler_maruyama")
+    config.sample.update(**own, steps=1000)
 
 
 def ode(config):

@@ -33,7 +33,7 @@ PFGM = SONG | dict(sigma=(1e-3, 40), prior=(291, 3000, 5), large=4096, ramp=0.07
 # σ = √(e^B − 1) at B = 0.1 t + 19.95 t²/2 from t = 1e-3 to 1; sub-VP's 2 sinh(B/2).
 VP = dict(sigma=(0.010486, 152.17), solver="euler_maruyama", options=dict(steps=1000))
 SUBVP = VP | dict(sigma=(1.0995e-4, 152.16))
-DDPM = dict(sigma=(0.0100005, 157.407), solver="ancestral", options=dict(steps=1000))
+DDPM = dict(sigma=(0.0100005, 157.407), solver="ancestral", options=dict(steps=1000, variance="large"))
 VE = dict(decay=0.999, sigma=(0.02, 100), solver="predictor_corrector",
           options=dict(steps=1000, snr=0.16, corrector_steps=1, predictor="reverse_diffusion"))  # fmt: skip
 V2 = dict(lr=1e-4, warmup=0, clip=math.inf, dropout=None, parameters=29_694_083)

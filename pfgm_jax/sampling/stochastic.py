@@ -85,7 +85,7 @@ def ancestral(
     *,
     keys: PRNGKeys | None = None,
     steps: int = 1000,
-    variance: str = "large",
+    variance: str = "small",
     clip: float = 1.0,
     grid: str | None = None,
     rho: float = 7.0,
@@ -99,7 +99,8 @@ def ancestral(
       process, denoise, x, grid, rho, frames, framed, axis_name: as for `single_step.euler`.
       keys: [B] PRNG keys, one per sample.
       steps: levels n of the grid; n evaluations. With n = T the process's own grid.
-      variance: "small" for v of (1), "large" for that of the forward step, DDPM's β, v = (σ² − σ'²) (s/s')².
+      variance: "small" for v of (1), "large" for that of the forward step, DDPM's β, v = (σ² − σ'²) (s/s')²: for all T
+        steps; with fewer its last steps leave a grain (arXiv 2010.02502, table 1, whose σ̂ it is).
       clip: E[y | x, σ] is clipped to [−clip, clip], the range of images, as published; `inf` for other data.
 
     Returns:
