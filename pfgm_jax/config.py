@@ -83,7 +83,7 @@ def default():
     config.model.dtype = "float32"  # of the computation: float32, bfloat16 (float64 for tests)
 
     config.optim = ConfigDict()
-    config.optim.name = "adam"  # adam, radam, muon (arXiv 2502.16982)
+    config.optim.name = "adam"  # adam, radam, muon (arXiv 2502.16982; its lr is about 10 times Adam's)
     config.optim.lr = 1e-3  # at batch lr_batch; scaled by √(batch/lr_batch), the rule for Adam (arXiv 2205.10287)
     config.optim.lr_batch = 512  # the batch that lr is for
     config.optim.warmup = 10_000_000  # images in which the learning rate rises linearly from 0
